@@ -1,0 +1,40 @@
+# The commands a user or contributor needs. `make` or `make help` lists them.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help install fig_latency exactness test lint types check clean
+
+help:  ## Show this list
+	@grep -hE '^[a-z_]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
+
+install: $(STAMP)  ## Make .venv with everything in it (seconds when nothing changed)
+
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt torch
+	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[dev]'
+	touch $(STAMP)
+
+fig_latency: $(STAMP)  ## The main job: token latency against link latency, table and figure
+	$(BIN)/python -m tpi_bench +experiment=fig_latency
+
+exactness: $(STAMP)  ## Tokens and logits of every system against Transformers, on the demo model
+	$(BIN)/python -m tpi_bench +experiment=exactness
+
+test: $(STAMP)  ## All tests
+	$(BIN)/python -m pytest
+
+lint: $(STAMP)  ## Style: ruff
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(STAMP)  ## Types: mypy
+	$(BIN)/mypy
+
+check: lint types test  ## What every commit passes: lint, types, tests
+
+clean:  ## Remove the virtual environment and caches of tools (not the model cache)
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache build *.egg-info

@@ -1,0 +1,1 @@
+"""The systems TPI-LLM is compared with, one file each."""

@@ -1,0 +1,125 @@
+"""Plain Hugging Face Transformers in one process: the baseline everyone has, and the oracle for
+tokens.
+
+`generate()` as a user would call it; token times come from its streamer. Needs all weights in
+memory.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from tpi_bench.job import Job, Output
+from tpi_bench.models import ModelConfig
+from tpi_bench.plans import Plan
+from tpi_bench.window import WindowConfig
+from tpi_bench.workload import Generation
+
+if TYPE_CHECKING:
+    from tpi_bench.runtime import Runtime
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransformersSystem:
+    """`system=transformers`. One process whatever `testbed.num_devices` says; no network."""
+
+    name: str = "transformers"
+
+    max_devices: ClassVar[int | None] = 1
+    reads_checkpoint: ClassVar[bool] = True
+
+    def plan(self, config: ModelConfig, proportions: list[float]) -> Plan | None:
+        return None
+
+    def window_config(self) -> WindowConfig:
+        return WindowConfig()
+
+    def sync_steps(self, config: ModelConfig, num_devices: int) -> int:
+        return 0
+
+    def run_device(self, rt: Runtime, job: Job, output: Output) -> Generation | None:
+        import torch
+        import transformers
+
+        transformers.utils.logging.set_verbosity_error()
+        transformers.utils.logging.disable_progress_bar()
+        assert job.model_folder is not None
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            job.model_folder, dtype=getattr(torch, job.dtype), local_files_only=True
+        )
+        warmup_ttft_ns = None
+        if job.request.warmup_tokens:
+            warmup = self._answer(rt, model, job, job.request.warmup_tokens, Output())
+            warmup_ttft_ns = warmup.token_ns[0] - warmup.request_ns
+        result = self._answer(rt, model, job, job.request.num_new_tokens, output)
+        result.warmup_ttft_ns = warmup_ttft_ns
+        return result
+
+    def _answer(self, rt: Runtime, model: Any, job: Job, limit: int, output: Output) -> Generation:
+        import torch
+        import transformers
+
+        from tpi_bench.generation import should_stop
+
+        request, sampling = job.request, job.request.sampling
+        result = Generation(token_ids=[], request_ns=0, token_ns=[], account=[])
+
+        class Stamp(transformers.generation.streamers.BaseStreamer):
+            """First gets the prompt, then each token; the clock is read before anything else."""
+
+            def __init__(self) -> None:
+                self.has_prompt = False
+
+            def put(self, value: torch.Tensor) -> None:
+                if not self.has_prompt:
+                    self.has_prompt = True
+                    return
+                result.token_ns.append(rt.now())
+                result.token_ids.append(int(value[0]))
+                if output.on_token:
+                    output.on_token(result.token_ids[-1])
+
+            def end(self) -> None:
+                pass
+
+        class StopLikeTheEngine(transformers.StoppingCriteria):
+            """End of sequence and time limit as for every other system."""
+
+            def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
+                # Called after sampling and before the streamer has seen the token.
+                now = Generation(
+                    token_ids=[*result.token_ids, int(input_ids[0, -1])],
+                    request_ns=result.request_ns,
+                    token_ns=[*result.token_ns, rt.now()],
+                    account=[],
+                )
+                return torch.tensor([should_stop(request, now, limit)])
+
+        if sampling.temperature:
+            torch.manual_seed(sampling.seed)
+        config = transformers.GenerationConfig(
+            max_new_tokens=limit,
+            do_sample=sampling.temperature > 0,
+            temperature=sampling.temperature or 1.0,
+            top_k=sampling.top_k or None,
+            top_p=sampling.top_p,
+            eos_token_id=None,
+            pad_token_id=None,
+            return_dict_in_generate=True,
+            output_logits=request.keep_logits,
+        )
+        model.generation_config = transformers.GenerationConfig()
+        prompt = torch.tensor([request.prompt_ids])
+        result.request_ns = rt.now()
+        answer = model.generate(
+            prompt,
+            attention_mask=torch.ones_like(prompt),
+            generation_config=config,
+            streamer=Stamp(),
+            stopping_criteria=transformers.StoppingCriteriaList([StopLikeTheEngine()]),
+        )
+        if output.on_logits and answer.logits:
+            for logits in answer.logits:
+                output.on_logits(logits[0].float())
+        return result

@@ -1,0 +1,56 @@
+"""The paper's formulas, with its own numbers."""
+
+from __future__ import annotations
+
+import pytest
+
+from tpi_bench import theory
+
+
+@pytest.mark.parametrize(
+    ("collective", "hops"), [("star", 8), ("tree", 16), ("ring", 56), ("direct", 4)]
+)
+def test_allreduce_latency_on_the_papers_topology(collective: str, hops: int) -> None:
+    assert 4 * theory.allreduce_steps(collective, 8) == hops
+
+
+@pytest.mark.parametrize("collective", ["star", "tree", "ring", "direct"])
+def test_one_device_has_nothing_to_add(collective: str) -> None:
+    assert theory.tensor_parallel_steps(collective, 1, 30) == 0
+
+
+def test_steps_of_a_token() -> None:
+    assert theory.tensor_parallel_steps("star", 4, 30) == 1 + 60 * 2
+    assert theory.pipeline_steps(4) == 4
+    assert theory.pipeline_steps(1) == 0
+
+
+def test_limit_takes_the_disk_behind_the_rest() -> None:
+    assert theory.token_limit_s(memory_s=1.0, network_s=2.0, disk_s=2.5) == 3.0
+    assert theory.token_limit_s(memory_s=1.0, network_s=2.0, disk_s=5.0) == 5.0
+
+
+# 4 laptops, Llama 2-7B, p = 1/4, window 4: the paper's measured times in ms.
+PAPER = {"t_attn": 11, "t_ffn": 17, "t_ar": 14, "tau_attn": 18, "tau_ffn": 30}
+
+
+def test_the_papers_case_is_loosely_but_not_tightly_steady() -> None:
+    assert theory.is_loosely_steady(**PAPER, num_layers=32)
+    assert not theory.is_tightly_steady(**PAPER)
+    assert theory.is_tightly_steady(**PAPER | {"t_ar": 19})
+    assert not theory.is_loosely_steady(**PAPER | {"t_ar": 1}, num_layers=32)
+
+
+def test_retention_helps_a_disk_that_is_a_little_slow() -> None:
+    slow = PAPER | {"tau_ffn": 45}
+    assert not theory.is_steady_with_retention(**slow, num_layers=32, period=1000)
+    assert theory.is_steady_with_retention(**slow, num_layers=32, period=2)
+
+
+def test_peak_memory_of_llama2_70b() -> None:
+    shape = {"h": 8192, "v": 32000, "a": 64, "b": 8, "s": 28672, "p": 1 / 8}
+    master = theory.window_peak_parameters(**shape, window=2, is_master=True)
+    assert master == 2 * 8192 * 32000 + 8192
+    worker = theory.window_peak_parameters(**shape, window=2, is_master=False)
+    attention = 2 * (64 + 8) * 8192**2 / 8 / 64 + 8192
+    assert worker == attention + 3 * 8192 * 28672 / 8 + 8192

@@ -1,0 +1,102 @@
+"""The sliding window's order of loads, waits and releases, seen through a scripted runtime."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.local_runtime import LocalRuntime
+from tpi_bench.weights import BlockFile, TensorView
+from tpi_bench.window import Window, WindowConfig, parse_window, resident_indices
+
+
+def blocks(num_layers: int, *, master: bool = False) -> list[BlockFile]:
+    def block(kind: str, layer: int, nbytes: int) -> BlockFile:
+        return BlockFile(
+            path=f"{kind}{layer}",
+            kind=kind,
+            layer=layer,
+            dtype="float32",
+            data_offset=0,
+            nbytes=nbytes,
+            tensors={"w": TensorView((4,), 0)},
+        )
+
+    inner = [block(k, n, s) for n in range(num_layers) for k, s in (("attn", 4096), ("ffn", 8192))]
+    return [block("input", -1, 40960), *inner, block("output", -1, 40960)] if master else inner
+
+
+def visit(window: Window, count: int, tokens: int = 1) -> None:
+    for _ in range(tokens):
+        for index in range(count):
+            window.acquire(index)
+            window.release(index)
+
+
+def make(own: list[BlockFile], **config) -> tuple[LocalRuntime, Window]:
+    rt = LocalRuntime(0, {(0, 0): None})
+    return rt, Window(rt, own, WindowConfig(**config))
+
+
+def test_window_of_two_loads_one_block_ahead() -> None:
+    own = blocks(2)
+    rt, window = make(own, size=2)
+    visit(window, 4)
+    assert [event for event in rt.events if event[0] != "alloc"] == [
+        ("read", "attn_0"),
+        ("read", "ffn_0"),
+        ("wait", "attn_0"),
+        ("read", "attn_1"),
+        ("wait", "ffn_0"),
+        ("read", "ffn_1"),
+        ("wait", "attn_1"),
+        ("read", "attn_0"),  # wraps around into the next token
+        ("wait", "ffn_1"),
+        ("read", "ffn_0"),
+    ]
+
+
+def test_window_of_one_never_loads_ahead() -> None:
+    rt, window = make(blocks(2), size=1)
+    visit(window, 4)
+    kinds = [kind for kind, _ in rt.events if kind != "alloc"]
+    assert kinds == ["read", "wait"] * 4 + ["read"]
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 5])
+def test_never_more_than_the_window_is_held(size: int) -> None:
+    own = blocks(3, master=True)
+    rt, window = make(own, size=size)
+    for _ in range(3):
+        for index in range(len(own)):
+            window.acquire(index)
+            reads = sum(kind == "read" for kind, _ in rt.events)
+            waits = sum(kind == "wait" for kind, _ in rt.events)
+            assert reads - (waits - 1) <= size
+            window.release(index)
+    assert sum(kind == "alloc" for kind, _ in rt.events) == 1  # one area, for the whole run
+
+
+def test_off_reads_everything_once() -> None:
+    own = blocks(2, master=True)
+    rt, window = make(own)
+    visit(window, len(own), tokens=3)
+    assert sum(kind == "read" for kind, _ in rt.events) == len(own)
+
+
+def test_retention_and_resident_ends() -> None:
+    own = blocks(4, master=True)
+    kept = resident_indices(own, WindowConfig(size=2, retain_every=2, resident_io=True))
+    assert [own[i].key for i in sorted(kept)] == ["input", "ffn_1", "ffn_3", "output"]
+    assert resident_indices(own, WindowConfig(size=2)) == set()
+    assert resident_indices(own, WindowConfig(size=10)) == set(range(10))
+
+
+@pytest.mark.parametrize("value", ["off", "OFF", False, None])
+def test_off_in_every_spelling(value: object) -> None:
+    assert parse_window(value, 0, False).size is None
+
+
+@pytest.mark.parametrize("value", [0, -1, "two", True, 1.5])
+def test_bad_windows_are_refused(value: object) -> None:
+    with pytest.raises(ValueError, match="must be a whole number of at least 1, or off"):
+        parse_window(value, 0, False)

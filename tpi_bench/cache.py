@@ -1,0 +1,106 @@
+"""The user's cache folder: where it is, how it is locked, and what is said when it cannot be used.
+
+Everything the tool keeps between runs (converted models, block files) lives in one folder. Writers
+hold a file lock, write to a temporary name and rename, so two runs at once and a run that is
+killed leave nothing half-written behind.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import filelock
+import platformdirs
+
+
+class CacheError(ValueError):
+    """The cache folder cannot be read or written; the message says which one and what to do."""
+
+
+def cache_folder(configured: str | None) -> Path:
+    """The folder in use: `cache_dir=` if given, else the platform's user cache."""
+    folder = (
+        Path(configured).expanduser() if configured else platformdirs.user_cache_path("tpi_bench")
+    )
+    with explain_write_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".writable-{os.getpid()}"
+        probe.write_bytes(b"x")
+        probe.unlink()
+    return folder
+
+
+@contextlib.contextmanager
+def explain_write_errors(folder: Path) -> Iterator[None]:
+    """Turn an OSError while writing below `folder` into one line that names the folder."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise CacheError(
+            f"cannot write to the cache folder {folder}: {reason}; "
+            "free some space there or choose another folder with cache_dir=DIR"
+        ) from error
+
+
+def require_space(folder: Path, num_bytes: int, purpose: str) -> None:
+    """Refuse before the work starts when `folder`'s disk has less than `num_bytes` free."""
+    free = shutil.disk_usage(folder).free
+    if free < num_bytes:
+        raise CacheError(
+            f"{purpose} needs {num_bytes / 1e9:.2f} GB in {folder}, which has "
+            f"{free / 1e9:.2f} GB free; "
+            "free some space there or choose another folder with cache_dir=DIR"
+        )
+
+
+@contextlib.contextmanager
+def locked(target: Path) -> Iterator[None]:
+    """Hold the lock that guards `target`; another process waits until it is given back."""
+    with explain_write_errors(target.parent):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(target.parent / f".{target.name}.lock")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextlib.contextmanager
+def new_folder(target: Path) -> Iterator[Path]:
+    """Fill a temporary folder that becomes `target` when the body ends well, and vanishes when not.
+
+    The caller holds `locked(target)`, so an old temporary folder can only be a dead run's.
+    """
+    temporary = target.parent / f".{target.name}.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    with explain_write_errors(target.parent):
+        temporary.mkdir(parents=True)
+        try:
+            yield temporary
+            temporary.rename(target)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as JSON under a temporary name, then rename it into place."""
+    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    try:
+        temporary.write_text(json.dumps(value, indent=1))
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def digest(value: Any) -> str:
+    """A short stable name for a JSON-able value."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]

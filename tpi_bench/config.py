@@ -1,0 +1,182 @@
+"""From Hydra's composed config to checked dataclasses. Below this file nobody sees a DictConfig."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import types
+import typing
+from dataclasses import dataclass
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from tpi_bench import cache
+from tpi_bench.links import NetworkConfig
+from tpi_bench.processes import ProcessesTestbed
+from tpi_bench.workload import Workload
+
+TASKS = ("generate", "measure")
+REPORTS = ("text", "json")
+# Settings that say how to run and show a point, not what it is.
+_NOT_PART_OF_A_POINT = (
+    "task",
+    "report",
+    "resume",
+    "results_dir",
+    "cache_dir",
+    "figure",
+    "oracle",
+    "prompt",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """One point, checked. `raw` is the plain config it was made from."""
+
+    task: str
+    name: str
+    report: str
+    results_dir: str
+    cache_dir: str | None
+    figure: str | None
+    repeat: int
+    check: bool
+    system: Any
+    oracle: Any
+    model: Any
+    testbed: ProcessesTestbed
+    network: NetworkConfig
+    workload: Workload
+    raw: dict[str, Any]
+
+    @property
+    def num_devices(self) -> int:
+        """Devices of this point: single-process systems use one whatever the testbed offers."""
+        return min(self.testbed.num_devices, self.system.max_devices or self.testbed.num_devices)
+
+    @property
+    def config_hash(self) -> str:
+        """Names the configuration apart from the repeat; equal for points that measure the same."""
+        return cache.digest({k: v for k, v in self._relevant().items() if k != "repeat"})
+
+    @property
+    def point(self) -> str:
+        """Names the point. A system without a network is one point at every link latency."""
+        return cache.digest(self._relevant())
+
+    def _relevant(self) -> dict[str, Any]:
+        relevant = {k: v for k, v in self.raw.items() if k not in _NOT_PART_OF_A_POINT}
+        if self.system.max_devices == 1:
+            testbed = {
+                k: v
+                for k, v in relevant["testbed"].items()
+                if k not in ("num_devices", "proportions")
+            }
+            relevant = {k: v for k, v in relevant.items() if k != "network"} | {"testbed": testbed}
+        return relevant
+
+
+def build_settings(cfg: DictConfig) -> Settings:
+    """Check every value. Raises ValueError: what was given, what is allowed."""
+    raw = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(raw, dict)
+    _check_choice("task", raw["task"], TASKS)
+    _check_choice("report", raw["report"], REPORTS)
+    values: dict[str, Any] = {str(k): v for k, v in raw.items()}
+    groups = {
+        name: _make(values[name], name)
+        for name in ("system", "oracle", "model", "testbed", "network")
+    }
+    workload = make_dataclass(Workload, values["workload"], "workload")
+    for name, expected in (("repeat", int), ("check", bool)):
+        if not isinstance(values[name], expected):
+            raise ValueError(f"{name}={values[name]} must be a {expected.__name__}")
+    plain = {
+        name: values[name]
+        for name in ("task", "name", "report", "results_dir", "cache_dir", "figure")
+    }
+    return Settings(
+        **plain,
+        **groups,
+        workload=workload,
+        repeat=values["repeat"],
+        check=values["check"],
+        raw=values,
+    )
+
+
+def _make(values: dict[str, Any], group: str) -> Any:
+    """An instance of the dataclass that `_target_` names."""
+    target = values.get("_target_")
+    if not isinstance(target, str) or "." not in target:
+        raise ValueError(
+            f"{group} has no _target_; its YAML names a dataclass, as conf/{group}/*.yaml do"
+        )
+    module, _, name = target.rpartition(".")
+    try:
+        cls = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"{group}._target_={target} cannot be loaded: {error}") from error
+    return make_dataclass(cls, {k: v for k, v in values.items() if k != "_target_"}, group)
+
+
+def make_dataclass(cls: Any, values: dict[str, Any], group: str) -> Any:
+    """`cls(**values)` once names and types are known to be right."""
+    fields = {field.name for field in dataclasses.fields(cls)}
+    hints = typing.get_type_hints(cls)
+    for key, value in values.items():
+        if key not in fields:
+            raise ValueError(f"{group}.{key} is unknown; {group} has {', '.join(sorted(fields))}")
+        if not _fits(value, hints[key]):
+            raise ValueError(
+                f"{group}.{key}={value} has the wrong type; it must be {_describe(hints[key])}"
+            )
+    missing = [
+        field.name
+        for field in dataclasses.fields(cls)
+        if field.name not in values
+        and field.default is dataclasses.MISSING
+        and field.default_factory is dataclasses.MISSING
+    ]
+    if missing:
+        raise ValueError(f"{group}.{missing[0]} is missing")
+    return cls(**values)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return True
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, option) for option in arguments)
+    if hint is type(None):
+        return value is None
+    if isinstance(origin, type):
+        return isinstance(value, list) and all(_fits(item, arguments[0]) for item in value)
+    if hint is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, hint)
+
+
+def _describe(hint: Any) -> str:
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return " or ".join(_describe(option) for option in typing.get_args(hint))
+    if isinstance(typing.get_origin(hint), type):
+        return f"a list of {_describe(typing.get_args(hint)[0])}"
+    names = {
+        int: "a whole number",
+        float: "a number",
+        str: "text",
+        bool: "true or false",
+        type(None): "null",
+    }
+    return names.get(hint, str(hint))
+
+
+def _check_choice(name: str, value: Any, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name}={value} is unknown; choose one of {', '.join(allowed)}")

@@ -1,0 +1,152 @@
+"""The TPI engine: tensor-parallel rank programs for the master and the workers (TPI-LLM, section
+3).
+
+The master embeds, broadcasts the embedding, takes part in every block and alone applies the output
+head; workers never see token ids, the embedding table or the head. `DeviceModel` is the part other
+systems share: a device's blocks in order, their weights behind the sliding window.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from tpi_bench.llama import AttentionBlock, FeedForwardBlock, RotaryTable, embed, output_logits
+from tpi_bench.models import ModelConfig
+from tpi_bench.plans import Shard
+from tpi_bench.weights import BlockFile
+from tpi_bench.window import Window, WindowConfig
+
+if TYPE_CHECKING:
+    from tpi_bench.runtime import Runtime
+
+Combine = Callable[[torch.Tensor], torch.Tensor]
+
+
+class DeviceModel:
+    """One device's blocks with their KV caches and weights. `blocks[i]` belongs to `shards[i]`."""
+
+    def __init__(
+        self,
+        rt: Runtime,
+        config: ModelConfig,
+        shards: Sequence[Shard],
+        blocks: Sequence[BlockFile],
+        window: WindowConfig,
+        length: int,
+    ) -> None:
+        self._rt = rt
+        self.config = config
+        self.dtype = getattr(torch, blocks[0].dtype)
+        rotary = RotaryTable(config.rope, config.head_dim, length)
+        self._layers: list[tuple[int, str, AttentionBlock | FeedForwardBlock]] = []
+        for index, shard in enumerate(shards):
+            if shard.kind == "attn":
+                attention = AttentionBlock(config, shard, rotary, length, self.dtype)
+                rt.hold("kv_cache", attention.cache.nbytes)
+                self._layers.append((index, shard.kind, attention))
+            elif shard.kind == "ffn":
+                self._layers.append((index, shard.kind, FeedForwardBlock(config)))
+        self._output_index = len(shards) - 1
+        self.window = Window(rt, blocks, window)
+
+    def embed(self, token_ids: list[int]) -> torch.Tensor:
+        """Token ids -> (T, h). Master only."""
+        weights = self.window.acquire(0)
+        x = self._rt.compute("embed", lambda: embed(token_ids, weights))
+        self.window.release(0)
+        return x
+
+    def layers(self, x: torch.Tensor, position: int, combine: Combine) -> torch.Tensor:
+        """Run the device's blocks; `combine` turns each partial sum (T, h) into the whole one."""
+        for index, kind, block in self._layers:
+            weights = self.window.acquire(index)
+            partial = self._rt.compute(
+                kind,
+                lambda b=block, x=x, w=weights: b(x, w, position),  # type: ignore[misc]
+            )
+            self.window.release(index)
+            x = x + combine(partial)
+        return x
+
+    def logits(self, x: torch.Tensor) -> torch.Tensor:
+        """(T, h) -> logits (v,) of the last position. Master only."""
+        weights = self.window.acquire(self._output_index)
+        logits = self._rt.compute("head", lambda: output_logits(x, weights, self.config.rms_eps))
+        self.window.release(self._output_index)
+        return logits
+
+
+class Steps:
+    """How the master tells the others about a step: positions first, then hidden states (T, h)."""
+
+    def __init__(self, rt: Runtime, model: DeviceModel) -> None:
+        self._rt = rt
+        self._model = model
+        self._header = torch.zeros(2, dtype=torch.int64)
+
+    def announce(self, workers: Sequence[int], num_new: int, position: int) -> None:
+        """Tell `workers` that `num_new` positions from `position` on are next; 0 ends the
+        program.
+        """
+        self._header[0], self._header[1] = num_new, position
+        for worker in workers:
+            self._rt.send(worker, self._header)
+
+    def next(self) -> tuple[int, int]:
+        """(number of new positions, first position) of the next step; (0, 0) at the end."""
+        self._rt.recv(0, self._header)
+        num_new, position = self._header.tolist()
+        return num_new, position
+
+    def receive_hidden(self, src: int, num_new: int) -> torch.Tensor:
+        x = torch.empty(num_new, self._model.config.hidden, dtype=self._model.dtype)
+        self._rt.recv(src, x)
+        return x
+
+
+class TensorParallelMaster:
+    """Rank 0. `forward` is what the request loop calls; `close` ends the workers' loops."""
+
+    def __init__(self, rt: Runtime, model: DeviceModel, allreduce: Callable) -> None:
+        self._model = model
+        self._rt = rt
+        self._steps = Steps(rt, model)
+        self._workers = range(1, rt.world_size)
+        self._combine = whole_sum(rt, allreduce)
+
+    def forward(self, token_ids: list[int], position: int) -> torch.Tensor:
+        """New token ids -> logits (v,) of the last."""
+        x = self._model.embed(token_ids)
+        self._steps.announce(self._workers, len(token_ids), position)
+        for worker in self._workers:
+            self._rt.send(worker, x)
+        x = self._model.layers(x, position, self._combine)
+        return self._model.logits(x)
+
+    def close(self) -> None:
+        self._steps.announce(self._workers, 0, 0)
+        self._model.window.close()
+
+
+def run_worker(rt: Runtime, model: DeviceModel, allreduce: Callable) -> None:
+    """Ranks above 0: take each step's embedding, add the own part of every block, until told to
+    end.
+    """
+    steps = Steps(rt, model)
+    combine = whole_sum(rt, allreduce)
+    while True:
+        num_new, position = steps.next()
+        if not num_new:
+            break
+        model.layers(steps.receive_hidden(0, num_new), position, combine)
+    model.window.close()
+
+
+def whole_sum(rt: Runtime, allreduce: Callable) -> Combine:
+    """Partial sums to whole ones; a single device has nothing to add."""
+    if rt.world_size == 1:
+        return lambda partial: partial
+    return lambda partial: allreduce(rt, partial)

@@ -1,0 +1,64 @@
+"""Work that needs torch or transformers, done in a helper process so the launcher stays small.
+
+The launcher imports neither: it starts in a moment, keeps little memory and sleeps while devices
+are timed. Helpers are forked from the same clean interpreter as the devices.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import traceback
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from typing import Any, TypeVar
+
+from tpi_bench.processes import fork_context
+
+T = TypeVar("T")
+
+
+class HelperDied(RuntimeError):
+    """The helper process ended without an answer."""
+
+
+def in_helper(fn: Callable[..., T], *args: Any) -> T:
+    """Call the module-level function `fn(*args)` in a fresh process and return its (picklable)
+    result.
+
+    ValueError and OSError come back as ValueError with the same text; nothing is left running.
+    """
+    context = fork_context()
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_work, args=(fn, args, theirs), name=fn.__name__, daemon=True)
+    process.start()
+    theirs.close()
+    try:
+        kind, value = ours.recv()
+    except EOFError:
+        process.join()
+        raise HelperDied(f"{fn.__name__} ended with exit status {process.exitcode}") from None
+    finally:
+        process.join(0.5)
+        if process.is_alive():
+            os.kill(process.pid or 0, signal.SIGINT)  # lets it remove what it has half written
+            process.join(5.0)
+            process.kill()
+        ours.close()
+    if kind == "ok":
+        return value
+    if kind == "invalid":
+        raise ValueError(value)
+    raise HelperDied(f"{fn.__name__} failed: {value}")
+
+
+def _work(fn: Callable[..., Any], args: tuple[Any, ...], answer: Connection) -> None:
+    try:
+        answer.send(("ok", fn(*args)))
+    except (ValueError, OSError) as error:
+        answer.send(("invalid", str(error)))
+    except KeyboardInterrupt:
+        pass
+    except Exception as error:
+        traceback.print_exc()
+        answer.send(("failed", f"{type(error).__name__}: {error}"))

@@ -1,0 +1,85 @@
+"""A job: everything the devices of one point need to know. Made by the launcher, sent to each
+device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+from tpi_bench.links import NetworkConfig
+from tpi_bench.models import ModelConfig
+from tpi_bench.plans import Plan
+from tpi_bench.weights import BlockFile
+from tpi_bench.workload import Generation, Request
+
+if TYPE_CHECKING:
+    import torch
+
+    from tpi_bench.runtime import Runtime
+
+
+class DeviceProgram(Protocol):
+    """What a device runs: the part of a system that lives on the devices."""
+
+    def run_device(self, rt: Runtime, job: Job, output: Output) -> Generation | None:
+        """The rank program. The master returns what was generated, workers None."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """`blocks[rank]` are the rank's block files; empty for systems that read the checkpoint
+    themselves.
+    """
+
+    program: DeviceProgram
+    config: ModelConfig
+    dtype: str
+    num_devices: int
+    plan: Plan | None
+    blocks: list[list[BlockFile]]
+    request: Request
+    network: NetworkConfig
+    threads_per_device: int
+    cpus: list[list[int]] | None = None
+    model_folder: str | None = None
+    trace: bool = False
+    stream: bool = False
+    logits_path: str | None = None
+
+
+@dataclass
+class Output:
+    """Where the master's tokens and logits go as they come."""
+
+    on_token: Callable[[int], None] | None = None
+    on_logits: Callable[[torch.Tensor], None] | None = None
+
+
+@dataclass(kw_only=True)
+class DeviceReport:
+    """What one device measured of itself. Bytes and nanoseconds."""
+
+    rank: int
+    pid: int
+    num_threads: int
+    start_anon_bytes: float
+    peak_anon_bytes: float
+    peak_file_bytes: float
+    weight_bytes_read: int
+    ledger_bytes: dict[str, int]
+    read_mode: str
+    spans: list[list[Any]] = field(default_factory=list)
+
+
+@dataclass(kw_only=True)
+class Outcome:
+    """How a job ended. `status` is ok, oom, timeout, device_lost or error."""
+
+    status: str
+    error: str | None = None
+    generation: Generation | None = None
+    devices: list[DeviceReport] = field(default_factory=list)
+    round_trips_ns: list[int] = field(default_factory=list)

@@ -1,0 +1,16 @@
+"""The function a device process starts with. It keeps torch out of the launcher, which only names
+it.
+"""
+
+from __future__ import annotations
+
+from multiprocessing.connection import Connection
+
+from tpi_bench.job import Job
+
+
+def run_device_process(rank: int, job: Job, control: Connection) -> None:
+    """Import what the fork server has loaded already, and run the device."""
+    from tpi_bench.device import device_main
+
+    device_main(rank, job, control)

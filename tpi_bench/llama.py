@@ -1,0 +1,187 @@
+"""The math of a Llama-family decoder, one device's part at a time. Knows nothing of communication.
+
+Every block returns a partial sum: added over the devices it is what the whole block would give.
+Shape legend: T new positions, S positions so far, h hidden, a own heads, b own KV heads, g query
+heads per own KV head, d head dimension, c own FFN columns, v vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from tpi_bench.models import ModelConfig, Rope
+from tpi_bench.plans import Shard, head_groups
+
+Weights = dict[str, torch.Tensor]
+
+
+@dataclass
+class KVCache:
+    """Keys and values of one layer's own KV heads, allocated once: (b, max S, d)."""
+
+    keys: torch.Tensor
+    values: torch.Tensor
+
+    @property
+    def nbytes(self) -> int:
+        return self.keys.nbytes + self.values.nbytes
+
+
+class RotaryTable:
+    """cos and sin for every position up to `length`, each (length, d), in fp32 as Hugging Face has
+    it.
+    """
+
+    def __init__(self, rope: Rope, head_dim: int, length: int) -> None:
+        angles = torch.outer(torch.arange(length).float(), inverse_frequencies(rope, head_dim))
+        angles = torch.cat((angles, angles), dim=-1)
+        self.cos, self.sin = angles.cos(), angles.sin()
+
+
+def inverse_frequencies(rope: Rope, head_dim: int) -> torch.Tensor:
+    """(d / 2,) inverse frequencies. `llama3` blends scaled and plain ones by wavelength."""
+    plain = 1.0 / (rope.theta ** (torch.arange(0, head_dim, 2).float() / head_dim))
+    if rope.rope_type == "default":
+        return plain
+    if rope.rope_type == "linear":
+        return plain / rope.factor
+    wavelength = 2 * math.pi / plain
+    turns = rope.original_context_length / wavelength
+    blend = (turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
+    blend = blend.clamp(0.0, 1.0)
+    return (1 - blend) * plain / rope.factor + blend * plain
+
+
+class AttentionBlock:
+    """The attention half of a layer for one shard; also owns the layer's KV cache."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        shard: Shard,
+        rotary: RotaryTable,
+        length: int,
+        dtype: torch.dtype,
+    ) -> None:
+        self.eps = config.rms_eps
+        self.rotary = rotary
+        self.d = config.head_dim
+        self.a = shard.heads[1] - shard.heads[0]
+        self.b = shard.kv_heads[1] - shard.kv_heads[0]
+        groups = head_groups(shard.heads, shard.kv_heads, config.group)
+        self.g = len(groups[0])
+        # With cut groups, queries are gathered into equal groups and results taken back out.
+        flat = [head for members in groups for head in members]
+        self.is_even = flat == list(range(self.a))
+        self.into_groups = torch.tensor(flat)
+        self.out_of_groups = torch.tensor([flat.index(head) for head in range(self.a)])
+        self.head_to_kv = torch.tensor([slot // self.g for slot in self.out_of_groups.tolist()])
+        shape = (self.b, length, self.d)
+        self.cache = KVCache(torch.zeros(shape, dtype=dtype), torch.zeros(shape, dtype=dtype))
+
+    def __call__(self, x: torch.Tensor, weights: Weights, position: int) -> torch.Tensor:
+        """x (T, h) at positions position .. position + T - 1 -> partial (T, h)."""
+        num_new, past = x.shape[0], position + x.shape[0]
+        qkv = project(
+            rms_norm(x, weights["norm"], self.eps), weights["qkv"], weights.get("qkv_bias")
+        )
+        heads = qkv.view(num_new, self.a + 2 * self.b, self.d).transpose(0, 1)  # (a + 2b, T, d)
+        rotated = self._rotate(heads[: self.a + self.b], position, past)
+        self.cache.keys[:, position:past] = rotated[self.a :]
+        self.cache.values[:, position:past] = heads[self.a + self.b :]
+        queries = rotated[: self.a]
+        keys, values = self.cache.keys[:, :past], self.cache.values[:, :past]
+        mixed = (
+            self._decode(queries, keys, values)
+            if num_new == 1
+            else self._prefill(queries, keys, values)
+        )
+        mixed = mixed.transpose(0, 1).reshape(num_new, self.a * self.d)
+        return project(mixed, weights["o"], weights.get("o_bias"))
+
+    def _rotate(self, heads: torch.Tensor, position: int, past: int) -> torch.Tensor:
+        cos, sin = self.rotary.cos[position:past], self.rotary.sin[position:past]
+        left, right = heads.chunk(2, dim=-1)
+        turned = torch.cat((-right, left), dim=-1)
+        return (heads * cos + turned * sin).to(heads.dtype)
+
+    def _decode(
+        self, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor
+    ) -> torch.Tensor:
+        """One query position against the cache: (a, 1, d), two batched products over KV heads."""
+        if not self.is_even:
+            queries = queries[self.into_groups]
+        grouped = queries.reshape(self.b, self.g, self.d)
+        scores = torch.bmm(grouped, keys.transpose(1, 2)) * self.d**-0.5
+        shares = torch.softmax(scores, dim=-1, dtype=torch.float32).to(values.dtype)
+        mixed = torch.bmm(shares, values).view(self.b * self.g, 1, self.d)
+        return mixed if self.is_even else mixed[self.out_of_groups]
+
+    def _prefill(
+        self, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor
+    ) -> torch.Tensor:
+        """All positions of a prompt at once, causal: (a, T, d). The prompt starts at position 0."""
+        assert queries.shape[1] == keys.shape[1]
+        return F.scaled_dot_product_attention(
+            queries[None],
+            keys[self.head_to_kv][None],
+            values[self.head_to_kv][None],
+            is_causal=True,
+        )[0]
+
+
+class FeedForwardBlock:
+    """The FFN half of a layer (SwiGLU) for one shard."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        self.eps = config.rms_eps
+
+    def __call__(self, x: torch.Tensor, weights: Weights, position: int) -> torch.Tensor:
+        """x (T, h) -> partial (T, h)."""
+        both = project(
+            rms_norm(x, weights["norm"], self.eps), weights["gate_up"], weights.get("gate_up_bias")
+        )
+        gate, up = both.chunk(2, dim=-1)
+        return project(F.silu(gate) * up, weights["down"], weights.get("down_bias"))
+
+
+def embed(token_ids: list[int], weights: Weights) -> torch.Tensor:
+    """Token ids -> (T, h)."""
+    return weights["embedding"][torch.tensor(token_ids)]
+
+
+def output_logits(x: torch.Tensor, weights: Weights, eps: float) -> torch.Tensor:
+    """The last position of x (T, h) -> logits (v,) in fp32. A tied head is the embedding itself."""
+    head = weights["head"] if "head" in weights else weights["embedding"]
+    return project(rms_norm(x[-1:], weights["norm"], eps), head)[0].float()
+
+
+def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """Root-mean-square norm over the last dimension, in fp32."""
+    exact = x.float()
+    scale = torch.rsqrt(exact.pow(2).mean(-1, keepdim=True) + eps)
+    return weight * (exact * scale).to(x.dtype)
+
+
+def project(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
+) -> torch.Tensor:
+    """x (T, i) times weight (o, i) transposed -> (T, o).
+
+    One row in fp32 goes through a batched product over row chunks: torch's own matrix-times-vector
+    uses one thread and stays far from memory bandwidth.
+    """
+    rows, cols = weight.shape
+    if x.shape[0] == 1 and weight.dtype == torch.float32:
+        for chunks in (8, 4, 2):
+            if rows % chunks == 0:
+                # The transposed row keeps a stride that BLAS takes as it is; a (cols, 1) view does
+                # not.
+                column = x.expand(chunks, 1, cols).transpose(1, 2)
+                out = torch.bmm(weight.view(chunks, rows // chunks, cols), column).view(1, rows)
+                return out if bias is None else out + bias
+    return F.linear(x, weight, bias)

@@ -1,0 +1,83 @@
+"""What this host can do right now: memory and disk bandwidth, the limits speeds are held against.
+
+Measured in a process of its own right before a point, because shared hosts drift from minute to
+minute.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from tpi_bench.weights import BlockFile
+
+_MEMORY_BYTES = 192 << 20
+_DISK_BYTES = 256 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class HostLimits:
+    """Bytes per second; `disk_bps` is NaN when the point reads no block files."""
+
+    memory_bps: float
+    disk_bps: float
+
+
+def measure_limits(num_threads: int, blocks: list[BlockFile]) -> HostLimits:
+    """Best of a few passes over memory (`num_threads` threads) and over the point's own files."""
+    import torch
+
+    torch.set_num_threads(num_threads)
+    data = torch.ones(_MEMORY_BYTES // 4)
+    rows = data.view(8, -1, 1024)
+    column = torch.ones(8, 1024, 1)
+    best = 0.0
+    for _ in range(4):
+        for touch in (data.sum, lambda: torch.bmm(rows, column)):
+            start = time.monotonic()
+            touch()
+            best = max(best, data.nbytes / (time.monotonic() - start))
+    return HostLimits(memory_bps=best, disk_bps=_disk_bandwidth(blocks))
+
+
+def _disk_bandwidth(blocks: list[BlockFile]) -> float:
+    """All files queued at once, into buffers as the devices use them."""
+    import mmap
+
+    import numpy as np
+
+    from tpi_bench.disk import DirectReader
+
+    chosen: list[BlockFile] = []
+    for block in blocks:
+        if sum(b.nbytes for b in chosen) < _DISK_BYTES and Path(block.path).is_file():
+            chosen.append(block)
+    if not chosen:
+        return float("nan")
+    reader = DirectReader()
+    try:
+        reader.open(chosen)
+        buffers = [np.frombuffer(mmap.mmap(-1, block.nbytes), dtype=np.uint8) for block in chosen]
+        for buffer in buffers:
+            buffer.fill(0)  # touch the pages before the clock starts
+        start = time.monotonic()
+        pending = [
+            reader.read(block, buffer, lambda start, end: None)
+            for block, buffer in zip(chosen, buffers, strict=True)
+        ]
+        for read in pending:
+            read.wait()
+        return sum(block.nbytes for block in chosen) / (time.monotonic() - start)
+    finally:
+        reader.close()
+
+
+def last_level_cache_bytes() -> int:
+    """Size of the largest CPU cache, 0 where the system does not tell."""
+    sizes = []
+    for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
+        text = path.read_text().strip()
+        scale = {"K": 1 << 10, "M": 1 << 20}.get(text[-1:], 1)
+        sizes.append(int(text.rstrip("KM") or 0) * scale)
+    return max(sizes, default=0)

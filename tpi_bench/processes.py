@@ -1,0 +1,272 @@
+"""The `processes` testbed: one OS process a device on this host, started and watched from here.
+
+Devices are forked from one clean interpreter that has torch loaded (multiprocessing's fork
+server), so a point starts in a fraction of a second and still in fresh processes. While they run,
+the launcher sleeps on their control pipes; a device that dies, fails or hangs ends the job with
+its rank and the reason, and nothing is left behind. Control messages are JSON over local pipes;
+devices talk TCP.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import secrets
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import ForkServerProcess
+from typing import Any
+
+from tpi_bench.job import DeviceReport, Job, Outcome
+from tpi_bench.workload import Generation
+
+_GRACE_S = 0.6  # how long causes are collected after the first sign of trouble
+_START_S = 60.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProcessesTestbed:
+    """`threads_per_device` auto divides the cores over the devices, at least one each."""
+
+    num_devices: int = 2
+    threads_per_device: int | str = "auto"
+    pin_cpus: bool = False
+    proportions: list[float] | None = None
+    trace: bool = False
+
+    def __post_init__(self) -> None:
+        if self.num_devices < 1:
+            raise ValueError(f"testbed.num_devices={self.num_devices} must be at least 1")
+        threads = self.threads_per_device
+        if threads != "auto" and (not isinstance(threads, int) or threads < 1):
+            raise ValueError(
+                f"testbed.threads_per_device={threads} must be a whole number of at least "
+                "1, or auto"
+            )
+
+    def threads(self, num_devices: int) -> int:
+        """Threads of each of `num_devices` devices."""
+        if self.threads_per_device != "auto":
+            return int(self.threads_per_device)
+        return max(1, len(available_cpus()) // num_devices)
+
+    def cpus(self, num_devices: int) -> list[list[int]] | None:
+        """The cores each device is pinned to, round robin; None when it is left to the kernel."""
+        if not self.pin_cpus:
+            return None
+        if not hasattr(os, "sched_setaffinity"):
+            raise ValueError(
+                "testbed.pin_cpus=true is not possible on this system; set it to false"
+            )
+        cores, threads = available_cpus(), self.threads(num_devices)
+        return [
+            [cores[(rank * threads + i) % len(cores)] for i in range(threads)]
+            for rank in range(num_devices)
+        ]
+
+
+def available_cpus() -> list[int]:
+    """The cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
+
+
+def fork_context() -> multiprocessing.context.ForkServerContext:
+    """The fork server's context; its interpreter loads torch and the engine once."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tpi_bench.device"])
+    return context
+
+
+@dataclass
+class _Device:
+    rank: int
+    process: ForkServerProcess
+    control: Connection
+    port: int | None = None
+    is_done: bool = False
+    is_closed: bool = False
+
+
+@dataclass
+class _Trouble:
+    """What was heard of a failing job, by rank."""
+
+    failed: dict[int, tuple[str, str]] = field(default_factory=dict)
+    died: dict[int, str] = field(default_factory=dict)
+    lost: list[tuple[int, int, str]] = field(default_factory=list)
+    answered: dict[int, int | None] = field(default_factory=dict)
+
+    def __bool__(self) -> bool:
+        return bool(self.failed or self.died or self.lost)
+
+
+class Launch:
+    """One job on its devices. Use `run_job`."""
+
+    def __init__(self, job: Job, on_token: Callable[[int], None] | None) -> None:
+        self._job = job
+        self._on_token = on_token
+        self._devices: list[_Device] = []
+        self._outcome = Outcome(status="ok")
+        self._trouble = _Trouble()
+
+    def run(self) -> Outcome:
+        try:
+            self._start()
+            self._connect()
+            self._watch(until=lambda: all(device.is_done for device in self._devices))
+            if self._trouble:
+                self._collect_causes()
+                self._outcome.status, self._outcome.error = self._verdict()
+        finally:
+            self._end()
+        return self._outcome
+
+    def _start(self) -> None:
+        from tpi_bench.launch_target import run_device_process
+
+        context = fork_context()
+        for rank in range(self._job.num_devices):
+            ours, theirs = context.Pipe()
+            process = context.Process(
+                target=run_device_process,
+                args=(rank, self._job, theirs),
+                name=f"rank {rank}",
+                daemon=True,
+            )
+            process.start()
+            theirs.close()
+            self._devices.append(_Device(rank, process, ours))
+
+    def _connect(self) -> None:
+        """Every device has told its port; tell everyone all ports and the run's secret."""
+        self._watch(until=lambda: all(device.port for device in self._devices), timeout_s=_START_S)
+        if self._trouble:
+            return
+        ports = [device.port for device in self._devices]
+        message = json.dumps({"ports": ports, "secret": secrets.token_hex(32)}).encode()
+        for device in self._devices:
+            self._say(device, message)
+
+    def _watch(self, until: Callable[[], bool], timeout_s: float | None = None) -> None:
+        """Handle messages until `until()`, a sign of trouble, or the time is up."""
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        while not until() and not self._trouble:
+            remaining = None if deadline is None else deadline - time.monotonic()
+            if remaining is not None and remaining <= 0:
+                silent = min(d.rank for d in self._devices if d.port is None)
+                self._trouble.lost.append((silent, silent, "did not start in time"))
+                return
+            self._handle_ready(remaining)
+
+    def _handle_ready(self, timeout_s: float | None) -> None:
+        open_devices = [device for device in self._devices if not device.is_closed]
+        by_control = {device.control: device for device in open_devices}
+        for ready in wait(list(by_control), timeout_s):
+            device = by_control[ready]  # type: ignore[index]
+            try:
+                self._handle(device, json.loads(device.control.recv_bytes()))
+            except (EOFError, OSError):
+                device.is_closed = True
+                if not device.is_done and device.rank not in self._trouble.failed:
+                    self._note_death(device)
+
+    def _note_death(self, device: _Device) -> None:
+        device.process.join(1.0)
+        code = device.process.exitcode
+        if any(rank == device.rank for rank, _, _ in self._trouble.lost):
+            return  # it told what it saw and ended; the cause is elsewhere
+        if code is not None and code < 0:
+            reason = f"was killed by signal {-code} ({signal.Signals(-code).name})"
+            reason += "; it may have run out of memory" if -code == signal.SIGKILL else ""
+        else:
+            reason = f"ended without a result (exit status {code})"
+        self._trouble.died[device.rank] = reason
+
+    def _handle(self, device: _Device, message: dict[str, Any]) -> None:
+        event = message["event"]
+        if event == "listening":
+            device.port = message["port"]
+        elif event == "token":
+            if self._on_token:
+                self._on_token(message["token"])
+        elif event == "done":
+            device.is_done = True
+            self._outcome.devices.append(DeviceReport(**message["report"]))
+            if device.rank == 0:
+                self._outcome.generation = Generation(**message["generation"])
+                self._outcome.round_trips_ns = message["round_trips_ns"]
+        elif event == "failed":
+            self._trouble.failed[device.rank] = (message["status"], message["reason"])
+        elif event == "lost":
+            self._trouble.lost.append((device.rank, message["peer"], message["reason"]))
+        elif event == "status":
+            self._trouble.answered[device.rank] = message["waiting_for"]
+
+    def _collect_causes(self) -> None:
+        """The first sign is often a consequence: ask everyone, and listen a little longer."""
+        for device in self._devices:
+            if not device.is_closed:
+                self._say(device, b"status")
+        deadline = time.monotonic() + _GRACE_S
+        while (remaining := deadline - time.monotonic()) > 0:
+            if all(device.is_closed for device in self._devices):
+                return
+            self._handle_ready(remaining)
+
+    def _verdict(self) -> tuple[str, str]:
+        trouble = self._trouble
+        if trouble.failed:
+            rank = min(trouble.failed)
+            status, reason = trouble.failed[rank]
+            return status, f"rank {rank} failed: {reason}"
+        if trouble.died:
+            rank = min(trouble.died)
+            return "device_lost", f"rank {rank} {trouble.died[rank]}"
+        told = {rank for rank, _, _ in trouble.lost}
+        silent = [
+            d.rank for d in self._devices if d.rank not in told and d.rank not in trouble.answered
+        ]
+        stuck = [
+            rank for rank, peer in trouble.answered.items() if peer is None and rank not in told
+        ]
+        limit = f"{self._job.network.timeout_s:g} s (network.timeout_s)"
+        if silent:
+            return (
+                "timeout",
+                f"rank {silent[0]} hangs: it sent nothing for {limit} and does not answer",
+            )
+        if stuck:
+            return "timeout", f"rank {stuck[0]} hangs: it sent nothing for {limit}"
+        _, peer, reason = trouble.lost[0]
+        return "timeout" if "sent nothing" in reason else "device_lost", f"rank {peer} {reason}"
+
+    def _say(self, device: _Device, message: bytes) -> None:
+        try:
+            device.control.send_bytes(message)
+        except OSError:
+            device.is_closed = True
+            self._note_death(device)
+
+    def _end(self) -> None:
+        """No device outlives its job."""
+        for device in self._devices:
+            device.process.join(2.0 if device.is_done and not self._trouble else 0.0)
+            if device.process.is_alive():
+                device.process.kill()
+                device.process.join()
+            device.control.close()
+            device.process.close()
+
+
+def run_job(job: Job, on_token: Callable[[int], None] | None = None) -> Outcome:
+    """Run `job` with one process a device and wait for its end. Never raises for a device's
+    failure.
+    """
+    return Launch(job, on_token).run()

@@ -1,0 +1,118 @@
+"""What a person or a script is told of a record: text for the terminal, a JSON object for
+scripts.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+_DEVICE_FIELDS = ("rank", "peak_anon_bytes", "peak_file_bytes", "weight_bytes_read")
+
+
+def run_report(record: dict[str, Any]) -> dict[str, Any]:
+    """The JSON contract of `report=json`. What was not measured is null."""
+    run, tokens = record["run"], record["tokens"]
+    report = {
+        "status": run["status"],
+        "token_ids": [row["token_id"] for row in tokens],
+        "ttft_s": _number(run.get("ttft_s")),
+        "token_latencies_s": [row["gap_s"] for row in tokens[1:]],
+        "devices": [
+            {key: _number(device[key]) for key in _DEVICE_FIELDS} for device in record["devices"]
+        ],
+        "link_round_trip_s": _number(run.get("link_round_trip_s")),
+        "limit_token_s": _number(run.get("limit_token_s")),
+    }
+    if "max_logit_diff" in run:
+        report |= {"tokens_equal": run["tokens_equal"], "max_logit_diff": run["max_logit_diff"]}
+    if run.get("error"):
+        report["error"] = run["error"]
+    return report
+
+
+def error_report(message: str) -> dict[str, Any]:
+    """The same object when nothing could be run."""
+    return {
+        "status": "error",
+        "token_ids": [],
+        "ttft_s": None,
+        "token_latencies_s": [],
+        "devices": [],
+        "link_round_trip_s": None,
+        "error": message,
+    }
+
+
+def generation_text(record: dict[str, Any]) -> str:
+    """Speed beside its limit, and each device's memory, in a few lines."""
+    run = record["run"]
+    if run["status"] != "ok":
+        return f"{run['status']}: {run['error']}"
+    latency, limit = run["token_latency_s"], run["limit_token_s"]
+    lines = [
+        f"TTFT           {run['ttft_s'] * 1e3:9.1f} ms   ({run['prompt_tokens']} prompt tokens)"
+    ]
+    if not math.isnan(latency):
+        lines.append(
+            f"token latency  {latency * 1e3:9.1f} ms   (p50 "
+            f"{run['token_latency_p50_s'] * 1e3:.1f}, "
+            f"p95 {run['token_latency_p95_s'] * 1e3:.1f}, {run['num_tokens']} tokens)"
+        )
+        if limit > 0:
+            lines.append(
+                f"speed          {1 / latency:9.1f} tokens/s   (limit {1 / limit:.1f}: "
+                f"memory at {run['memory_bps'] / 1e9:.1f} GB/s {_ms(run['limit_memory_s'])}, "
+                f"links {_ms(run['limit_network_s'])}, disk {_ms(run['limit_disk_s'])} a token)"
+            )
+        else:
+            lines.append(
+                f"speed          {1 / latency:9.1f} tokens/s   (weights fit in the CPU "
+                "cache: no limit)"
+            )
+    trip = run["link_round_trip_s"]
+    if not math.isnan(trip):
+        asked = run["asked_round_trip_s"] * 1e3
+        lines.append(f"round trip     {trip * 1e3:9.2f} ms   (asked {asked:.2f})")
+    for device in record["devices"]:
+        started = device["start_anon_bytes"] / 1e6
+        lines.append(
+            f"device {device['rank']:<8d}{device['peak_anon_bytes'] / 1e6:9.0f} MB "
+            "anonymous at peak "
+            f"({started:.0f} before the model), {device['peak_file_bytes'] / 1e6:.0f} MB "
+            "mapped files, "
+            f"{device['weight_bytes_read'] / 1e6:.0f} MB read, {device['num_threads']} threads"
+        )
+    if run["devices_share_cores"]:
+        lines.append(
+            f"note: {run['num_devices']} devices share {run['cores']} cores; real devices would not"
+        )
+    return "\n".join(lines)
+
+
+def point_line(record: dict[str, Any] | None) -> str:
+    """One point in one line, for logs."""
+    if record is None:
+        return "no record"
+    run = record["run"]
+    name = " ".join(
+        str(part)
+        for part in (run["system"], run.get("system_collective"), run.get("system_window"))
+        if part not in (None, "None") and part == part
+    )
+    where = f"{name}, {run['num_devices']} devices, {run['link_latency_ms']:g} ms a hop"
+    where += f", repeat {run['repeat']}"
+    if run["status"] != "ok":
+        return f"{where}: {run['status']}: {run['error']}"
+    return (
+        f"{where}: {run['token_latency_s'] * 1e3:.1f} ms a token, TTFT {run['ttft_s'] * 1e3:.1f} ms"
+    )
+
+
+def _ms(seconds: float) -> str:
+    return "-" if math.isnan(seconds) else f"{seconds * 1e3:.1f} ms"
+
+
+def _number(value: Any) -> Any:
+    """JSON knows no NaN."""
+    return None if isinstance(value, float) and math.isnan(value) else value

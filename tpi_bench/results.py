@@ -1,0 +1,82 @@
+"""Results on disk: one JSON record a point while a sweep runs, three tables (Parquet and CSV) at
+its end.
+
+A record is `{"run": {...}, "tokens": [...], "devices": [...]}`. A point is done when its record
+says `status` ok, so a stopped sweep is taken up again by looking at what is there. Needs no torch.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tpi_bench import cache
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+TABLES = ("runs", "tokens", "devices")
+
+
+class ResultsFolder:
+    """results/runs/EXPERIMENT/TIME, or any folder that holds the same."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._points = folder / "points"
+
+    def create(self) -> None:
+        """Raises ValueError when the folder cannot be made."""
+        try:
+            self._points.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(
+                f"cannot create the results folder {self.folder}: {error.strerror}"
+            ) from error
+
+    def save(self, key: str, record: dict[str, Any]) -> None:
+        cache.write_json(self._points / f"{key}.json", record)
+
+    def is_done(self, key: str) -> bool:
+        record = self.load(key)
+        return record is not None and record["run"]["status"] == "ok"
+
+    def load(self, key: str) -> dict[str, Any] | None:
+        path = self._points / f"{key}.json"
+        return json.loads(path.read_text()) if path.is_file() else None
+
+    def records(self) -> list[dict[str, Any]]:
+        """All records, in the order in which they were measured."""
+        found = [json.loads(path.read_text()) for path in self._points.glob("*.json")]
+        return sorted(found, key=lambda record: record["run"]["started"])
+
+    def write_tables(self) -> dict[str, pd.DataFrame]:
+        """Gather the records into runs, tokens and devices tables beside them."""
+        import pandas as pd
+
+        records = self.records()
+        tables = {"runs": pd.DataFrame([record["run"] for record in records])}
+        for name in ("tokens", "devices"):
+            rows = [
+                {"point": record["run"]["point"], **row}
+                for record in records
+                for row in record[name]
+            ]
+            tables[name] = pd.DataFrame(rows)
+        for name, table in tables.items():
+            table.to_parquet(self.folder / f"{name}.parquet", index=False)
+            table.to_csv(self.folder / f"{name}.csv", index=False)
+        return tables
+
+
+def read_runs(folder: Path) -> pd.DataFrame:
+    """The run table of a results folder. Raises ValueError when there is none."""
+    import pandas as pd
+
+    path = folder / "runs.parquet"
+    if not path.is_file():
+        raise ValueError(
+            f"{folder} holds no runs.parquet; give a results folder of a finished experiment"
+        )
+    return pd.read_parquet(path)

@@ -1,0 +1,303 @@
+"""Messages between devices over TCP: a full mesh of proved connections and raw framed buffers.
+
+Connections are proved both ways with a per-run secret (HMAC-SHA256 over the peers' nonces);
+anything else that connects is refused and logged. A frame is a 32-byte header (magic, sequence
+number, length, and the times at which an emulated link delivers its first and last bit) and the
+raw bytes, received in place. Sending never waits for the receiver: what the kernel does not take
+is queued and moves on with the next call. Link emulation needs no thread: the sender computes when
+the message arrives, the receiver sleeps until then.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import hmac
+import logging
+import secrets
+import select
+import socket
+import struct
+import sys
+import time
+from collections import deque
+
+import numpy as np
+
+from tpi_bench.links import DownLink, Flight, NetworkConfig, UpLink
+from tpi_bench.runtime import DeviceLost
+
+log = logging.getLogger(__name__)
+
+_FRAME = struct.Struct("<4sIQqq")
+_MAGIC = b"TPI1"
+_HELLO = struct.Struct("<4sI32s")  # magic, rank, nonce
+_PROOF_BYTES = 32
+_MAX_FRAME_BYTES = 1 << 32
+_HANDSHAKE_S = 2.0
+# A sleep ends late and the interpreter needs time to go on, even with the timer slack turned off;
+# earlier centres the error of a measured round trip near zero (tens of microseconds).
+_WAKE_EARLY_NS = 60_000
+_PR_SET_TIMERSLACK = 29
+
+
+def precise_sleeps() -> None:
+    """Ask Linux for exact timers in this thread (the default adds up to 50 microseconds)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_TIMERSLACK, 1, 0, 0, 0)
+
+
+def sleep_until(deadline_ns: int) -> None:
+    """Sleep until `time.monotonic_ns()` is about `deadline_ns`."""
+    remaining = deadline_ns - time.monotonic_ns() - _WAKE_EARLY_NS
+    if remaining > 0:
+        time.sleep(remaining / 1e9)
+
+
+class Listener:
+    """A device's server socket on an ephemeral loopback port, open only while the mesh forms."""
+
+    def __init__(self) -> None:
+        self._socket = socket.create_server(("127.0.0.1", 0), backlog=64)
+        self.port: int = self._socket.getsockname()[1]
+
+    def accept(
+        self, rank: int, peers: set[int], secret: bytes, deadline_ns: int
+    ) -> dict[int, socket.socket]:
+        """Connections from all of `peers`. Strangers are refused without holding anyone up for
+        long.
+        """
+        found: dict[int, socket.socket] = {}
+        while peers - found.keys():
+            remaining = (deadline_ns - time.monotonic_ns()) / 1e9
+            if remaining <= 0:
+                missing = min(peers - found.keys())
+                raise DeviceLost(missing, "did not connect in time")
+            self._socket.settimeout(remaining)
+            try:
+                connection, address = self._socket.accept()
+            except TimeoutError:
+                continue
+            peer = _prove(connection, rank, secret, is_caller=False)
+            if peer is None or peer not in peers - found.keys():
+                log.warning(
+                    "rank %d refused a connection from %s:%d: no valid proof", rank, *address[:2]
+                )
+                connection.close()
+                continue
+            found[peer] = connection
+        return found
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+def connect_mesh(
+    rank: int, ports: list[int], listener: Listener, secret: bytes, timeout_s: float
+) -> dict[int, socket.socket]:
+    """One connection to every other rank: calls go to lower ranks, higher ranks call here."""
+    deadline_ns = time.monotonic_ns() + round(timeout_s * 1e9)
+    sockets = {}
+    for peer in range(rank):
+        connection = socket.create_connection(("127.0.0.1", ports[peer]), timeout=timeout_s)
+        if _prove(connection, rank, secret, is_caller=True, timeout_s=timeout_s) != peer:
+            connection.close()
+            raise DeviceLost(peer, "did not prove that it belongs to this run")
+        sockets[peer] = connection
+    sockets |= listener.accept(rank, set(range(rank + 1, len(ports))), secret, deadline_ns)
+    listener.close()
+    for connection in sockets.values():
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        connection.setblocking(False)
+    return sockets
+
+
+def _prove(
+    connection: socket.socket,
+    rank: int,
+    secret: bytes,
+    *,
+    is_caller: bool,
+    timeout_s: float = _HANDSHAKE_S,
+) -> int | None:
+    """Challenge and answer in both directions; the peer's rank, or None for a stranger."""
+    connection.settimeout(timeout_s)
+    nonce = secrets.token_bytes(32)
+    with contextlib.suppress(OSError, struct.error):
+        connection.sendall(_HELLO.pack(_MAGIC, rank, nonce))
+        magic, peer, peer_nonce = _HELLO.unpack(_receive_exactly(connection, _HELLO.size))
+        if magic != _MAGIC:
+            return None
+        role, other = (b"caller", b"callee") if is_caller else (b"callee", b"caller")
+        connection.sendall(_proof(secret, role, rank, peer, peer_nonce))
+        expected = _proof(secret, other, peer, rank, nonce)
+        if hmac.compare_digest(_receive_exactly(connection, _PROOF_BYTES), expected):
+            return peer
+    return None
+
+
+def _proof(secret: bytes, role: bytes, prover: int, verifier: int, nonce: bytes) -> bytes:
+    return hmac.digest(secret, role + struct.pack("<II", prover, verifier) + nonce, "sha256")
+
+
+def _receive_exactly(connection: socket.socket, count: int) -> bytes:
+    deadline = time.monotonic() + (connection.gettimeout() or _HANDSHAKE_S)
+    data = bytearray()
+    while len(data) < count:
+        if time.monotonic() > deadline:  # a peer that drips bytes is a stranger too
+            raise TimeoutError
+        piece = connection.recv(count - len(data))
+        if not piece:
+            raise ConnectionError("closed")
+        data += piece
+    return bytes(data)
+
+
+class Mesh:
+    """Frames to and from every peer, through emulated links where the network asks for them."""
+
+    def __init__(
+        self, rank: int, sockets: dict[int, socket.socket], network: NetworkConfig
+    ) -> None:
+        self._rank = rank
+        self._sockets = sockets
+        self._network = network
+        self._up = UpLink(network, rank)
+        self._down = DownLink(network)
+        self._outbox: dict[int, deque[memoryview]] = {peer: deque() for peer in sockets}
+        self._sent = dict.fromkeys(sockets, 0)
+        self._received = dict.fromkeys(sockets, 0)
+        self._arrivals: dict[int, int] = {}  # frames whose place on the down-link is already known
+        self._header = memoryview(bytearray(_FRAME.size))
+        self.waiting_for: int | None = None
+        precise_sleeps()
+
+    def send(self, dst: int, data: np.ndarray) -> None:
+        """Frame `data` (contiguous uint8) for `dst`. Copies only what the kernel does not take."""
+        flight = Flight(0, 0)
+        if self._network.is_emulated:
+            flight = self._up.depart(time.monotonic_ns(), dst, data.nbytes)
+        header = _FRAME.pack(_MAGIC, self._sent[dst], data.nbytes, flight.first_ns, flight.last_ns)
+        self._sent[dst] = (self._sent[dst] + 1) & 0xFFFFFFFF
+        body = data.data
+        taken = 0
+        if not self._outbox[dst]:
+            taken = self._try_send(dst, [header, body])
+        for piece in (memoryview(header), body):
+            if taken < piece.nbytes:
+                self._outbox[dst].append(memoryview(bytes(piece[taken:])))
+            taken = max(0, taken - piece.nbytes)
+
+    def recv(self, src: int, out: np.ndarray) -> None:
+        """The next frame from `src` into `out` (contiguous uint8 of exactly the frame's length)."""
+        self.waiting_for = src
+        self._fill(src, [self._header, out.data])
+        flight = self._check_header(src, out.nbytes)
+        if self._network.is_emulated:
+            sleep_until(self._arrival(src, flight, out.nbytes))
+        self.waiting_for = None
+
+    def close(self) -> None:
+        """Send what is still queued, then close."""
+        deadline = time.monotonic() + 1.0
+        while any(self._outbox.values()) and time.monotonic() < deadline:
+            self._flush()
+            time.sleep(0.001)
+        for connection in self._sockets.values():
+            connection.close()
+
+    def _fill(self, src: int, parts: list[memoryview]) -> None:
+        connection = self._sockets[src]
+        deadline_ns = time.monotonic_ns() + round(self._network.timeout_s * 1e9)
+        while parts:
+            try:
+                got = connection.recvmsg_into(parts)[0]
+            except BlockingIOError:
+                self._wait_readable(src, deadline_ns)
+                continue
+            except OSError as error:
+                raise DeviceLost(src, f"closed its connection ({error.strerror})") from error
+            if got == 0:
+                raise DeviceLost(src, "closed its connection")
+            while parts and got >= parts[0].nbytes:
+                got -= parts.pop(0).nbytes
+            if got:
+                parts[0] = parts[0][got:]
+
+    def _wait_readable(self, src: int, deadline_ns: int) -> None:
+        """Sleep until `src` has bytes, moving queued outgoing bytes meanwhile."""
+        poll = select.poll()
+        poll.register(self._sockets[src], select.POLLIN)
+        for peer, queue in self._outbox.items():
+            if queue:
+                poll.register(
+                    self._sockets[peer], select.POLLOUT | (select.POLLIN if peer == src else 0)
+                )
+        remaining_ms = (deadline_ns - time.monotonic_ns()) / 1e6
+        if remaining_ms <= 0 or not poll.poll(remaining_ms):
+            raise DeviceLost(
+                src, f"sent nothing for {self._network.timeout_s:g} s (network.timeout_s)"
+            )
+        self._flush()
+
+    def _check_header(self, src: int, nbytes: int) -> Flight:
+        magic, sequence, length, first_ns, last_ns = _FRAME.unpack(self._header)
+        if (magic, sequence, length) != (
+            _MAGIC,
+            self._received[src],
+            nbytes,
+        ) or length > _MAX_FRAME_BYTES:
+            raise DeviceLost(
+                src,
+                f"sent a frame of {length} bytes, number {sequence}, where {nbytes} bytes, "
+                f"number {self._received[src]}, were due",
+            )
+        self._received[src] = (sequence + 1) & 0xFFFFFFFF
+        return Flight(first_ns, last_ns)
+
+    def _arrival(self, src: int, flight: Flight, nbytes: int) -> int:
+        """When this frame has passed the down-link, after all that reached the link before it.
+
+        Only with a finite rate do frames of different peers get in each other's way; then the first
+        waiting frame of every other peer is looked at once this one's first bit is due.
+        """
+        if src in self._arrivals:
+            return self._arrivals.pop(src)
+        if self._network.bandwidth_mbps:
+            sleep_until(flight.first_ns)
+            earlier = []
+            for peer in self._sockets.keys() - self._arrivals.keys() - {src}:
+                frame = self._peek(peer)
+                if frame and frame[0].first_ns < flight.first_ns:
+                    earlier.append((frame[0].first_ns, peer, frame))
+            for _, peer, (other, other_nbytes) in sorted(earlier, key=lambda item: item[:2]):
+                self._arrivals[peer] = self._down.arrive(other, other_nbytes)
+        return self._down.arrive(flight, nbytes)
+
+    def _peek(self, peer: int) -> tuple[Flight, int] | None:
+        header = bytearray(_FRAME.size)
+        try:
+            got = self._sockets[peer].recv_into(header, 0, socket.MSG_PEEK)
+        except OSError:
+            return None
+        if got < _FRAME.size:
+            return None
+        _, _, length, first_ns, last_ns = _FRAME.unpack(header)
+        return Flight(first_ns, last_ns), length
+
+    def _try_send(self, dst: int, parts: list[bytes | memoryview]) -> int:
+        try:
+            return self._sockets[dst].sendmsg(parts)
+        except BlockingIOError:
+            return 0
+        except OSError as error:
+            raise DeviceLost(dst, f"closed its connection ({error.strerror})") from error
+
+    def _flush(self) -> None:
+        for peer, queue in self._outbox.items():
+            while queue:
+                taken = self._try_send(peer, [queue[0]])
+                if taken < queue[0].nbytes:
+                    queue[0] = queue[0][taken:]
+                    break
+                queue.popleft()

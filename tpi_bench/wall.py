@@ -1,0 +1,87 @@
+"""The wall-clock runtime: real compute, real sockets, real disk. Implements `runtime.Runtime`."""
+
+from __future__ import annotations
+
+import mmap
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from typing import TypeVar
+
+import numpy as np
+import torch
+
+from tpi_bench.disk import DirectReader
+from tpi_bench.runtime import ReadHandle, SpanLog, kind_of
+from tpi_bench.tcp import Mesh
+from tpi_bench.weights import BlockFile
+
+T = TypeVar("T")
+_HUGE_PAGE = 2 << 20
+
+
+class WallRuntime:
+    """One rank on this host. `now` is CLOCK_MONOTONIC, which all processes of the host share."""
+
+    def __init__(
+        self, rank: int, world_size: int, mesh: Mesh, reader: DirectReader, *, trace: bool
+    ) -> None:
+        self.rank = rank
+        self.world_size = world_size
+        self.log = SpanLog(trace=trace)
+        self.ledger_bytes: dict[str, int] = defaultdict(int)
+        self._mesh = mesh
+        self._reader = reader
+
+    def now(self) -> int:
+        return time.monotonic_ns()
+
+    def sleep(self, ns: int) -> None:
+        time.sleep(ns / 1e9)
+
+    def send(self, dst: int, buffer: torch.Tensor) -> None:
+        start = time.monotonic_ns()
+        self._mesh.send(dst, as_bytes(buffer))
+        self.log.add("sync", "send", start, time.monotonic_ns())
+
+    def recv(self, src: int, out: torch.Tensor) -> None:
+        start = time.monotonic_ns()
+        self._mesh.recv(src, as_bytes(out))
+        self.log.add("sync", "recv", start, time.monotonic_ns())
+
+    def compute(self, key: str, fn: Callable[[], T]) -> T:
+        start = time.monotonic_ns()
+        result = fn()
+        self.log.add(kind_of(key), key, start, time.monotonic_ns())
+        return result
+
+    def alloc(self, kind: str, nbytes: int) -> torch.Tensor:
+        """Anonymous memory at a page boundary, in huge pages where they fit, touched before use."""
+        area = mmap.mmap(
+            -1, max(nbytes, mmap.PAGESIZE), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+        )
+        if nbytes >= _HUGE_PAGE and hasattr(mmap, "MADV_HUGEPAGE"):
+            area.madvise(mmap.MADV_HUGEPAGE)
+        self.hold(kind, nbytes)
+        tensor = torch.frombuffer(area, dtype=torch.uint8)
+        tensor.zero_()
+        return tensor[:nbytes]
+
+    def hold(self, kind: str, nbytes: int) -> None:
+        self.ledger_bytes[kind] += nbytes
+
+    def read(self, block: BlockFile, out: torch.Tensor) -> ReadHandle:
+        return self._reader.read(
+            block, out.numpy(), lambda start, end: self.log.add("read", block.key, start, end)
+        )
+
+    def waiting(self, handle: ReadHandle, key: str) -> None:
+        start = time.monotonic_ns()
+        handle.wait()
+        self.log.add("load_wait", key, start, time.monotonic_ns())
+
+
+def as_bytes(tensor: torch.Tensor) -> np.ndarray:
+    """A contiguous CPU tensor's memory as uint8, without a copy."""
+    assert tensor.is_contiguous()
+    return tensor.view(-1).view(torch.uint8).numpy()

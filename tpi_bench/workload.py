@@ -1,0 +1,139 @@
+"""Workloads: the prompt, how many tokens, and how they are sampled. Pure configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """Greedy at temperature 0; else top-k and top-p of the softmax at that temperature, seeded."""
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.temperature < float("inf"):
+            raise ValueError(
+                f"workload.temperature={self.temperature} must be at least 0 (0 is greedy)"
+            )
+        if self.top_k < 0:
+            raise ValueError(f"workload.top_k={self.top_k} must be at least 0 (0 is off)")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"workload.top_p={self.top_p} must be in (0, 1] (1 is off)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workload:
+    """The `workload` group. One request at a time (batch 1), as in the paper.
+
+    `warmup_tokens` are generated first, from the same prompt, and reported apart. A point that has
+    generated `min_new_tokens` stops once decoding took `max_decode_s`, so that a sweep over slow
+    links ends; the row says how many tokens were timed.
+    """
+
+    prompt: str | None = None
+    prompt_ids: Sequence[int] | None = None
+    chat: bool = True
+    num_new_tokens: int = 32
+    min_new_tokens: int = 4
+    max_decode_s: float | None = None
+    warmup_tokens: int = 1
+    ignore_eos: bool = False
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.num_new_tokens < 1:
+            raise ValueError(f"workload.num_new_tokens={self.num_new_tokens} must be at least 1")
+        if self.warmup_tokens < 0:
+            raise ValueError(f"workload.warmup_tokens={self.warmup_tokens} must be at least 0")
+        if self.max_decode_s is not None and not self.max_decode_s > 0:
+            raise ValueError(
+                f"workload.max_decode_s={self.max_decode_s} must be above 0 seconds, or null"
+            )
+        if self.prompt_ids is not None and len(self.prompt_ids) == 0:
+            raise ValueError("workload.prompt_ids=[] is empty; give at least one token id")
+        if self.prompt_ids is None and not self.prompt:
+            raise ValueError(
+                'the prompt is empty; give prompt="some text" or workload.prompt_ids=[1,2,3]'
+            )
+        _ = self.sampling
+
+    @property
+    def sampling(self) -> Sampling:
+        return Sampling(
+            temperature=self.temperature, top_k=self.top_k, top_p=self.top_p, seed=self.seed
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What the master is asked: token ids in, at most `num_new_tokens` out."""
+
+    prompt_ids: tuple[int, ...]
+    num_new_tokens: int
+    min_new_tokens: int = 1
+    max_decode_ns: int | None = None
+    warmup_tokens: int = 1
+    eos_ids: tuple[int, ...] = ()
+    sampling: Sampling = field(default_factory=Sampling)
+    keep_logits: bool = False
+
+    @property
+    def length(self) -> int:
+        """Positions the KV cache must hold."""
+        return len(self.prompt_ids) + max(self.num_new_tokens, self.warmup_tokens)
+
+
+@dataclass(kw_only=True)
+class Generation:
+    """What one request gave, with the raw times. `account` splits each token's time by kind, in ns.
+
+    `account[i]` covers the time that ends with token i; kinds that were not measured are absent.
+    """
+
+    token_ids: list[int]
+    request_ns: int
+    token_ns: list[int]
+    account: list[dict[str, int]]
+    warmup_ttft_ns: int | None = None
+
+
+def make_request(
+    workload: Workload,
+    prompt_ids: Sequence[int],
+    *,
+    vocab: int,
+    context_length: int,
+    eos_ids: Sequence[int],
+    keep_logits: bool = False,
+) -> Request:
+    """A checked request. Raises ValueError when ids or lengths do not fit the model."""
+    outside = [i for i in prompt_ids if not 0 <= i < vocab]
+    if outside:
+        raise ValueError(
+            f"prompt token id {outside[0]} is outside the model's vocabulary (0 to {vocab - 1})"
+        )
+    needed = len(prompt_ids) + workload.num_new_tokens
+    if needed > context_length:
+        raise ValueError(
+            f"the prompt has {len(prompt_ids)} tokens and "
+            f"workload.num_new_tokens={workload.num_new_tokens}: "
+            f"{needed} positions, but the model's context is {context_length}; shorten one of them"
+        )
+    return Request(
+        prompt_ids=tuple(prompt_ids),
+        num_new_tokens=workload.num_new_tokens,
+        min_new_tokens=workload.min_new_tokens,
+        max_decode_ns=None if workload.max_decode_s is None else round(workload.max_decode_s * 1e9),
+        warmup_tokens=workload.warmup_tokens,
+        eos_ids=() if workload.ignore_eos else tuple(eos_ids),
+        sampling=workload.sampling,
+        keep_logits=keep_logits,
+    )
