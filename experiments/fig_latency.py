@@ -9,12 +9,9 @@ it again from stored rows with `python -m experiments.fig_latency FOLDER`.
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tpi_bench import figures
-from tpi_bench.results import read_runs
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -82,12 +79,12 @@ def draw(runs: pd.DataFrame) -> Figure:
     topology = good.loc[good.num_devices > 1, "topology"]
     hops = f", {topology.iloc[0]} topology" if len(topology) else ""
     shared = " (sharing cores)" if good.devices_share_cores.any() else ""
-    axes.set_yscale("log")
+    figures.log_milliseconds(axes)
     axes.set_xlabel(f"link latency (ms a hop{hops})")
     axes.set_ylabel("token latency (ms)")
     axes.set_title(f"{good.model.iloc[0]}, {devices} devices{shared}", fontsize=7.5)
     axes.plot([], [], color="0.4", linestyle="--", linewidth=0.7, label="physical limit of each")
-    axes.legend(ncol=2, loc="upper left", bbox_to_anchor=(0, -0.2), borderaxespad=0, frameon=False)
+    axes.legend(ncol=2, loc="upper left", bbox_to_anchor=(0, -0.22), borderaxespad=0, frameon=False)
     return figure
 
 
@@ -121,7 +118,7 @@ def _good(runs: pd.DataFrame) -> pd.DataFrame:
     measured.
     """
     good = runs[(runs.status == "ok") & runs.token_latency_s.notna()].copy()
-    good["label"] = [_label(row) for row in good.to_dict("records")]
+    good["label"] = [figures.system_label(row) for row in good.to_dict("records")]
     good["latency_label"] = [
         "-" if row["num_devices"] == 1 else f"{row['link_latency_ms']:g}"
         for row in good.to_dict("records")
@@ -131,26 +128,5 @@ def _good(runs: pd.DataFrame) -> pd.DataFrame:
     return good.sort_values(["order", "link_latency_ms", "repeat"], kind="stable")
 
 
-def _label(row: dict[str, object]) -> str:
-    if row["system"] == "transformers":
-        return "Transformers, 1 device"
-    name = {"tpi": "TPI", "pipeline": "pipeline"}.get(str(row["system"]), str(row["system"]))
-    parts = [name]
-    if row.get("system_collective") not in (None, "None") and row["system"] == "tpi":
-        parts.append(str(row["system_collective"]))
-    window = str(row.get("system_window"))
-    if window not in ("off", "False", "None", "nan"):
-        parts.append(f"window {window}")
-    return " ".join(parts)
-
-
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        sys.exit("usage: python -m experiments.fig_latency RESULTS_FOLDER")
-    folder = Path(sys.argv[1])
-    try:
-        stored = read_runs(folder)
-    except ValueError as error:
-        sys.exit(str(error))
-    print(table(stored))
-    print(*figures.save_figure(draw(stored), folder, NAME), sep="\n")
+    figures.redraw(NAME, table, draw)

@@ -1,5 +1,4 @@
-"""A runtime for tests: ranks are threads, messages are queues, reads finish when the test says so.
-"""
+"""A test runtime: ranks are threads, messages are queues, reads finish when the test says so."""
 
 from __future__ import annotations
 

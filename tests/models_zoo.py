@@ -1,5 +1,4 @@
-"""Random checkpoints of every variant the engine claims to run, made and answered by Transformers.
-"""
+"""Random checkpoints of every variant the engine runs, made and answered by Transformers."""
 
 from __future__ import annotations
 

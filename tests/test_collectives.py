@@ -1,5 +1,4 @@
-"""Every collective: the right sum, the same bits on every rank and in every run, whoever is late.
-"""
+"""Every collective: right sums, the same bits on every rank and in every run, whoever is late."""
 
 from __future__ import annotations
 

@@ -20,9 +20,20 @@ FLOORS = {
     6: "config oracle points reports app __main__",
 }
 FLOOR_OF = {name: floor for floor, names in FLOORS.items() for name in names.split()}
-RANK_PROGRAMS = ["collectives", "window", "engine", "generation", "sampling", "llama", "tpi", "runtime", "plans"]
+RANK_PROGRAMS = [
+    "collectives",
+    "window",
+    "engine",
+    "generation",
+    "sampling",
+    "llama",
+    "tpi",
+    "runtime",
+    "plans",
+]
 FORBIDDEN = {"time", "socket", "threading", "asyncio", "select", "multiprocessing"}
-NO_TORCH = FLOORS[0].split() + [
+NO_TORCH = [
+    *FLOORS[0].split(),
     "models",
     "checkpoints",
     "weights",

@@ -31,7 +31,7 @@ def shards_of(
 def test_files_are_aligned_safetensors_with_the_right_slices(
     checkpoints: dict[str, Path], tmp_path: Path
 ) -> None:
-    target, checkpoint, plan = shards_of(checkpoints["biases"], tmp_path, 2)
+    target, _checkpoint, _plan = shards_of(checkpoints["biases"], tmp_path, 2)
     manifest, bad = find_shards(target)
     assert manifest is not None
     assert not bad

@@ -26,8 +26,10 @@ def test_steps_of_a_token() -> None:
 
 
 def test_limit_takes_the_disk_behind_the_rest() -> None:
-    assert theory.token_limit_s(memory_s=1.0, network_s=2.0, disk_s=2.5) == 3.0
-    assert theory.token_limit_s(memory_s=1.0, network_s=2.0, disk_s=5.0) == 5.0
+    parts = {"memory_s": 2.0, "critical_memory_s": 1.0, "network_s": 2.0}
+    assert theory.token_limit_s(**parts, disk_s=2.5) == 3.0
+    assert theory.token_limit_s(**parts, disk_s=5.0) == 5.0
+    assert theory.token_limit_s(**parts | {"memory_s": 9.0}, disk_s=5.0) == 9.0
 
 
 # 4 laptops, Llama 2-7B, p = 1/4, window 4: the paper's measured times in ms.

@@ -43,8 +43,14 @@ def main() -> None:
     """Entry point. Exit status: 0 all well, 1 anything failed, 130 stopped."""
     signal.signal(signal.SIGTERM, _interrupt)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here as exceptions and become one line
+    folders: list[str] = []  # of the sweep, remembered for the message when it is stopped
+
+    def results_folder(resume: str | None, results_dir: str, name: str) -> str:
+        folders.append(_results_folder(resume, results_dir, name))
+        return folders[-1]
+
     OmegaConf.register_new_resolver(
-        "tpi_results_folder", _results_folder, use_cache=True, replace=True
+        "tpi_results_folder", results_folder, use_cache=True, replace=True
     )
     arguments = sys.argv[1:]
     try:
@@ -54,7 +60,7 @@ def main() -> None:
         )(run_task)
         entry()
     except KeyboardInterrupt:
-        print(_stopped_message(), file=sys.stderr)
+        print(_stopped_message(folders), file=sys.stderr)
         sys.exit(_STOPPED)
     except (*_HYDRA_ERRORS, ValueError, OSError) as error:
         _fail("json" if "report=json" in arguments else "text", one_line(error))
@@ -282,7 +288,12 @@ def one_line(error: BaseException) -> str:
     if "Config search path:" in lines:
         lines = lines[: lines.index("Config search path:")]
     lines = [line for line in lines if not line.startswith(("See https", "Set the environment"))]
-    text = ", ".join(lines).replace(":,", ":").replace("In 'config': ", "").replace("', Avail", "'; avail")
+    text = (
+        ", ".join(lines)
+        .replace(":,", ":")
+        .replace("In 'config': ", "")
+        .replace("', Avail", "'; avail")
+    )
     return text or type(error).__name__
 
 
@@ -293,10 +304,9 @@ def _fail(report: str, message: str) -> NoReturn:
     sys.exit(1)
 
 
-def _stopped_message() -> str:
-    folder = HydraConfig.get().sweep.dir if HydraConfig.initialized() else None
-    if folder and (Path(folder) / _OVERRIDES_FILE).is_file():
-        return f"stopped; go on with: python -m tpi_bench resume={folder}"
+def _stopped_message(folders: list[str]) -> str:
+    if folders and (Path(folders[-1]) / _OVERRIDES_FILE).is_file():
+        return f"stopped; go on with: python -m tpi_bench resume={folders[-1]}"
     return "stopped"
 
 

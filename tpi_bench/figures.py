@@ -4,11 +4,16 @@ apart.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from tpi_bench.results import read_runs
 
 if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 COLUMN_INCHES = 3.4
@@ -57,3 +62,42 @@ def save_figure(figure: Figure, folder: Path, name: str) -> list[Path]:
         figure.savefig(path)
     plt.close(figure)
     return paths
+
+
+def log_milliseconds(axes: Axes) -> None:
+    """A logarithmic time axis whose labels are plain numbers."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def system_label(row: Mapping[Any, Any]) -> str:
+    """How a run's system is named in tables and legends."""
+    system = str(row["system"])
+    if system == "transformers":
+        return "Transformers, 1 device"
+    parts = ["TPI" if system == "tpi" else system]
+    if system == "tpi":
+        parts.append(str(row["system_collective"]))
+    window = str(row.get("system_window"))
+    if window not in ("off", "False", "None", "nan"):
+        parts.append(f"window {window}")
+    return " ".join(parts)
+
+
+def redraw(
+    name: str, table: Callable[[pd.DataFrame], str], draw: Callable[[pd.DataFrame], Figure]
+) -> None:
+    """`python -m experiments.NAME FOLDER`: table and figure again from stored rows."""
+    if len(sys.argv) != 2:
+        sys.exit(f"usage: python -m experiments.{name} RESULTS_FOLDER")
+    folder = Path(sys.argv[1])
+    try:
+        runs = read_runs(folder)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    print(table(runs))
+    print(*save_figure(draw(runs), folder, name), sep="\n")

@@ -16,6 +16,7 @@ from tpi_bench import cache, metrics, text, theory
 from tpi_bench.config import Settings
 from tpi_bench.helper import in_helper
 from tpi_bench.job import Job, Outcome
+from tpi_bench.models import BYTES_PER_VALUE
 from tpi_bench.oracle import compare_with_oracle
 from tpi_bench.plans import check_proportions
 from tpi_bench.probe import HostLimits, last_level_cache_bytes, measure_limits
@@ -222,10 +223,11 @@ def _round_trip(job: Job, outcome: Outcome) -> dict[str, float]:
 def _limits(prepared: Prepared, outcome: Outcome, limits: HostLimits) -> dict[str, float]:
     """What a token costs at least on this host, for this system. See `theory.token_limit_s`."""
     job = prepared.job
-    touched, streamed = _token_bytes(prepared)
-    fits_in_cache = touched < 2 * last_level_cache_bytes()
-    memory_s = math.nan if fits_in_cache else touched / limits.memory_bps
-    disk_s = streamed / limits.disk_bps if streamed else 0.0
+    size = _token_bytes(prepared)
+    fits_in_cache = size.touched < 2 * last_level_cache_bytes()
+    memory_s = math.nan if fits_in_cache else size.touched / limits.memory_bps
+    critical_s = 0.0 if fits_in_cache else size.critical / limits.memory_bps
+    disk_s = size.streamed / limits.disk_bps if size.streamed else 0.0
     one_way_s = min(outcome.round_trips_ns, default=0) / 2e9
     network_s = prepared.settings.system.sync_steps(job.config, job.num_devices) * one_way_s
     return {
@@ -235,29 +237,41 @@ def _limits(prepared: Prepared, outcome: Outcome, limits: HostLimits) -> dict[st
         "limit_disk_s": disk_s,
         "limit_network_s": network_s,
         "limit_token_s": theory.token_limit_s(
-            memory_s=0.0 if fits_in_cache else memory_s, network_s=network_s, disk_s=disk_s
+            memory_s=0.0 if fits_in_cache else memory_s,
+            critical_memory_s=critical_s,
+            network_s=network_s,
+            disk_s=disk_s,
         ),
     }
 
 
-def _token_bytes(prepared: Prepared) -> tuple[int, int]:
-    """Weight bytes one token touches in memory, and takes from the disk, over all devices.
+@dataclass(frozen=True)
+class TokenBytes:
+    """Weight bytes of one token: touched in memory by all, one after another, and off the disk."""
 
-    An embedding look-up touches a row; the output head is touched whole.
-    """
+    touched: int
+    critical: int
+    streamed: int
+
+
+def _token_bytes(prepared: Prepared) -> TokenBytes:
+    """An embedding look-up touches a row and counts as nothing; the output head is touched whole."""
     job = prepared.job
     config = job.config
     if not job.blocks:
-        size = {"float32": 4}.get(job.dtype, 2)
+        size = BYTES_PER_VALUE[job.dtype]
         shapes = config.tensor_shapes()
         values = sum(rows * (cols[0] if cols else 1) for rows, *cols in shapes.values())
         if not config.tied_embeddings:
             values -= config.vocab * config.hidden
-        return values * size, 0
-    touched = streamed = 0
+        return TokenBytes(values * size, values * size, 0)
+    assert job.plan is not None
+    streamed, layers, head = 0, [], 0
     window = prepared.settings.system.window_config()
     for blocks in job.blocks:
         resident = resident_indices(blocks, window)
-        touched += sum(block.weight_bytes for block in blocks if block.kind != "input")
         streamed += sum(block.nbytes for i, block in enumerate(blocks) if i not in resident)
-    return touched, streamed
+        layers.append(sum(block.weight_bytes for block in blocks if block.layer >= 0))
+        head += sum(block.weight_bytes for block in blocks if block.kind == "output")
+    in_turn = max(layers) if job.plan.scheme == "tensor" else sum(layers)
+    return TokenBytes(sum(layers) + head, in_turn + head, streamed)

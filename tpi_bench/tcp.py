@@ -19,6 +19,7 @@ import select
 import socket
 import struct
 import sys
+import threading
 import time
 from collections import deque
 
@@ -164,7 +165,7 @@ class Mesh:
         self._network = network
         self._up = UpLink(network, rank)
         self._down = DownLink(network)
-        self._outbox: dict[int, deque[memoryview]] = {peer: deque() for peer in sockets}
+        self._outboxes = {peer: _Outbox(connection) for peer, connection in sockets.items()}
         self._sent = dict.fromkeys(sockets, 0)
         self._received = dict.fromkeys(sockets, 0)
         self._arrivals: dict[int, int] = {}  # frames whose place on the down-link is already known
@@ -179,14 +180,10 @@ class Mesh:
             flight = self._up.depart(time.monotonic_ns(), dst, data.nbytes)
         header = _FRAME.pack(_MAGIC, self._sent[dst], data.nbytes, flight.first_ns, flight.last_ns)
         self._sent[dst] = (self._sent[dst] + 1) & 0xFFFFFFFF
-        body = data.data
-        taken = 0
-        if not self._outbox[dst]:
-            taken = self._try_send(dst, [header, body])
-        for piece in (memoryview(header), body):
-            if taken < piece.nbytes:
-                self._outbox[dst].append(memoryview(bytes(piece[taken:])))
-            taken = max(0, taken - piece.nbytes)
+        try:
+            self._outboxes[dst].send(memoryview(header), data.data)
+        except OSError as error:
+            raise DeviceLost(dst, f"closed its connection ({error.strerror})") from error
 
     def recv(self, src: int, out: np.ndarray) -> None:
         """The next frame from `src` into `out` (contiguous uint8 of exactly the frame's length)."""
@@ -199,10 +196,8 @@ class Mesh:
 
     def close(self) -> None:
         """Send what is still queued, then close."""
-        deadline = time.monotonic() + 1.0
-        while any(self._outbox.values()) and time.monotonic() < deadline:
-            self._flush()
-            time.sleep(0.001)
+        for outbox in self._outboxes.values():
+            outbox.close()
         for connection in self._sockets.values():
             connection.close()
 
@@ -225,20 +220,12 @@ class Mesh:
                 parts[0] = parts[0][got:]
 
     def _wait_readable(self, src: int, deadline_ns: int) -> None:
-        """Sleep until `src` has bytes, moving queued outgoing bytes meanwhile."""
         poll = select.poll()
         poll.register(self._sockets[src], select.POLLIN)
-        for peer, queue in self._outbox.items():
-            if queue:
-                poll.register(
-                    self._sockets[peer], select.POLLOUT | (select.POLLIN if peer == src else 0)
-                )
         remaining_ms = (deadline_ns - time.monotonic_ns()) / 1e6
         if remaining_ms <= 0 or not poll.poll(remaining_ms):
-            raise DeviceLost(
-                src, f"sent nothing for {self._network.timeout_s:g} s (network.timeout_s)"
-            )
-        self._flush()
+            limit = f"{self._network.timeout_s:g} s (network.timeout_s)"
+            raise DeviceLost(src, f"sent nothing for {limit}")
 
     def _check_header(self, src: int, nbytes: int) -> Flight:
         magic, sequence, length, first_ns, last_ns = _FRAME.unpack(self._header)
@@ -285,19 +272,62 @@ class Mesh:
         _, _, length, first_ns, last_ns = _FRAME.unpack(header)
         return Flight(first_ns, last_ns), length
 
-    def _try_send(self, dst: int, parts: list[bytes | memoryview]) -> int:
+
+class _Outbox:
+    """Bytes on their way to one peer. Sending never waits: what the kernel does not take at once
+    (more
+
+    than it buffers, some megabytes) is copied and sent by a thread that lives only while there is
+    some.
+    """
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self._queue: deque[memoryview] = deque()
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+
+    def send(self, *pieces: memoryview) -> None:
+        """Send `pieces` in order, after all that was sent before. Raises OSError if the peer is
+        gone.
+        """
+        with self._lock:
+            taken = 0 if self._thread else self._try_send(list(pieces))
+            for piece in pieces:
+                if taken < piece.nbytes:
+                    self._queue.append(memoryview(bytes(piece[taken:])))
+                taken = max(0, taken - piece.nbytes)
+            if self._queue and self._thread is None:
+                self._thread = threading.Thread(target=self._drain, name="outbox", daemon=True)
+                self._thread.start()
+
+    def close(self) -> None:
+        """Give what is queued a second to leave."""
+        thread = self._thread
+        if thread is not None:
+            thread.join(1.0)
+
+    def _drain(self) -> None:
+        poll = select.poll()
+        poll.register(self._connection, select.POLLOUT)
+        while True:
+            poll.poll()
+            with self._lock:
+                try:
+                    taken = self._try_send([self._queue[0]])
+                except OSError:  # the next send or receive meets the same error and reports it
+                    self._queue.clear()
+                    taken = 0
+                if self._queue and taken < self._queue[0].nbytes:
+                    self._queue[0] = self._queue[0][taken:]
+                elif self._queue:
+                    self._queue.popleft()
+                if not self._queue:
+                    self._thread = None
+                    return
+
+    def _try_send(self, pieces: list[memoryview]) -> int:
         try:
-            return self._sockets[dst].sendmsg(parts)
+            return self._connection.sendmsg(pieces)
         except BlockingIOError:
             return 0
-        except OSError as error:
-            raise DeviceLost(dst, f"closed its connection ({error.strerror})") from error
-
-    def _flush(self) -> None:
-        for peer, queue in self._outbox.items():
-            while queue:
-                taken = self._try_send(peer, [queue[0]])
-                if taken < queue[0].nbytes:
-                    queue[0] = queue[0][taken:]
-                    break
-                queue.popleft()

@@ -28,12 +28,17 @@ def pipeline_steps(num_devices: int) -> int:
     return num_devices if num_devices > 1 else 0
 
 
-def token_limit_s(*, memory_s: float, network_s: float, disk_s: float) -> float:
-    """Nothing can be faster: weights are read from memory and partial sums wait for links in turn;
+def token_limit_s(
+    *, memory_s: float, critical_memory_s: float, network_s: float, disk_s: float
+) -> float:
+    """Nothing can be faster on this host, whatever overlaps.
 
-    the disk may run behind both, but every streamed byte must come off it.
+    `memory_s`: all weight bytes of a token over the host's memory bandwidth. `critical_memory_s`: those
+    that are read one after another with link latencies (one device's under tensor parallelism, where
+    the others work or wait meanwhile; everyone's in a pipeline). `disk_s`: all streamed bytes over the
+    disk's bandwidth, which may run behind the rest.
     """
-    return max(memory_s + network_s, disk_s)
+    return max(memory_s, critical_memory_s + network_s, disk_s)
 
 
 def window_peak_parameters(

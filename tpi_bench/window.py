@@ -108,22 +108,32 @@ class Window:
         self._in_flight.clear()
 
     def _load_resident(self, indices: list[int]) -> None:
-        """All reads at once; the tied input and output blocks are one file and share one buffer."""
-        ends: dict[str, torch.Tensor] = {}
-        handles = []
+        """One area, all reads at once; tied input and output blocks are one file in one place."""
+        offsets: dict[int, int] = {}
+        shared: dict[str, int] = {}
+        total = 0
         for index in indices:
             block = self._blocks[index]
             is_end = block.kind in ("input", "output")
-            if is_end and block.path in ends:
-                data = ends[block.path]
-            else:
-                data = self._rt.alloc("weights", block.nbytes)
-                handles.append((self._rt.read(block, data), block.key))
-                if is_end:
-                    ends[block.path] = data
+            if is_end and block.path in shared:
+                offsets[index] = offsets[shared[block.path]]
+                continue
+            if is_end:
+                shared[block.path] = index
+            offsets[index] = total
+            total += block.nbytes
+        if not indices:
+            return
+        area = self._rt.alloc("weights", total)
+        reads: dict[int, ReadHandle] = {}
+        for index, offset in offsets.items():
+            block = self._blocks[index]
+            data = area[offset : offset + block.nbytes]
             self._views[index] = tensor_views(block, data)
-        for handle, key in handles:
-            self._rt.waiting(handle, key)
+            if offset not in reads:
+                reads[offset] = self._rt.read(block, data)
+        for handle in reads.values():
+            self._rt.waiting(handle, "resident")
 
     def _place_streamed(self) -> None:
         sizes = [self._blocks[i].nbytes for i in self._streamed]

@@ -1,0 +1,33 @@
+"""A system whose one rank misbehaves. Apart, so that devices load little to run it."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from tpi_bench.job import Job
+from tpi_bench.tpi import TpiSystem
+
+
+@dataclass(frozen=True)
+class Saboteur:
+    """Runs the engine, but one rank does something else when a step comes."""
+
+    rank: int
+    harm: str
+
+    def plan(self, config: Any, proportions: Any) -> Any:
+        return TpiSystem().plan(config, proportions)
+
+    def run_device(self, rt: Any, job: Job, output: Any) -> Any:
+        if rt.rank == self.rank:
+            if self.harm == "raise":
+                raise RuntimeError("a worker's own mistake")
+            if self.harm == "exit":
+                os._exit(7)
+            if self.harm == "loop":
+                while True:
+                    time.sleep(0.1)
+        return TpiSystem().run_device(rt, job, output)

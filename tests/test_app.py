@@ -1,0 +1,246 @@
+"""The command line as users and scripts meet it: the JSON contract, bad input, sweeps, stop and
+resume.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import psutil
+import pytest
+
+from tests.models_zoo import oracle
+from tpi_bench import app
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def run(*arguments: str, cache_dir: Path, **kwargs) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "tpi_bench", *arguments, f"cache_dir={cache_dir}"]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120, **kwargs)
+
+
+def report_of(done: subprocess.CompletedProcess) -> dict:
+    return json.loads(done.stdout.strip().split("\n")[-1])
+
+
+def test_help_is_quick_and_names_the_groups() -> None:
+    start = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-m", "tpi_bench", "--help"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=True,
+    )
+    assert (
+        time.monotonic() - start < 10
+    )  # loose here; the imports it must not make are in test_floors
+    assert "system: pipeline, tpi" in done.stdout
+    assert "+experiment=fig_latency" in done.stdout
+
+
+def test_the_contract_for_scripts(checkpoints: dict[str, Path], cache_dir: Path) -> None:
+    folder = checkpoints["gqa"]
+    done = run(
+        "task=generate",
+        "report=json",
+        "system=tpi",
+        "model=hf",
+        f"model.path={folder}",
+        "testbed.num_devices=2",
+        "system.window=2",
+        "system.collective=star",
+        "network.link_latency_ms=1",
+        "workload.prompt_ids=[1,2,3]",
+        "workload.num_new_tokens=16",
+        "workload.ignore_eos=true",
+        cache_dir=cache_dir,
+    )
+    assert done.returncode == 0, done.stderr
+    report = report_of(done)
+    assert report["status"] == "ok"
+    assert report["token_ids"] == oracle(folder, (1, 2, 3), 16)[0]
+    assert report["ttft_s"] > 6 * 4e-3  # 6 allreduces, each two messages of 2 ms
+    assert len(report["token_latencies_s"]) == 15
+    assert min(report["token_latencies_s"]) > 6 * 4e-3 * 0.95
+    assert [device["rank"] for device in report["devices"]] == [0, 1]
+    for device in report["devices"]:
+        assert device["weight_bytes_read"] > 0
+        assert device["peak_anon_bytes"] > 0
+        assert device["peak_file_bytes"] > 0
+    assert 0.0038 < report["link_round_trip_s"] < 0.02
+    assert "error" not in report
+
+
+BAD = [
+    (["system=nope"], "Could not find 'system/nope'; available options in 'system': pipeline, tpi"),
+    (["system.collective=nope"], "choose one of star, tree, ring, direct"),
+    (["system.nope=1"], "system.nope"),
+    (["system.window=0"], "system.window=0 must be a whole number of at least 1, or off"),
+    (["testbed.num_devices=0"], "testbed.num_devices=0 must be at least 1"),
+    (["testbed.num_devices=10"], "more than the model's 9 attention heads"),
+    (["testbed.num_devices=two"], "testbed.num_devices=two has the wrong type"),
+    (["testbed.proportions=[1,2,3]"], "must hold 2 positive numbers"),
+    (["workload.num_new_tokens=600"], "the model's context is 512"),
+    (["workload.prompt_ids=[300]"], "outside the model's vocabulary (0 to 299)"),
+    (["workload.prompt_ids=null"], "holds no tokenizer"),
+    (["model.path=/nowhere"], "/nowhere does not exist"),
+    (["model.dtype=int4"], "model.dtype=int4 is not supported"),
+    (["network=nope"], "available options in 'network': none, paper, switch"),
+    (["network.link_latency_ms=-1"], "must be a number of at least 0"),
+    (["task=nope"], "task=nope is unknown; choose one of generate, measure"),
+    (["resume=/nowhere"], "no overrides.json there"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD, ids=[" ".join(a) for a, _ in BAD])
+def test_bad_input_is_one_line_and_nothing_starts(
+    checkpoints: dict[str, Path], cache_dir: Path, arguments: list[str], message: str
+) -> None:
+    given = [
+        "report=json",
+        "model=hf",
+        f"model.path={checkpoints['gqa']}",
+        "workload.prompt_ids=[1,2]",
+    ]
+    names = {argument.partition("=")[0] for argument in arguments}
+    done = run(
+        *[g for g in given if g.partition("=")[0] not in names], *arguments, cache_dir=cache_dir
+    )
+    assert done.returncode == 1
+    report = report_of(done)
+    assert report["status"] == "error"
+    assert message in report["error"]
+    lines = done.stderr.strip().split("\n")
+    assert lines == [f"error: {report['error']}"]
+
+
+SWEEP = [
+    "-m",
+    "task=measure",
+    "name=tiny",
+    "model=hf",
+    "workload.prompt_ids=[1,2,3]",
+    "workload.num_new_tokens=4",
+    "network.link_latency_ms=0,1",
+    "figure=experiments.fig_latency",
+    "system=tpi,transformers",
+]
+
+
+def test_a_sweep_leaves_tables_and_a_figure_and_is_resumed(
+    checkpoints: dict[str, Path], cache_dir: Path, tmp_path: Path
+) -> None:
+    path = f"model.path={checkpoints['gqa']}"
+    done = run(*SWEEP, path, f"results_dir={tmp_path}", cache_dir=cache_dir)
+    assert done.returncode == 0, done.stderr
+    (folder,) = (tmp_path / "tiny").iterdir()
+    assert {
+        "runs.csv",
+        "runs.parquet",
+        "tokens.csv",
+        "devices.csv",
+        "fig_latency.png",
+        "fig_latency.pdf",
+    } <= {p.name for p in folder.iterdir()}
+    runs = pd.read_parquet(folder / "runs.parquet")
+    # one device has no link: its two points are one
+    assert sorted(runs.system) == ["tpi", "tpi", "transformers"]
+    assert (runs.status == "ok").all()
+    assert runs.commit.str.len().min() > 6
+    assert (runs.clock == "wall").all()
+    tokens = pd.read_parquet(folder / "tokens.parquet")
+    assert len(tokens) == 12
+    assert len(pd.read_parquet(folder / "devices.parquet")) == 5
+    assert "TPI star" in done.stdout
+
+    victim = next((folder / "points").glob("*.json"))
+    kept = {p: p.stat().st_mtime_ns for p in (folder / "points").iterdir() if p != victim}
+    victim.unlink()
+    again = subprocess.run(
+        [sys.executable, "-m", "tpi_bench", f"resume={folder}"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=120,
+    )
+    assert again.returncode == 0, again.stderr
+    assert victim.exists()
+    assert kept == {p: p.stat().st_mtime_ns for p in kept}
+
+
+def test_a_failed_point_is_a_row_and_the_sweep_goes_on(
+    checkpoints: dict[str, Path], cache_dir: Path, tmp_path: Path
+) -> None:
+    done = run(
+        "-m",
+        "task=measure",
+        "name=tiny",
+        "model=hf",
+        f"model.path={checkpoints['gqa']}",
+        "workload.prompt_ids=[1,2,3]",
+        "workload.num_new_tokens=2",
+        "testbed.num_devices=10,1",
+        f"results_dir={tmp_path}",
+        cache_dir=cache_dir,
+    )
+    assert done.returncode == 1
+    (folder,) = (tmp_path / "tiny").iterdir()
+    runs = pd.read_csv(folder / "runs.csv")
+    assert sorted(runs.status) == ["error", "ok"]
+    assert "attention heads" in runs[runs.status == "error"].error.iloc[0]
+    assert "attention heads" in done.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_stopping_leaves_nothing_running(
+    checkpoints: dict[str, Path], cache_dir: Path, tmp_path: Path, number: int
+) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "tpi_bench",
+        *SWEEP,
+        f"model.path={checkpoints['gqa']}",
+        "network.link_latency_ms=5",
+        "workload.num_new_tokens=400",
+        "system=tpi",
+        f"results_dir={tmp_path}",
+        f"cache_dir={cache_dir}",
+    ]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT
+    )
+    parent = psutil.Process(process.pid)
+    deadline = time.monotonic() + 30
+    devices: list[psutil.Process] = []
+    while len(devices) < 2 and time.monotonic() < deadline:
+        time.sleep(0.1)
+        devices = [c for c in parent.children(recursive=True) if c.net_connections(kind="tcp")]
+    assert len(devices) == 2
+    started = parent.children(recursive=True)
+    os.kill(process.pid, number)
+    _, errors = process.communicate(timeout=10)
+    assert process.returncode == 130
+    assert "stopped; go on with: python -m tpi_bench resume=" in errors
+    assert "Traceback" not in errors
+    _gone, alive = psutil.wait_procs(started, timeout=3)
+    assert not alive
+    assert not list(tmp_path.rglob("*.tmp*"))
+
+
+def test_num_points_counts_overrides_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    from omegaconf import OmegaConf
+
+    params = {"repeat": "0,1,2", "network.link_latency_ms": "0,0.5,1", "system": "tpi,pipeline"}
+    config = OmegaConf.create({"hydra": {"sweeper": {"params": params}}})
+    monkeypatch.setattr(sys, "argv", ["tpi_bench", "+experiment=x", "repeat=0", "system=tpi,a,b,c"])
+    assert app.num_points(config) == 1 * 3 * 4

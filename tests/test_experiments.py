@@ -1,0 +1,54 @@
+"""Every experiment's YAML runs tiny, and its table and figure come out of the stored rows."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+EXPERIMENTS = sorted(path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_an_experiment_runs_tiny(name: str, cache_dir: Path, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "tpi_bench",
+            f"+experiment={name}",
+            "model=debug",
+            "workload.prompt_ids=[1,2,3]",
+            "workload.num_new_tokens=3",
+            "testbed.num_devices=2",
+            *(["repeat=0", "network.link_latency_ms=0,0.5"] if name == "fig_latency" else []),
+            f"results_dir={tmp_path}",
+            f"cache_dir={cache_dir}",
+        ],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stderr
+    (folder,) = (tmp_path / name).iterdir()
+    assert (folder / f"{name}.png").stat().st_size > 10_000
+    assert (folder / f"{name}.pdf").stat().st_size > 5_000
+    runs = pd.read_parquet(folder / "runs.parquet")
+    assert (runs.status == "ok").all()
+    if name == "exactness":
+        assert runs.tokens_equal.all()
+        assert runs.max_logit_diff.max() < 1e-3
+    again = subprocess.run(
+        [sys.executable, "-m", f"experiments.{name}", str(folder)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=60,
+        check=True,
+    )
+    assert done.stdout.strip() in again.stdout

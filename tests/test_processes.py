@@ -1,0 +1,219 @@
+"""Device processes: what they report, how they overlap, and how they end when something
+breaks.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from tests.models_zoo import prompt_of
+from tests.running import make_job, run_ok
+from tests.saboteur import Saboteur
+from tpi_bench.job import Job, Outcome
+from tpi_bench.links import NetworkConfig
+from tpi_bench.processes import ProcessesTestbed, available_cpus, run_job
+from tpi_bench.tpi import TpiSystem
+from tpi_bench.workload import Request
+
+LONG = Request(prompt_ids=prompt_of(5), num_new_tokens=400)
+
+
+def overlaps(spans: list[list[Any]], others: list[list[Any]]) -> int:
+    """Total time in ns that a span of the first list runs while one of the second does."""
+    return sum(max(0, min(a[3], b[3]) - max(a[2], b[2])) for a in spans for b in others)
+
+
+def test_loads_run_behind_compute_and_allreduce(
+    checkpoints: dict[str, Path], cache_dir: Path
+) -> None:
+    """By the spans, not by luck: loads lie within the waits for the allreduce."""
+    request = Request(prompt_ids=prompt_of(5), num_new_tokens=8)
+    network = NetworkConfig(topology="switch", link_latency_ms=1)
+    job = make_job(
+        TpiSystem(window=2),
+        checkpoints["gqa"],
+        cache_dir,
+        num_devices=2,
+        request=request,
+        network=network,
+        trace=True,
+    )
+    outcome = run_ok(job)
+    worker = next(device for device in outcome.devices if device.rank == 1)
+    reads = [span for span in worker.spans if span[0] == "read"]
+    syncs = [span for span in worker.spans if span[0] == "sync" and span[1] == "recv"]
+    waits = [span for span in worker.spans if span[0] == "load_wait"]
+    # 4 ms of link time an allreduce against reads of some 100 us: what is read hides behind it
+    assert overlaps(reads, syncs) > 0.5 * sum(span[3] - span[2] for span in reads[2:])
+    assert sum(span[3] - span[2] for span in waits) < 0.5 * sum(s[3] - s[2] for s in syncs)
+
+
+def test_a_tokens_time_adds_up(checkpoints: dict[str, Path], cache_dir: Path) -> None:
+    request = Request(prompt_ids=prompt_of(5), num_new_tokens=30)
+    network = NetworkConfig(topology="switch", link_latency_ms=0.5)
+    job = make_job(
+        TpiSystem(window=2),
+        checkpoints["gqa"],
+        cache_dir,
+        num_devices=2,
+        request=request,
+        network=network,
+    )
+    generation = run_ok(job).generation
+    assert generation is not None
+    total = generation.token_ns[-1] - generation.request_ns
+    explained = sum(sum(account.values()) for account in generation.account)
+    assert 0.9 * total < explained <= total
+    for before, after in itertools.pairwise(generation.token_ns):
+        assert after - before > 0.95 * 3 * 2 * 2 * 1_000_000  # 6 allreduces of 2 ms each
+    # the master computes while its sum is on the way to the worker, so it waits for a little less
+    assert all(account["sync"] > 6_000_000 for account in generation.account[1:])
+
+
+def test_reports(checkpoints: dict[str, Path], cache_dir: Path) -> None:
+    request = Request(prompt_ids=prompt_of(5), num_new_tokens=4, warmup_tokens=0)
+    job = make_job(
+        TpiSystem(window=1), checkpoints["gqa"], cache_dir, num_devices=2, request=request
+    )
+    outcome = run_ok(job)
+    for device in sorted(outcome.devices, key=lambda d: d.rank):
+        streamed = sum(block.nbytes for block in job.blocks[device.rank])
+        # 4 passes, and the first block of a fifth that was loaded ahead
+        assert device.weight_bytes_read == 4 * streamed + job.blocks[device.rank][0].nbytes
+        assert device.ledger_bytes["window"] == max(b.nbytes for b in job.blocks[device.rank])
+        assert device.peak_anon_bytes >= device.start_anon_bytes > 0
+        assert device.peak_file_bytes > 0
+        assert device.num_threads == 1
+        assert device.read_mode in ("direct", "buffered, dropped after each read")
+    assert len(outcome.round_trips_ns) > 0
+
+
+def timed(job: Job) -> tuple[Outcome, float]:
+    start = time.monotonic()
+    outcome = run_job(job)
+    return outcome, time.monotonic() - start
+
+
+def no_children_left() -> bool:
+    """Only the fork server and the resource tracker may be there."""
+    names = [
+        " ".join(child.cmdline())
+        for child in psutil.Process().children(recursive=True)
+        if child.status() != psutil.STATUS_ZOMBIE
+    ]
+    return len([name for name in names if "resource_tracker" not in name]) <= 1
+
+
+@pytest.mark.parametrize(
+    ("harm", "status", "message"),
+    [
+        ("raise", "error", "rank 2 failed: RuntimeError: a worker's own mistake"),
+        ("exit", "device_lost", "rank 2 ended without a result (exit status 7)"),
+        ("loop", "timeout", "rank 2 hangs: it sent nothing for 1 s (network.timeout_s)"),
+    ],
+)
+def test_the_guilty_rank_is_named(
+    checkpoints: dict[str, Path], cache_dir: Path, harm: str, status: str, message: str
+) -> None:
+    job = make_job(
+        Saboteur(2, harm),
+        checkpoints["gqa"],
+        cache_dir,
+        num_devices=4,
+        request=LONG,
+        network=NetworkConfig(timeout_s=1.0),
+    )
+    outcome, took = timed(job)
+    assert (outcome.status, outcome.error) == (status, message)
+    assert took < 5
+    assert no_children_left()
+
+
+def signal_later(number: int) -> threading.Thread:
+    """Send `number` to the device process with rank 1 once it is generating."""
+
+    def work() -> None:
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline:
+            children = psutil.Process().children(recursive=True)
+            connected = [c for c in children if len(c.net_connections(kind="tcp")) == 2]
+            if len(connected) >= 3:  # every device of three is connected to two others
+                time.sleep(0.3)
+                os.kill(sorted(child.pid for child in connected)[1], number)
+                return
+            time.sleep(0.02)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    return thread
+
+
+@pytest.mark.parametrize(
+    ("number", "status", "part"),
+    [
+        (signal.SIGKILL, "device_lost", "rank 1 was killed by signal 9 (SIGKILL)"),
+        (signal.SIGSTOP, "timeout", "rank 1 hangs: it sent nothing for 1 s"),
+    ],
+)
+def test_a_device_killed_or_stopped_in_the_middle_of_a_token(
+    checkpoints: dict[str, Path], cache_dir: Path, number: int, status: str, part: str
+) -> None:
+    network = NetworkConfig(topology="switch", link_latency_ms=2, timeout_s=1.0)
+    job = make_job(
+        TpiSystem(), checkpoints["gqa"], cache_dir, num_devices=3, request=LONG, network=network
+    )
+    killer = signal_later(number)
+    outcome, took = timed(job)
+    killer.join()
+    assert outcome.status == status
+    assert outcome.error is not None
+    assert part in outcome.error
+    assert took < 8
+    assert no_children_left()
+
+
+def test_a_block_that_cannot_be_read_is_named(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    job = make_job(TpiSystem(window=1), checkpoints["gqa"], tmp_path, num_devices=2, request=LONG)
+    victim = Path(job.blocks[1][3].path)
+    victim.write_bytes(victim.read_bytes()[:8192])
+    outcome, _ = timed(job)
+    assert outcome.status == "error"
+    assert outcome.error is not None
+    assert f"rank 1 failed: cannot read block {victim}: the file ends" in outcome.error
+    victim.unlink()
+    outcome, _ = timed(job)
+    assert outcome.error is not None
+    assert f"cannot read block {victim}: No such file or directory" in outcome.error
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"num_devices": 0}, "num_devices=0 must be at least 1"),
+        ({"threads_per_device": 0}, "threads_per_device=0 must be a whole number"),
+        ({"threads_per_device": "many"}, "threads_per_device=many"),
+    ],
+)
+def test_bad_testbeds_are_refused(values: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ProcessesTestbed(**values)
+
+
+def test_threads_and_pins_follow_the_cores() -> None:
+    cores = available_cpus()
+    assert ProcessesTestbed().threads(1) == len(cores)
+    assert ProcessesTestbed().threads(1000) == 1
+    assert ProcessesTestbed(threads_per_device=3).threads(1000) == 3
+    assert ProcessesTestbed().cpus(4) is None
+    pins = ProcessesTestbed(pin_cpus=True).cpus(4)
+    assert pins is not None
+    assert [pin[0] for pin in pins] == [cores[rank % len(cores)] for rank in range(4)]
