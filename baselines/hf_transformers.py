@@ -1,5 +1,4 @@
-"""Plain Hugging Face Transformers in one process: the baseline everyone has, and the oracle for
-tokens.
+"""Plain Hugging Face Transformers in one process: everyone's baseline, and the oracle.
 
 `generate()` as a user would call it; token times come from its streamer. Needs all weights in
 memory.

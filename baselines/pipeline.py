@@ -1,5 +1,4 @@
-"""Pipeline (layer-wise model) parallelism: each device owns consecutive layers and passes the
-hidden state on.
+"""Pipeline (layer-wise model) parallelism: each device owns consecutive layers.
 
 The way of Petals and EdgeShard (arXiv 2405.14371): one request keeps one device busy at a time,
 and a token costs one message a device. Runs on the same blocks, windows and runtime as the TPI

@@ -1,5 +1,4 @@
-"""Token latency against link latency: TPI with three collectives and with its window, and
-baselines.
+"""Token latency against link latency: TPI with three collectives, its window, and baselines.
 
 Doubts it answers: is link latency the bottleneck of allreduce (claim 3 of the paper), does star
 beat ring (claim 4), does tensor parallelism beat a pipeline for one request (claim 5), and what
@@ -114,9 +113,7 @@ def _draw_flat(
 
 
 def _good(runs: pd.DataFrame) -> pd.DataFrame:
-    """Points that succeeded, with the label of their line, in the order systems were first
-    measured.
-    """
+    """Points that succeeded, with the label of their line, in the order of first measuring."""
     good = runs[(runs.status == "ok") & runs.token_latency_s.notna()].copy()
     good["label"] = [figures.system_label(row) for row in good.to_dict("records")]
     good["latency_label"] = [

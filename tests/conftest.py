@@ -1,6 +1,4 @@
-"""Shared fixtures: one cache folder a test session, random models of every variant, and the
-oracle.
-"""
+"""Shared fixtures: one cache folder a test session, and random models of every variant."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""The command line as users and scripts meet it: the JSON contract, bad input, sweeps, stop and
-resume.
-"""
+"""The command line as users and scripts meet it: JSON contract, bad input, sweeps, resume."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""The house keeps its floors: imports point downward, and rank programs know no clock and no
-socket.
-"""
+"""The house keeps its floors: imports point downward, rank programs know no clock."""
 
 from __future__ import annotations
 

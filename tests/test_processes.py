@@ -1,6 +1,4 @@
-"""Device processes: what they report, how they overlap, and how they end when something
-breaks.
-"""
+"""Device processes: what they report, how they overlap, and how they end."""
 
 from __future__ import annotations
 

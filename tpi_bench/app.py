@@ -1,5 +1,4 @@
-"""The command line: Hydra composes the config, a task runs a point, an experiment gathers its
-points.
+"""The command line: Hydra composes the config, a task runs a point, an experiment many.
 
 `python -m tpi_bench task=generate prompt="..."` and `python -m tpi_bench +experiment=NAME`.
 Results go to standard output, everything else to standard error; bad input is one line and exit
@@ -240,9 +239,7 @@ def num_points(config: DictConfig) -> int:
 
 
 def with_stored_overrides(arguments: list[str]) -> list[str]:
-    """`resume=DIR` brings back the overrides that DIR was made with. Others would mix two
-    experiments.
-    """
+    """`resume=DIR` brings back the overrides of DIR; others would mix two experiments."""
     folders = [
         argument.partition("=")[2] for argument in arguments if argument.startswith("resume=")
     ]

@@ -25,9 +25,7 @@ _MAX_HEADER_BYTES = 100 << 20  # the safetensors format's own bound
 
 
 class Checkpoint(Protocol):
-    """`identity` changes whenever the weights may have changed; it is part of the block files'
-    key.
-    """
+    """`identity` changes whenever the weights may have; the block files' key holds it."""
 
     config: ModelConfig
 

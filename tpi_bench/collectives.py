@@ -75,9 +75,7 @@ def ring(rt: Runtime, partial: torch.Tensor) -> torch.Tensor:
 
 
 def direct(rt: Runtime, partial: torch.Tensor) -> torch.Tensor:
-    """Each device sends its partial to every other; all sum in rank order. One step, N (N - 1)
-    messages.
-    """
+    """Each device sends its partial to every other; all sum in rank order. One step."""
     others = [peer for peer in range(rt.world_size) if peer != rt.rank]
     for peer in others:
         rt.send(peer, partial)

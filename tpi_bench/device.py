@@ -1,5 +1,4 @@
-"""One device as an OS process: from a forked interpreter with torch loaded to the report at the
-end.
+"""One device as an OS process: from a forked interpreter to its report.
 
 Runs in the child. A control thread answers the launcher's status questions, and ends the process
 when the launcher is gone, so nothing is ever left running.

@@ -25,9 +25,7 @@ _F_NOCACHE = 48  # macOS
 
 
 class DirectReader:
-    """A few reader threads for one device. The threads hold the interpreter lock only between
-    reads.
-    """
+    """A few reader threads for one device; they hold the interpreter lock only between reads."""
 
     def __init__(self, num_threads: int = 4) -> None:
         self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="reader")
@@ -38,9 +36,7 @@ class DirectReader:
     def read(
         self, block: BlockFile, out: np.ndarray, on_done: Callable[[int, int], None]
     ) -> PendingRead:
-        """Start to read the block's data into `out`; `on_done(start_ns, end_ns)` when it is
-        there.
-        """
+        """Start to read the block into `out`; `on_done(start_ns, end_ns)` when it is there."""
         pending = PendingRead(block, -(-block.nbytes // _PIECE_BYTES), on_done)
         target = out.data
         self.bytes_read += block.nbytes

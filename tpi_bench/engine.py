@@ -1,5 +1,4 @@
-"""The TPI engine: tensor-parallel rank programs for the master and the workers (TPI-LLM, section
-3).
+"""The TPI engine: tensor-parallel rank programs for master and workers (TPI-LLM, section 3).
 
 The master embeds, broadcasts the embedding, takes part in every block and alone applies the output
 head; workers never see token ids, the embedding table or the head. `DeviceModel` is the part other
@@ -88,9 +87,7 @@ class Steps:
         self._header = torch.zeros(2, dtype=torch.int64)
 
     def announce(self, workers: Sequence[int], num_new: int, position: int) -> None:
-        """Tell `workers` that `num_new` positions from `position` on are next; 0 ends the
-        program.
-        """
+        """Tell `workers` that `num_new` positions from `position` on are next; 0 is the end."""
         self._header[0], self._header[1] = num_new, position
         for worker in workers:
             self._rt.send(worker, self._header)
@@ -132,9 +129,7 @@ class TensorParallelMaster:
 
 
 def run_worker(rt: Runtime, model: DeviceModel, allreduce: Callable) -> None:
-    """Ranks above 0: take each step's embedding, add the own part of every block, until told to
-    end.
-    """
+    """Ranks above 0: take a step's embedding, add the own part of every block, until the end."""
     steps = Steps(rt, model)
     combine = whole_sum(rt, allreduce)
     while True:

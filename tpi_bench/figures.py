@@ -1,6 +1,4 @@
-"""The look of all figures: a paper's column width, colours that colour-blind readers can tell
-apart.
-"""
+"""The look of all figures: a paper's column width, colours safe for the colour-blind."""
 
 from __future__ import annotations
 

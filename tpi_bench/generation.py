@@ -1,5 +1,4 @@
-"""The request loop every system shares: prefill, decode, sample, stop; and when each token was
-there.
+"""The request loop every system shares: prefill, decode, sample, stop, and the times.
 
 One definition of TTFT and token latency for all systems (docs in `metrics.py`): the clock is read
 when the request is taken up and after each sampled token.

@@ -1,5 +1,4 @@
-"""From a GGUF file to a Hugging Face folder: dequantised once, tensor by tensor, then like any
-model.
+"""From a GGUF file to a Hugging Face folder: dequantised once, tensor by tensor.
 
 Config and tokenizer come from transformers' own GGUF reader, the values from the `gguf` package;
 this file knows the tensor names and undoes the row order that llama.cpp gives Q and K of Llama
@@ -35,9 +34,7 @@ _PARTS = {
 
 
 def convert_gguf(source: Path, folder: Path) -> None:
-    """Write `folder` (config, tokenizer, fp32 safetensors with index) from the GGUF file
-    `source`.
-    """
+    """Write `folder` (config, tokenizer, fp32 safetensors) from a GGUF file."""
     import gguf
     import transformers
 

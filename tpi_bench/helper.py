@@ -23,8 +23,7 @@ class HelperDied(RuntimeError):
 
 
 def in_helper(fn: Callable[..., T], *args: Any) -> T:
-    """Call the module-level function `fn(*args)` in a fresh process and return its (picklable)
-    result.
+    """Call the module-level function `fn(*args)` in a fresh process; its result is pickled.
 
     ValueError and OSError come back as ValueError with the same text; nothing is left running.
     """

@@ -1,6 +1,4 @@
-"""A job: everything the devices of one point need to know. Made by the launcher, sent to each
-device.
-"""
+"""A job: everything the devices of one point need to know. Sent to each device."""
 
 from __future__ import annotations
 
@@ -30,9 +28,7 @@ class DeviceProgram(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """`blocks[rank]` are the rank's block files; empty for systems that read the checkpoint
-    themselves.
-    """
+    """`blocks[rank]` are the rank's files; empty for systems that read the checkpoint."""
 
     program: DeviceProgram
     config: ModelConfig

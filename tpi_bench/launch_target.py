@@ -1,6 +1,4 @@
-"""The function a device process starts with. It keeps torch out of the launcher, which only names
-it.
-"""
+"""The function a device process starts with. It keeps torch out of the launcher."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""Emulated links: when a message leaves, travels and arrives. Integer nanoseconds, no clock, no
-I/O.
+"""Emulated links: when a message leaves, travels and arrives. Pure arithmetic.
 
 Each device has one up-link and one down-link to a named topology. A message leaves when the up-link
 is free, its last bit leaves one transfer time later, every bit travels `hops * latency`, and the
@@ -20,9 +19,7 @@ HOPS = {"none": 0, "switch": 2, "paper": 4}
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkConfig:
-    """The `network` group. Latency and jitter are per hop; bandwidth is each link's, 0 is
-    unlimited.
-    """
+    """The `network` group. Latency and jitter are per hop; bandwidth is each link's."""
 
     topology: str = "none"
     link_latency_ms: float = 0.0
@@ -91,9 +88,7 @@ class UpLink:
         self._last_arrival_ns: dict[int, int] = {}
 
     def depart(self, now_ns: int, dst: int, nbytes: int) -> Flight:
-        """Put `nbytes` for `dst` on the link; messages to one receiver never overtake each
-        other.
-        """
+        """Put `nbytes` for `dst` on the link; messages to one receiver keep their order."""
         start = max(now_ns, self._free_ns)
         transfer = self._network.transfer_ns(nbytes)
         self._free_ns = start + transfer

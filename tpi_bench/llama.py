@@ -32,14 +32,29 @@ class KVCache:
 
 
 class RotaryTable:
-    """cos and sin for every position up to `length`, each (length, d), in fp32 as Hugging Face has
-    it.
+    """cos and sin for every position up to `length`, each (length, d), in fp32.
+
+    The first half of sin carries the minus sign of the rotation, so that turning a head is one
+    roll.
     """
 
     def __init__(self, rope: Rope, head_dim: int, length: int) -> None:
         angles = torch.outer(torch.arange(length).float(), inverse_frequencies(rope, head_dim))
-        angles = torch.cat((angles, angles), dim=-1)
-        self.cos, self.sin = angles.cos(), angles.sin()
+        self._cos = torch.cat((angles, angles), dim=-1).cos()
+        self._sin = torch.cat((-angles.sin(), angles.sin()), dim=-1)
+        self._half = head_dim // 2
+        self._at = (-1, -1)
+        self._now = (self._cos, self._sin)
+
+    def rotate(self, heads: torch.Tensor, position: int) -> torch.Tensor:
+        """heads (n, T, d) at positions position .. position + T - 1. All layers ask for the same."""
+        span = (position, position + heads.shape[1])
+        if span != self._at:
+            self._at = span
+            self._now = (self._cos[span[0] : span[1]], self._sin[span[0] : span[1]])
+        cos, sin = self._now
+        turned = heads.roll(self._half, -1)
+        return torch.addcmul(heads * cos, turned, sin).to(heads.dtype)
 
 
 def inverse_frequencies(rope: Rope, head_dim: int) -> torch.Tensor:
@@ -70,6 +85,8 @@ class AttentionBlock:
         self.eps = config.rms_eps
         self.rotary = rotary
         self.d = config.head_dim
+        self.scale = self.d**-0.5
+        self._none = torch.zeros((), dtype=dtype)  # baddbmm's addend, which beta=0 leaves out
         self.a = shard.heads[1] - shard.heads[0]
         self.b = shard.kv_heads[1] - shard.kv_heads[0]
         groups = head_groups(shard.heads, shard.kv_heads, config.group)
@@ -86,28 +103,17 @@ class AttentionBlock:
     def __call__(self, x: torch.Tensor, weights: Weights, position: int) -> torch.Tensor:
         """x (T, h) at positions position .. position + T - 1 -> partial (T, h)."""
         num_new, past = x.shape[0], position + x.shape[0]
-        qkv = project(
-            rms_norm(x, weights["norm"], self.eps), weights["qkv"], weights.get("qkv_bias")
-        )
+        normed = rms_norm(x, weights["norm"], self.eps)
+        qkv = project(normed, weights["qkv"], weights.get("qkv_bias"))
         heads = qkv.view(num_new, self.a + 2 * self.b, self.d).transpose(0, 1)  # (a + 2b, T, d)
-        rotated = self._rotate(heads[: self.a + self.b], position, past)
-        self.cache.keys[:, position:past] = rotated[self.a :]
-        self.cache.values[:, position:past] = heads[self.a + self.b :]
-        queries = rotated[: self.a]
+        queries_keys, new_values = heads.split((self.a + self.b, self.b))
+        queries, new_keys = self.rotary.rotate(queries_keys, position).split((self.a, self.b))
+        self.cache.keys[:, position:past] = new_keys
+        self.cache.values[:, position:past] = new_values
         keys, values = self.cache.keys[:, :past], self.cache.values[:, :past]
-        mixed = (
-            self._decode(queries, keys, values)
-            if num_new == 1
-            else self._prefill(queries, keys, values)
-        )
-        mixed = mixed.transpose(0, 1).reshape(num_new, self.a * self.d)
+        attend = self._decode if num_new == 1 else self._prefill
+        mixed = attend(queries, keys, values).transpose(0, 1).reshape(num_new, self.a * self.d)
         return project(mixed, weights["o"], weights.get("o_bias"))
-
-    def _rotate(self, heads: torch.Tensor, position: int, past: int) -> torch.Tensor:
-        cos, sin = self.rotary.cos[position:past], self.rotary.sin[position:past]
-        left, right = heads.chunk(2, dim=-1)
-        turned = torch.cat((-right, left), dim=-1)
-        return (heads * cos + turned * sin).to(heads.dtype)
 
     def _decode(
         self, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor
@@ -116,7 +122,7 @@ class AttentionBlock:
         if not self.is_even:
             queries = queries[self.into_groups]
         grouped = queries.reshape(self.b, self.g, self.d)
-        scores = torch.bmm(grouped, keys.transpose(1, 2)) * self.d**-0.5
+        scores = torch.baddbmm(self._none, grouped, keys.transpose(1, 2), beta=0, alpha=self.scale)
         shares = torch.softmax(scores, dim=-1, dtype=torch.float32).to(values.dtype)
         mixed = torch.bmm(shares, values).view(self.b * self.g, 1, self.d)
         return mixed if self.is_even else mixed[self.out_of_groups]
@@ -161,10 +167,10 @@ def output_logits(x: torch.Tensor, weights: Weights, eps: float) -> torch.Tensor
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-    """Root-mean-square norm over the last dimension, in fp32."""
-    exact = x.float()
-    scale = torch.rsqrt(exact.pow(2).mean(-1, keepdim=True) + eps)
-    return weight * (exact * scale).to(x.dtype)
+    """Root-mean-square norm over the last dimension; half precision is widened for it."""
+    if x.dtype == torch.float32:
+        return F.rms_norm(x, weight.shape, weight, eps)
+    return weight * F.rms_norm(x.float(), weight.shape, None, eps).to(x.dtype)
 
 
 def project(

@@ -1,5 +1,4 @@
-"""Peak memory of this process: anonymous and file-backed pages apart, sampled from the kernel's
-account.
+"""Peak memory of this process: anonymous and file-backed pages apart.
 
 Linux keeps a high-water mark only of the sum, so a thread reads /proc/self/status every 20 ms
 (about 30 microseconds each) and the device also asks at moments of known peaks. Elsewhere psutil's

@@ -67,9 +67,7 @@ def _oracle_answer(settings: Settings, model: Model, job: Job, cache_dir: Path) 
 
 
 def largest_difference(found: Path, expected: Path, num_steps: int) -> float:
-    """Largest absolute difference of two files of logits (n, v) over their first `num_steps`
-    steps.
-    """
+    """Largest absolute difference of two files of logits (n, v) in their first steps."""
     import torch
 
     a, b = torch.load(found, weights_only=True), torch.load(expected, weights_only=True)

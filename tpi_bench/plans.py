@@ -124,9 +124,7 @@ def layer_parallel(
     intermediate: int,
     proportions: Sequence[float],
 ) -> Plan:
-    """Every device owns some consecutive whole layers (pipeline, or layer-wise model
-    parallelism).
-    """
+    """Every device owns some consecutive whole layers (pipeline parallelism)."""
     num_devices = len(proportions)
     if num_devices > num_layers:
         raise ValueError(

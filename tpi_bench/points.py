@@ -31,9 +31,7 @@ from tpi_bench.workload import make_request
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """A point that is ready to run: model and block files are on the disk, every value is
-    checked.
-    """
+    """A point that is ready to run: files are on the disk, every value is checked."""
 
     settings: Settings
     model: Model
@@ -255,7 +253,7 @@ class TokenBytes:
 
 
 def _token_bytes(prepared: Prepared) -> TokenBytes:
-    """An embedding look-up touches a row and counts as nothing; the output head is touched whole."""
+    """An embedding look-up touches a row and counts as nothing; the head is touched whole."""
     job = prepared.job
     config = job.config
     if not job.blocks:

@@ -45,9 +45,7 @@ def measure_limits(num_threads: int, blocks: list[BlockFile]) -> HostLimits:
 
 
 def _disk_bandwidth(blocks: list[BlockFile]) -> float:
-    """Best of a few passes over the files, all queued at once, into memory that was touched
-    before.
-    """
+    """Best of a few passes over the files, all queued at once, into touched memory."""
     import mmap
 
     import numpy as np

@@ -266,7 +266,5 @@ class Launch:
 
 
 def run_job(job: Job, on_token: Callable[[int], None] | None = None) -> Outcome:
-    """Run `job` with one process a device and wait for its end. Never raises for a device's
-    failure.
-    """
+    """Run `job` with one process a device and wait. Never raises for a device's failure."""
     return Launch(job, on_token).run()

@@ -1,6 +1,4 @@
-"""Where a row comes from: commit, host, processor, library versions. Gathered without importing
-any.
-"""
+"""Where a row comes from: commit, host, processor, library versions. None is imported."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""What a person or a script is told of a record: text for the terminal, a JSON object for
-scripts.
-"""
+"""What a person or a script is told of a record: text, or a JSON object."""
 
 from __future__ import annotations
 

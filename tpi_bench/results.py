@@ -1,5 +1,4 @@
-"""Results on disk: one JSON record a point while a sweep runs, three tables (Parquet and CSV) at
-its end.
+"""Results on disk: a JSON record a point, and three tables (Parquet and CSV) at the end.
 
 A record is `{"run": {...}, "tokens": [...], "devices": [...]}`. A point is done when its record
 says `status` ok, so a stopped sweep is taken up again by looking at what is there. Needs no torch.

@@ -61,9 +61,7 @@ class SpanLog:
 
 
 def kind_of(key: str) -> str:
-    """The kind of a computation: sampling and reducing have their own names in a token's
-    account.
-    """
+    """The kind of a computation: sampling and reducing have their own."""
     return {"sample": "sampling", "reduce": "sync"}.get(key, "compute")
 
 
@@ -85,9 +83,7 @@ class Runtime(Protocol):
     def sleep(self, ns: int) -> None: ...
 
     def send(self, dst: int, buffer: torch.Tensor) -> None:
-        """Hand `buffer` to the network. Never waits for the receiver; `buffer` may be reused at
-        once.
-        """
+        """Hand `buffer` to the network. Never waits; `buffer` may be reused at once."""
         ...
 
     def recv(self, src: int, out: torch.Tensor) -> None:

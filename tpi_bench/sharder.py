@@ -44,9 +44,7 @@ def shard_folder(cache_dir: Path, checkpoint: Checkpoint, plan: Plan, dtype: str
 
 
 def find_shards(folder: Path) -> tuple[dict[str, Any] | None, dict[str, str]]:
-    """The manifest in `folder`, if there is one, and the files that are damaged, with the
-    reason.
-    """
+    """The manifest in `folder`, if there is one, and the damaged files with the reason."""
     path = folder / "manifest.json"
     try:
         manifest = json.loads(path.read_text())

@@ -1,5 +1,4 @@
-"""Where a model comes from: a local folder, the Hugging Face hub, a GGUF file, the demo, or a
-shape.
+"""Where a model comes from: a local folder, the Hugging Face hub, GGUF, the demo, or a shape.
 
 Each source is a dataclass behind `model=`; `load` checks it without torch and gives a `Model`.
 """
@@ -138,9 +137,7 @@ class SyntheticModel:
 
 
 def hugging_face_folder(model: Model, cache_dir: Path) -> Path:
-    """The model as a Hugging Face folder, for systems that need one; synthetic shapes are written
-    out.
-    """
+    """The model as a Hugging Face folder, for systems that need one; shapes are written out."""
     from tpi_bench.helper import in_helper
 
     if model.folder is not None:

@@ -65,9 +65,7 @@ class Listener:
     def accept(
         self, rank: int, peers: set[int], secret: bytes, deadline_ns: int
     ) -> dict[int, socket.socket]:
-        """Connections from all of `peers`. Strangers are refused without holding anyone up for
-        long.
-        """
+        """Connections from all of `peers`. Strangers are refused and hold nobody up for long."""
         found: dict[int, socket.socket] = {}
         while peers - found.keys():
             remaining = (deadline_ns - time.monotonic_ns()) / 1e9
@@ -274,11 +272,10 @@ class Mesh:
 
 
 class _Outbox:
-    """Bytes on their way to one peer. Sending never waits: what the kernel does not take at once
-    (more
+    """Bytes on their way to one peer. Sending never waits for the receiver.
 
-    than it buffers, some megabytes) is copied and sent by a thread that lives only while there is
-    some.
+    What the kernel does not take at once (more than it buffers, some megabytes) is copied and sent by
+    a thread that lives only while there is some.
     """
 
     def __init__(self, connection: socket.socket) -> None:
@@ -288,9 +285,7 @@ class _Outbox:
         self._thread: threading.Thread | None = None
 
     def send(self, *pieces: memoryview) -> None:
-        """Send `pieces` in order, after all that was sent before. Raises OSError if the peer is
-        gone.
-        """
+        """Send `pieces` in order, after all before. Raises OSError if the peer is gone."""
         with self._lock:
             taken = 0 if self._thread else self._try_send(list(pieces))
             for piece in pieces:

@@ -1,6 +1,4 @@
-"""Text to token ids and back. Encoding runs in a helper (it needs transformers); decoding is
-light.
-"""
+"""Text to token ids and back. Encoding needs transformers; decoding is light."""
 
 from __future__ import annotations
 
@@ -33,9 +31,7 @@ def _encode(folder: Path, prompt: str, chat: bool) -> list[int]:
 
 
 class TextStream:
-    """Turns token ids into text piece by piece, holding back characters that are not complete
-    yet.
-    """
+    """Turns token ids into text piece by piece, holding back incomplete characters."""
 
     def __init__(self, folder: Path) -> None:
         from tokenizers import Tokenizer

@@ -33,10 +33,10 @@ def token_limit_s(
 ) -> float:
     """Nothing can be faster on this host, whatever overlaps.
 
-    `memory_s`: all weight bytes of a token over the host's memory bandwidth. `critical_memory_s`: those
-    that are read one after another with link latencies (one device's under tensor parallelism, where
-    the others work or wait meanwhile; everyone's in a pipeline). `disk_s`: all streamed bytes over the
-    disk's bandwidth, which may run behind the rest.
+    `memory_s`: all weight bytes of a token over the host's memory bandwidth. `critical_memory_s`:
+    those that are read one after another with link latencies (one device's under tensor
+    parallelism, where the others work or wait meanwhile; everyone's in a pipeline). `disk_s`: all
+    streamed bytes over the disk's bandwidth, which may run behind the rest.
     """
     return max(memory_s, critical_memory_s + network_s, disk_s)
 

@@ -128,9 +128,7 @@ def tensor_shape(
 def layout(
     shapes: dict[str, tuple[int, ...]], dtype: str
 ) -> tuple[bytes, dict[str, TensorView], int]:
-    """The safetensors header (with its length field), each tensor's place, and the data's
-    length.
-    """
+    """The safetensors header (with its length field), the tensors' places, the data's length."""
     header: dict[str, Any] = {}
     views: dict[str, TensorView] = {}
     position = 0
@@ -207,9 +205,7 @@ def file_crc(path: Path) -> int:
 
 
 def file_stamp(path: Path) -> list[int]:
-    """Size and times of a file: while they stay, its bytes are taken to be the ones that were
-    checked.
-    """
+    """Size and times of a file: while they stay, its bytes are taken to stay."""
     stat = path.stat()
     return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
 
