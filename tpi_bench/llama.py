@@ -47,7 +47,7 @@ class RotaryTable:
         self._now = (self._cos, self._sin)
 
     def rotate(self, heads: torch.Tensor, position: int) -> torch.Tensor:
-        """heads (n, T, d) at positions position .. position + T - 1. All layers ask for the same."""
+        """heads (n, T, d) at T positions from `position` on. All layers ask for the same."""
         span = (position, position + heads.shape[1])
         if span != self._at:
             self._at = span

@@ -274,8 +274,8 @@ class Mesh:
 class _Outbox:
     """Bytes on their way to one peer. Sending never waits for the receiver.
 
-    What the kernel does not take at once (more than it buffers, some megabytes) is copied and sent by
-    a thread that lives only while there is some.
+    What the kernel does not take at once (beyond some megabytes) is copied and sent by a
+    thread that lives only while there is some.
     """
 
     def __init__(self, connection: socket.socket) -> None:

@@ -31,7 +31,7 @@ class WindowConfig:
 
 
 def parse_window(window: object, retain_every: int, resident_io: bool) -> WindowConfig:
-    """From the values of `system.window`, `.retain_every` and `.resident_io`; YAML reads off as False."""
+    """From `system.window` and its companions; YAML reads `off` as False."""
     size: int | None
     if window is None or window is False or str(window).lower() == "off":
         size = None
