@@ -235,6 +235,23 @@ def test_stopping_leaves_nothing_running(
     assert not list(tmp_path.rglob("*.tmp*"))
 
 
+def test_a_seed_fixes_sampled_tokens(cache_dir: Path) -> None:
+    def tokens(seed: int) -> list[int]:
+        done = run(
+            "report=json",
+            "model=debug",
+            "workload.prompt_ids=[1,2,3]",
+            "workload.temperature=1.5",
+            f"workload.seed={seed}",
+            "workload.num_new_tokens=12",
+            cache_dir=cache_dir,
+        )
+        return report_of(done)["token_ids"]
+
+    assert tokens(1) == tokens(1)
+    assert tokens(1) != tokens(2)
+
+
 def test_num_points_counts_overrides_once(monkeypatch: pytest.MonkeyPatch) -> None:
     from omegaconf import OmegaConf
 

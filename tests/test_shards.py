@@ -12,6 +12,7 @@ from safetensors import safe_open
 from tests.running import make_job
 from tpi_bench import cache, weights
 from tpi_bench.checkpoints import FolderCheckpoint, SyntheticCheckpoint
+from tpi_bench.helper import in_helper
 from tpi_bench.models import ModelConfig, read_config
 from tpi_bench.sharder import find_shards, shard, shard_folder
 from tpi_bench.tpi import TpiSystem
@@ -192,3 +193,31 @@ def test_jobs_carry_blocks_in_execution_order(checkpoints: dict[str, Path], tmp_
         "attn_2",
         "ffn_2",
     ]
+
+
+def _peak_of_sharding(cache_dir: Path) -> tuple[int, int]:
+    """Shard a layer of the Llama 2-13B shape and tell this process's peak resident bytes."""
+    import resource
+
+    config = ModelConfig(
+        num_layers=1,
+        hidden=5120,
+        num_heads=40,
+        num_kv_heads=40,
+        head_dim=128,
+        intermediate=13824,
+        vocab=1000,
+        context_length=64,
+    )
+    checkpoint = SyntheticCheckpoint(config, seed=0, share_layers=True)
+    plan = TpiSystem().plan(config, [1.0, 1.0])
+    shard(shard_folder(cache_dir, checkpoint, plan, "float32"), checkpoint, plan, "float32")
+    largest = 13824 // 2 * 2 * 5120 * 4  # gate and up of one device
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, largest
+
+
+def test_the_sharder_streams(tmp_path: Path) -> None:
+    """1.27 GB of weights pass through a process that stays near what torch alone takes."""
+    peak, largest = in_helper(_peak_of_sharding, tmp_path)
+    assert peak < 400e6 + 2 * largest  # what is promised
+    assert peak < 500e6  # what streaming gives: less than two slices

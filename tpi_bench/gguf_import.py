@@ -52,9 +52,12 @@ def convert_gguf(source: Path, folder: Path) -> None:
         raise ValueError(
             f"{source}: GGUF files with scaled RoPE are not supported; use the Hugging Face folder"
         )
-    config = transformers.AutoConfig.from_pretrained(source.parent, gguf_file=source.name)
+    try:
+        config = transformers.AutoConfig.from_pretrained(source.parent, gguf_file=source.name)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
+    except Exception as error:  # the libraries raise anything, bare Exception included
+        raise ValueError(f"{source}: its config or tokenizer cannot be read: {error}") from error
     config.save_pretrained(folder)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
     tokenizer.save_pretrained(folder)
     heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}
     _write_tensors(reader, folder, heads if architecture == "llama" else {})
