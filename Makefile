@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install fig_latency exactness test lint types check clean
+.PHONY: help install fig_latency exactness test lint types check clean clean_cache
 
 help:  ## Show this list
 	@grep -hE '^[a-z_]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -13,6 +13,8 @@ help:  ## Show this list
 install: $(STAMP)  ## Make .venv with everything in it (seconds when nothing changed)
 
 $(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "error: $(PYTHON) is older than 3.11; give another one with make PYTHON=..."; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt torch
 	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[dev]'
@@ -35,6 +37,9 @@ types: $(STAMP)  ## Types: mypy
 	$(BIN)/mypy
 
 check: lint types test  ## What every commit passes: lint, types, tests
+
+clean_cache:  ## Remove converted models and block files (the demo model is fetched again)
+	$(BIN)/python -c "import platformdirs, shutil; shutil.rmtree(platformdirs.user_cache_path('tpi_bench'), True)"
 
 clean:  ## Remove the virtual environment and caches of tools (not the model cache)
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache build *.egg-info

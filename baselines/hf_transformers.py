@@ -44,9 +44,9 @@ class TransformersSystem:
         transformers.utils.logging.set_verbosity_error()
         transformers.utils.logging.disable_progress_bar()
         assert job.model_folder is not None
-        model = transformers.AutoModelForCausalLM.from_pretrained(
-            job.model_folder, dtype=getattr(torch, job.dtype), local_files_only=True
-        )
+        folder, dtype = job.model_folder, getattr(torch, job.dtype)
+        load = transformers.AutoModelForCausalLM.from_pretrained
+        model = rt.compute("load", lambda: load(folder, dtype=dtype, local_files_only=True))
         warmup_ttft_ns = None
         if job.request.warmup_tokens:
             warmup = self._answer(rt, model, job, job.request.warmup_tokens, Output())
@@ -111,12 +111,15 @@ class TransformersSystem:
         model.generation_config = transformers.GenerationConfig()
         prompt = torch.tensor([request.prompt_ids])
         result.request_ns = rt.now()
-        answer = model.generate(
-            prompt,
-            attention_mask=torch.ones_like(prompt),
-            generation_config=config,
-            streamer=Stamp(),
-            stopping_criteria=transformers.StoppingCriteriaList([StopLikeTheEngine()]),
+        answer = rt.compute(
+            "generate",
+            lambda: model.generate(
+                prompt,
+                attention_mask=torch.ones_like(prompt),
+                generation_config=config,
+                streamer=Stamp(),
+                stopping_criteria=transformers.StoppingCriteriaList([StopLikeTheEngine()]),
+            ),
         )
         if output.on_logits and answer.logits:
             for logits in answer.logits:

@@ -18,11 +18,16 @@ NAME = "exactness"
 BOUND = 1e-3  # what is accepted as rounding, in logits
 
 
+def has_rows(runs: pd.DataFrame) -> bool:
+    """Whether there is anything to draw."""
+    return not _checked(runs).empty
+
+
 def table(runs: pd.DataFrame) -> str:
     """One line a point: whether all tokens are equal, and the largest logit difference."""
-    rows = runs[runs.status == "ok"].copy()
+    rows = _checked(runs)
     if rows.empty:
-        return "no point succeeded"
+        return "no point succeeded with check=true"
     columns = ["system", "system_collective", "system_window", "num_devices", "num_tokens"]
     columns = [*[c for c in columns if c in rows], "tokens_equal", "max_logit_diff"]
     equal = int(rows.tokens_equal.sum())
@@ -33,8 +38,8 @@ def table(runs: pd.DataFrame) -> str:
 
 def draw(runs: pd.DataFrame) -> Figure:
     """Largest logit difference of each system against the number of devices."""
-    rows = runs[runs.status == "ok"].copy()
-    rows["label"] = [figures.system_label(row) for row in rows.to_dict("records")]
+    rows = _checked(runs)
+    rows["label"] = figures.labels(rows, along=("num_devices",))
     labels = list(dict.fromkeys(rows.label))
     colours = figures.palette(labels)
     figure = figures.new_figure()
@@ -50,6 +55,13 @@ def draw(runs: pd.DataFrame) -> Figure:
     axes.set_title(f"{rows.model.iloc[0]}, {int(rows.num_tokens.max())} tokens", fontsize=7.5)
     axes.legend(ncol=2, loc="upper left", bbox_to_anchor=(0, -0.2), borderaxespad=0, frameon=False)
     return figure
+
+
+def _checked(runs: pd.DataFrame) -> pd.DataFrame:
+    if "tokens_equal" not in runs:
+        return runs[:0].copy()
+    rows = runs[(runs.status == "ok") & runs.tokens_equal.notna()].copy()
+    return rows.assign(tokens_equal=rows.tokens_equal.astype(bool))
 
 
 if __name__ == "__main__":

@@ -20,6 +20,11 @@ if TYPE_CHECKING:
 NAME = "fig_latency"
 
 
+def has_rows(runs: pd.DataFrame) -> bool:
+    """Whether there is anything to draw."""
+    return not _good(runs).empty
+
+
 def table(runs: pd.DataFrame) -> str:
     """Medians over the repeats with the range, one line a system and link latency."""
     good = _good(runs)
@@ -115,7 +120,7 @@ def _draw_flat(
 def _good(runs: pd.DataFrame) -> pd.DataFrame:
     """Points that succeeded, with the label of their line, in the order of first measuring."""
     good = runs[(runs.status == "ok") & runs.token_latency_s.notna()].copy()
-    good["label"] = [figures.system_label(row) for row in good.to_dict("records")]
+    good["label"] = figures.labels(good)
     good["latency_label"] = [
         "-" if row["num_devices"] == 1 else f"{row['link_latency_ms']:g}"
         for row in good.to_dict("records")

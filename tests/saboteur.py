@@ -30,4 +30,6 @@ class Saboteur:
             if self.harm == "loop":
                 while True:
                     time.sleep(0.1)
+            if self.harm == "slow":
+                rt.compute("attn", lambda: time.sleep(2.0))
         return TpiSystem().run_device(rt, job, output)

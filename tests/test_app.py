@@ -259,3 +259,81 @@ def test_num_points_counts_overrides_once(monkeypatch: pytest.MonkeyPatch) -> No
     config = OmegaConf.create({"hydra": {"sweeper": {"params": params}}})
     monkeypatch.setattr(sys, "argv", ["tpi_bench", "+experiment=x", "repeat=0", "system=tpi,a,b,c"])
     assert app.num_points(config) == 1 * 3 * 4
+
+
+def test_a_reader_that_leaves_is_no_failure_of_a_device(
+    checkpoints: dict[str, Path], cache_dir: Path
+) -> None:
+    command = (
+        f"{sys.executable} -m tpi_bench model=hf model.path={checkpoints['gqa']} "
+        f"workload.prompt_ids=[1,2,3] workload.num_new_tokens=200 cache_dir={cache_dir} | head -c 1"
+    )
+    done = subprocess.run(
+        ["bash", "-c", command], capture_output=True, text=True, cwd=ROOT, timeout=60, check=False
+    )
+    assert len(done.stdout) == 1
+    assert "device_lost" not in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_different_configurations_are_different_lines(
+    checkpoints: dict[str, Path], cache_dir: Path, tmp_path: Path
+) -> None:
+    done = run(
+        *SWEEP,
+        f"model.path={checkpoints['gqa']}",
+        "system=tpi,tpi_ring,tpi_direct,tpi_tree,pipeline",
+        "testbed.num_devices=2,3",
+        "network.link_latency_ms=3",
+        f"results_dir={tmp_path}",
+        "testbed.trace=true",
+        cache_dir=cache_dir,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "TPI star, 2 devices" in done.stdout
+    assert "TPI star, 3 devices" in done.stdout
+    (folder,) = (tmp_path / "tiny").iterdir()
+    runs = pd.read_parquet(folder / "runs.parquet")
+    # emulated links are never early, so nothing beats its limit
+    assert (runs.token_latency_s >= runs.limit_token_s).all()
+    spans = pd.read_parquet(folder / "spans.parquet")
+    assert {"compute", "sync", "read"} <= set(spans.kind)
+
+
+def test_check_says_its_verdict(
+    checkpoints: dict[str, Path], cache_dir: Path, tmp_path: Path
+) -> None:
+    done = run(
+        "task=measure",
+        "check=true",
+        "model=hf",
+        f"model.path={checkpoints['tied']}",
+        "workload.prompt_ids=[1,2,3]",
+        f"results_dir={tmp_path}",
+        cache_dir=cache_dir,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "tokens equal those of the oracle, largest logit difference" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["cache_dir=5"],
+        ["name=../x"],
+        ["network.timeout_s=inf"],
+        ["workload.seed=-1"],
+        ["workload.warmup_tokens=9999"],
+    ],
+)
+def test_more_bad_values(
+    checkpoints: dict[str, Path], cache_dir: Path, arguments: list[str]
+) -> None:
+    given = ["model=hf", f"model.path={checkpoints['gqa']}", "workload.prompt_ids=[1,2]"]
+    command = [sys.executable, "-m", "tpi_bench", *given, f"cache_dir={cache_dir}", *arguments]
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=ROOT, timeout=60, check=False
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1

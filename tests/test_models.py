@@ -108,6 +108,33 @@ def test_folders_that_hold_no_model(tmp_path: Path) -> None:
         read_config(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("generation_config.json", "[1]", "generation_config.json does not hold a JSON object"),
+        ("generation_config.json", "[1", "generation_config.json is not readable JSON"),
+        ("config.json", json.dumps(LLAMA | {"quantization_config": "gptq"}), "wrong type"),
+        ("config.json", json.dumps(LLAMA | {"hidden_size": "64"}), "wrong type"),
+        ("config.json", json.dumps(LLAMA | {"num_hidden_layers": 0.5}), "num_layers=0.5"),
+    ],
+)
+def test_senseless_configs_are_one_line(tmp_path: Path, name: str, text: str, message: str) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA))
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match=message):
+        read_config(tmp_path)
+
+
+@pytest.mark.parametrize("header", [b'{"a":5}', b"[1]", b'{"a":{"dtype":"F32"}}'])
+def test_senseless_headers_are_one_line(
+    checkpoints: dict[str, Path], tmp_path: Path, header: bytes
+) -> None:
+    folder = copy_of(checkpoints["tied"], tmp_path / "model")
+    (folder / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(ValueError, match="is not a safetensors file"):
+        FolderCheckpoint(folder, read_config(folder))
+
+
 def copy_of(checkpoint: Path, target: Path) -> Path:
     target.mkdir()
     for path in checkpoint.iterdir():

@@ -166,10 +166,15 @@ def test_an_interrupted_build_leaves_nothing_half_written(
     with pytest.raises(KeyboardInterrupt):
         shard(target, checkpoint, plan, "float32")
     assert not list(target.glob("*.tmp"))
-    assert find_shards(target)[0] is None
+    manifest, bad = find_shards(target)
+    assert manifest is not None
+    assert "rank0.attn_2.safetensors" in bad
+    assert "rank0.attn_1.safetensors" not in bad
+    kept = (target / "rank0.attn_1.safetensors").stat().st_mtime_ns
     monkeypatch.setattr(FolderCheckpoint, "read_rows", real)
     shard(target, checkpoint, plan, "float32")
     assert find_shards(target)[1] == {}
+    assert (target / "rank0.attn_1.safetensors").stat().st_mtime_ns == kept
 
 
 def test_jobs_carry_blocks_in_execution_order(checkpoints: dict[str, Path], tmp_path: Path) -> None:

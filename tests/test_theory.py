@@ -20,7 +20,10 @@ def test_one_device_has_nothing_to_add(collective: str) -> None:
 
 
 def test_steps_of_a_token() -> None:
-    assert theory.tensor_parallel_steps("star", 4, 30) == 1 + 60 * 2
+    assert theory.tensor_parallel_steps("star", 4, 30) == 60 * 2
+    assert theory.tensor_parallel_steps("tree", 4, 30) == 60 * 4 - 1
+    assert theory.tensor_parallel_steps("ring", 4, 30) == 60 * 6
+    assert theory.tensor_parallel_steps("direct", 4, 30) == 60 + 1
     assert theory.pipeline_steps(4) == 4
     assert theory.pipeline_steps(1) == 0
 

@@ -12,6 +12,7 @@ import json
 import os
 import signal
 import sys
+import traceback
 from datetime import datetime
 from pathlib import Path
 from types import FrameType
@@ -61,6 +62,9 @@ def main() -> None:
     except KeyboardInterrupt:
         print(_stopped_message(folders), file=sys.stderr)
         sys.exit(_STOPPED)
+    except BrokenPipeError:  # whoever read our output has gone, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except (*_HYDRA_ERRORS, ValueError, OSError) as error:
         _fail("json" if "report=json" in arguments else "text", one_line(error))
 
@@ -75,8 +79,13 @@ def run_task(cfg: DictConfig) -> None:
             _measure(settings, Path(HydraConfig.get().sweep.dir))
         else:
             _measure_alone(settings)
+    except BrokenPipeError:
+        raise
     except (ValueError, OSError, HelperDied) as error:
         _fail(cfg.report, one_line(error))
+    except Exception as error:
+        traceback.print_exc()
+        _fail(cfg.report, f"{type(error).__name__}: {one_line(error)} (a defect; please report it)")
 
 
 def _generate(settings: Settings) -> None:
@@ -109,7 +118,7 @@ def _measure(settings: Settings, folder: Path) -> None:
         return
     try:
         record = points.measure(points.prepare(settings))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, HelperDied) as error:
         record = points.failure_record(settings, error)
     results.save(settings.point, record)
 
@@ -157,8 +166,11 @@ class ExperimentCallback(Callback):
         results.create()
         cache.write_json(folder / _OVERRIDES_FILE, _given_overrides(sys.argv[1:]))
         print(f"results: {folder}", file=sys.stderr)
-        self._total = num_points(config)
-        self._bar = tqdm(total=self._total, unit="point", disable=None, dynamic_ncols=True)
+        try:
+            self._total = num_points(config)
+        except HydraException:  # a sweep that only Hydra can count, as glob(...)
+            self._total = 0
+        self._bar = tqdm(total=self._total or None, unit="point", disable=None, dynamic_ncols=True)
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
         if self._bar is not None:
@@ -174,14 +186,21 @@ class ExperimentCallback(Callback):
             settings = build_settings(job_return.cfg)
             record = ResultsFolder(Path(config.hydra.sweep.dir)).load(settings.point)
             done = int(config.hydra.job.num) + 1
-            print(f"[{done}/{self._total}] {point_line(record)}", file=sys.stderr, flush=True)
+            print(
+                f"[{done}/{self._total or '?'}] {point_line(record)}", file=sys.stderr, flush=True
+            )
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         if self._bar is None:
             return
         self._bar.set_description_str("")
         self._bar.close()
-        if not finish_experiment(Path(config.hydra.sweep.dir), config.figure, config.report):
+        try:  # Hydra turns a callback's exceptions into warnings, and would end with status 0
+            is_good = finish_experiment(Path(config.hydra.sweep.dir), config.figure, config.report)
+        except Exception as error:
+            traceback.print_exc()
+            _fail(config.report, f"the results could not be drawn: {one_line(error)}")
+        if not is_good:
             sys.exit(1)
 
 
@@ -195,7 +214,7 @@ def finish_experiment(folder: Path, figure: str | None, report: str) -> bool:
     if "token_latency_s" in runs and figure:
         experiment = importlib.import_module(figure)
         print(experiment.table(runs))
-        if len(failed) < len(runs):
+        if experiment.has_rows(runs):
             written += figures.save_figure(experiment.draw(runs), folder, experiment.NAME)
     elif "token_latency_s" in runs:
         shown = [
@@ -270,7 +289,7 @@ def _given_overrides(arguments: list[str]) -> list[str]:
 def _results_folder(resume: str | None, results_dir: str, name: str) -> str:
     if resume not in (None, "None"):
         return str(resume)
-    return str(Path(results_dir) / name / datetime.now().strftime("%Y-%m-%d_%H-%M-%S"))
+    return str(Path(results_dir) / name / datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f"))
 
 
 def one_line(error: BaseException) -> str:

@@ -18,6 +18,7 @@ from typing import Any
 
 import filelock
 import platformdirs
+from safetensors import SafetensorError
 
 
 class CacheError(ValueError):
@@ -42,8 +43,8 @@ def explain_write_errors(folder: Path) -> Iterator[None]:
     """Turn an OSError while writing below `folder` into one line that names the folder."""
     try:
         yield
-    except OSError as error:
-        reason = error.strerror or str(error)
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
         raise CacheError(
             f"cannot write to the cache folder {folder}: {reason}; "
             "free some space there or choose another folder with cache_dir=DIR"

@@ -11,9 +11,11 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -86,7 +88,7 @@ class FolderCheckpoint:
         entry = self._entries[name]
         nbytes = (stop - start) * entry.row_bytes
         raw = bytearray(nbytes)
-        with entry.path.open("rb", buffering=0) as file:
+        with _open_source(entry.path) as file:
             file.seek(entry.offset + start * entry.row_bytes)
             view, done = memoryview(raw), 0
             while done < nbytes:
@@ -127,6 +129,8 @@ class SyntheticCheckpoint:
         import torch
 
         shape = self._shapes[name]
+        if self.share_layers:
+            name = re.sub(r"^model\.layers\.\d+\.", "model.layers.0.", name)
         if "norm" in name:
             return torch.ones(stop - start)
         first = start // self._ROWS_PER_SEED
@@ -145,13 +149,22 @@ class SyntheticCheckpoint:
         return run.uniform_(-limit, limit, generator=generator)
 
 
+def _open_source(path: Path) -> FileIO:
+    try:
+        return FileIO(path)
+    except OSError as error:
+        raise ValueError(f"cannot read {path}: {error.strerror}; download it again") from error
+
+
 def _weight_files(folder: Path) -> Iterator[Path]:
     index = folder / "model.safetensors.index.json"
     single = folder / "model.safetensors"
     if index.is_file():
         try:
-            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError) as error:
+            names = sorted(
+                {str(name) for name in json.loads(index.read_text())["weight_map"].values()}
+            )
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
             raise ValueError(
                 f"{index} is not a safetensors index ({error}); download the model again"
             ) from error
@@ -185,8 +198,24 @@ def _read_header(path: Path) -> dict[str, TensorEntry]:
             raise ValueError(
                 f"{path} is not a safetensors file (no valid header); download it again"
             ) from error
-    header.pop("__metadata__", None)
+    try:
+        entries, end = _tensor_entries(path, header, 8 + length)
+    except (TypeError, KeyError, AttributeError) as error:
+        raise ValueError(
+            f"{path} is not a safetensors file (its header makes no sense); download it again"
+        ) from error
+    if size < 8 + length + end:
+        missing = 8 + length + end - size
+        raise ValueError(f"{path} is truncated: {missing} bytes are missing; download it again")
+    return entries
+
+
+def _tensor_entries(
+    path: Path, header: dict[str, Any], data_start: int
+) -> tuple[dict[str, TensorEntry], int]:
+    """The floating-point tensors of a header, and where the last one ends in the data."""
     entries, end = {}, 0
+    header.pop("__metadata__", None)
     for name, item in header.items():
         dtype = SAFETENSORS_DTYPES.get(item["dtype"])
         if dtype is None:
@@ -197,8 +226,5 @@ def _read_header(path: Path) -> dict[str, TensorEntry]:
             )
         first, last = item["data_offsets"]
         end = max(end, last)
-        entries[name] = TensorEntry(path, dtype, tuple(item["shape"]), 8 + length + first)
-    if size < 8 + length + end:
-        missing = 8 + length + end - size
-        raise ValueError(f"{path} is truncated: {missing} bytes are missing; download it again")
-    return entries
+        entries[name] = TensorEntry(path, dtype, tuple(item["shape"]), data_start + first)
+    return entries, end

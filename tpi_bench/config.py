@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import re
 import types
 import typing
 from dataclasses import dataclass
@@ -29,6 +30,16 @@ _NOT_PART_OF_A_POINT = (
     "oracle",
     "prompt",
 )
+
+
+_PLAIN: dict[str, Any] = {
+    "name": str,
+    "results_dir": str,
+    "cache_dir": str | None,
+    "figure": str | None,
+    "repeat": int,
+    "check": bool,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,9 +101,15 @@ def build_settings(cfg: DictConfig) -> Settings:
         for name in ("system", "oracle", "model", "testbed", "network")
     }
     workload = make_dataclass(Workload, values["workload"], "workload")
-    for name, expected in (("repeat", int), ("check", bool)):
-        if not isinstance(values[name], expected):
-            raise ValueError(f"{name}={values[name]} must be a {expected.__name__}")
+    for name, hint in _PLAIN.items():
+        if not _fits(values[name], hint):
+            raise ValueError(
+                f"{name}={values[name]} has the wrong type; it must be {_describe(hint)}"
+            )
+    if not re.fullmatch(r"[\w.-]*\w[\w.-]*", values["name"]):
+        raise ValueError(
+            f"name={values['name']} names a folder; use letters, digits, '_', '-', '.'"
+        )
     plain = {
         name: values[name]
         for name in ("task", "name", "report", "results_dir", "cache_dir", "figure")

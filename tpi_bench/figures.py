@@ -86,6 +86,40 @@ def system_label(row: Mapping[Any, Any]) -> str:
     return " ".join(parts)
 
 
+# What tells lines apart when it varies among the rows, and how it is written.
+_VARYING = {
+    "num_devices": "{:.0f} devices",
+    "model": "{}",
+    "dtype": "{}",
+    "topology": "{}",
+    "bandwidth_mbps": "{:g} Mbit/s",
+    "jitter_ms": "jitter {:g} ms",
+    "system_retain_every": "retain {}",
+    "system_resident_io": "resident io {}",
+    "threads_per_device": "{:.0f} threads",
+    "prompt_tokens": "prompt {:.0f}",
+    "num_tokens_asked": "{:.0f} tokens",
+}
+
+
+def labels(rows: pd.DataFrame, along: Sequence[str] = ()) -> list[str]:
+    """A line's name for each row: its system, and whatever differs within that system.
+
+    `along` names columns that are an axis of the figure and so no part of a line's name.
+    """
+    names = [system_label(row) for row in rows.to_dict("records")]
+    for column, pattern in _VARYING.items():
+        if column not in rows or column in along:
+            continue
+        kinds = rows[column].groupby(names).transform("nunique")
+        values = rows[column].tolist()
+        names = [
+            f"{name}, {pattern.format(value)}" if count > 1 else name
+            for name, value, count in zip(names, values, kinds, strict=True)
+        ]
+    return names
+
+
 def redraw(
     name: str, table: Callable[[pd.DataFrame], str], draw: Callable[[pd.DataFrame], Figure]
 ) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection
@@ -52,12 +53,23 @@ def in_helper(fn: Callable[..., T], *args: Any) -> T:
 
 
 def _work(fn: Callable[..., Any], args: tuple[Any, ...], answer: Connection) -> None:
+    threading.Thread(target=_end_with_the_launcher, args=(answer,), daemon=True).start()
     try:
         answer.send(("ok", fn(*args)))
+    except BrokenPipeError:
+        os._exit(1)
     except (ValueError, OSError) as error:
         answer.send(("invalid", str(error)))
     except KeyboardInterrupt:
-        pass
+        os._exit(1)  # whoever asked is gone; what was half written is removed by now
     except Exception as error:
         traceback.print_exc()
         answer.send(("failed", f"{type(error).__name__}: {error}"))
+
+
+def _end_with_the_launcher(answer: Connection) -> None:
+    """The launcher sends nothing, so a read ends only when it is gone: stop then, and tidy up."""
+    try:
+        answer.recv_bytes()
+    except (EOFError, OSError):
+        os.kill(os.getpid(), signal.SIGINT)

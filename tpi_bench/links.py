@@ -49,8 +49,10 @@ class NetworkConfig:
                 f"network.jitter_ms={self.jitter_ms} must not exceed "
                 f"link_latency_ms={self.link_latency_ms}"
             )
-        if not self.timeout_s > 0:
-            raise ValueError(f"network.timeout_s={self.timeout_s} must be above 0 seconds")
+        if not 0 < self.timeout_s <= 86400:
+            raise ValueError(
+                f"network.timeout_s={self.timeout_s} must be above 0 and at most 86400 seconds"
+            )
 
     @property
     def hops(self) -> int:

@@ -60,8 +60,9 @@ class ModelConfig:
             "intermediate",
             "vocab",
         ):
-            if getattr(self, name) < 1:
-                raise ValueError(f"model {name}={getattr(self, name)} must be at least 1")
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"model {name}={value!r} must be a whole number of at least 1")
         if self.num_heads % self.num_kv_heads:
             raise ValueError(
                 f"the model's {self.num_heads} heads cannot share {self.num_kv_heads} KV "
@@ -114,6 +115,24 @@ def read_config(folder: Path) -> ModelConfig:
         raise ValueError(
             f"{folder} holds no config.json; give model.path=DIR of a Hugging Face folder"
         )
+    raw = _read_object(path)
+    generation = folder / "generation_config.json"
+    extra = _read_object(generation) if generation.is_file() else {}
+    try:
+        return parse_config(raw, eos=extra.get("eos_token_id", raw.get("eos_token_id")))
+    except KeyError as error:
+        raise ValueError(
+            f"{path} lacks {error}; it is not a complete Llama-family config"
+        ) from error
+    except (TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{path} has a value of the wrong type ({error}); download the model again"
+        ) from error
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from error
+
+
+def _read_object(path: Path) -> dict[str, Any]:
     try:
         raw = json.loads(path.read_text())
     except (OSError, ValueError) as error:
@@ -122,16 +141,7 @@ def read_config(folder: Path) -> ModelConfig:
         ) from error
     if not isinstance(raw, dict):
         raise ValueError(f"{path} does not hold a JSON object; download the model again")
-    generation = folder / "generation_config.json"
-    extra = json.loads(generation.read_text()) if generation.is_file() else {}
-    try:
-        return parse_config(raw, eos=extra.get("eos_token_id", raw.get("eos_token_id")))
-    except KeyError as error:
-        raise ValueError(
-            f"{path} lacks {error}; it is not a complete Llama-family config"
-        ) from error
-    except ValueError as error:
-        raise ValueError(f"{folder}: {error}") from error
+    return raw
 
 
 def parse_config(raw: Mapping[str, Any], eos: int | list[int] | None = None) -> ModelConfig:

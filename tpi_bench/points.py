@@ -131,14 +131,15 @@ def _block_files(cache_dir: Path, model: Model, plan: Any) -> list[list[BlockFil
 def measure(prepared: Prepared, on_token: Callable[[int], None] | None = None) -> dict[str, Any]:
     """Run the point and make its record. A device that fails gives a record that says so."""
     job, settings = prepared.job, prepared.settings
-    started = datetime.datetime.now(datetime.timezone.utc).isoformat()
+    started = datetime.datetime.now(datetime.UTC).isoformat()
     all_blocks = [block for blocks in job.blocks for block in blocks]
     limits = in_helper(measure_limits, len(available_cpus()), all_blocks)
     checked: dict[str, Any] = {}
     if settings.check:
         with tempfile.TemporaryDirectory(prefix="tpi_bench-") as scratch:
-            job = replace(job, logits_path=str(Path(scratch) / "logits.pt"))
-            outcome = run_job(job)
+            logits = str(Path(scratch) / "logits.pt")
+            job = replace(job, logits_path=logits, stream=on_token is not None)
+            outcome = run_job(job, on_token)
             if outcome.status == "ok":
                 checked = compare_with_oracle(prepared.settings, prepared.model, job, outcome)
     else:
@@ -148,7 +149,7 @@ def measure(prepared: Prepared, on_token: Callable[[int], None] | None = None) -
 
 def failure_record(settings: Settings, error: Exception) -> dict[str, Any]:
     """The record of a point that could not be prepared."""
-    started = datetime.datetime.now(datetime.timezone.utc).isoformat()
+    started = datetime.datetime.now(datetime.UTC).isoformat()
     run = _identity(settings) | {"started": started, "status": "error", "error": str(error)}
     return {"run": run | provenance(), "tokens": [], "devices": []}
 
@@ -187,6 +188,7 @@ def _record(
         "error": outcome.error,
         "model": prepared.model.name,
         "prompt_tokens": len(job.request.prompt_ids),
+        "num_tokens_asked": job.request.num_new_tokens,
         "threads_per_device": job.threads_per_device,
         "pinned": job.cpus is not None,
         "cores": cores,
@@ -200,12 +202,23 @@ def _record(
     run["page_cache"] = ", ".join(sorted(modes)) or "warm (weights mapped from files)"
     run["peak_anon_bytes"] = max((d.peak_anon_bytes for d in outcome.devices), default=math.nan)
     devices = [asdict(d) for d in sorted(outcome.devices, key=lambda d: d.rank)]
+    names = ("kind", "key", "start_ns", "end_ns")
+    spans = [
+        {"rank": device["rank"]} | dict(zip(names, span, strict=True))
+        for device in devices
+        for span in device.pop("spans")
+    ]
     for device in devices:
-        del device["spans"]
         device["ledger_bytes"] = sum(device["ledger_bytes"].values())
         device["peak_cgroup_bytes"] = math.nan
     tokens = metrics.token_rows(generation) if generation is not None else []
-    return {"run": run, "tokens": tokens, "devices": devices, "config": settings.raw}
+    return {
+        "run": run,
+        "tokens": tokens,
+        "devices": devices,
+        "spans": spans,
+        "config": settings.raw,
+    }
 
 
 def _round_trip(job: Job, outcome: Outcome) -> dict[str, float]:
@@ -227,6 +240,8 @@ def _limits(prepared: Prepared, outcome: Outcome, limits: HostLimits) -> dict[st
     critical_s = 0.0 if fits_in_cache else size.critical / limits.memory_bps
     disk_s = size.streamed / limits.disk_bps if size.streamed else 0.0
     one_way_s = min(outcome.round_trips_ns, default=0) / 2e9
+    if job.network.is_emulated and job.num_devices > 1:
+        one_way_s = job.network.one_way_ns / 1e9
     network_s = prepared.settings.system.sync_steps(job.config, job.num_devices) * one_way_s
     return {
         "memory_bps": limits.memory_bps,

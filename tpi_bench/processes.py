@@ -91,6 +91,9 @@ class _Device:
     port: int | None = None
     is_done: bool = False
     is_closed: bool = False
+    answered_s: float = 0.0  # when it last answered
+    moved_s: float = 0.0  # when it was last seen to get on with its work
+    status: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -100,10 +103,10 @@ class _Trouble:
     failed: dict[int, tuple[str, str]] = field(default_factory=dict)
     died: dict[int, str] = field(default_factory=dict)
     lost: list[tuple[int, int, str]] = field(default_factory=list)
-    answered: dict[int, int | None] = field(default_factory=dict)
+    hangs: dict[int, str] = field(default_factory=dict)
 
     def __bool__(self) -> bool:
-        return bool(self.failed or self.died or self.lost)
+        return bool(self.failed or self.died or self.lost or self.hangs)
 
 
 class Launch:
@@ -120,7 +123,7 @@ class Launch:
         try:
             self._start()
             self._connect()
-            self._watch(until=lambda: all(device.is_done for device in self._devices))
+            self._watch(until=lambda: all(device.is_done for device in self._devices), asks=True)
             if self._trouble:
                 self._collect_causes()
                 self._outcome.status, self._outcome.error = self._verdict()
@@ -154,16 +157,48 @@ class Launch:
         for device in self._devices:
             self._say(device, message)
 
-    def _watch(self, until: Callable[[], bool], timeout_s: float | None = None) -> None:
-        """Handle messages until `until()`, a sign of trouble, or the time is up."""
-        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+    def _watch(
+        self, until: Callable[[], bool], timeout_s: float | None = None, asks: bool = False
+    ) -> None:
+        """Handle messages until `until()`, a sign of trouble, or the time is up.
+
+        With `asks`, every device is asked for a sign of life a few times per `network.timeout_s`.
+        """
+        start = time.monotonic()
+        interval_s = self._job.network.timeout_s / 4 if asks else timeout_s
+        for device in self._devices:
+            device.answered_s = device.moved_s = start
         while not until() and not self._trouble:
-            remaining = None if deadline is None else deadline - time.monotonic()
-            if remaining is not None and remaining <= 0:
+            self._handle_ready(interval_s)
+            now = time.monotonic()
+            if asks and now - start >= self._job.network.timeout_s / 4:
+                start = now
+                self._check_life(now)
+            elif timeout_s is not None and now - start > timeout_s and not until():
                 silent = min(d.rank for d in self._devices if d.port is None)
                 self._trouble.lost.append((silent, silent, "did not start in time"))
-                return
-            self._handle_ready(remaining)
+
+    def _check_life(self, now_s: float) -> None:
+        """Note devices that do not answer, or get nowhere though they neither compute nor wait.
+
+        A device that waits for a peer is not to blame while that peer is at work; when all wait for
+        each other, the first is named.
+        """
+        limit_s = self._job.network.timeout_s
+        limit = f"{limit_s:g} s (network.timeout_s)"
+        running = [
+            device for device in self._devices if not device.is_closed and not device.is_done
+        ]
+        for device in running:
+            if now_s - device.answered_s > limit_s:
+                self._trouble.hangs[device.rank] = f"hangs: it has not answered for {limit}"
+            elif now_s - device.moved_s > limit_s and device.status.get("waiting_for") is None:
+                self._trouble.hangs[device.rank] = f"hangs: it has made no progress for {limit}"
+        if running and all(now_s - device.moved_s > 2 * limit_s for device in running):
+            rank = running[0].rank
+            self._trouble.hangs.setdefault(rank, f"hangs: all devices have waited for {limit}")
+        for device in running:
+            self._say(device, b"status")
 
     def _handle_ready(self, timeout_s: float | None) -> None:
         open_devices = [device for device in self._devices if not device.is_closed]
@@ -171,11 +206,13 @@ class Launch:
         for ready in wait(list(by_control), timeout_s):
             device = by_control[ready]  # type: ignore[index]
             try:
-                self._handle(device, json.loads(device.control.recv_bytes()))
+                message = json.loads(device.control.recv_bytes())
             except (EOFError, OSError):
                 device.is_closed = True
                 if not device.is_done and device.rank not in self._trouble.failed:
                     self._note_death(device)
+            else:
+                self._handle(device, message)
 
     def _note_death(self, device: _Device) -> None:
         device.process.join(1.0)
@@ -207,14 +244,14 @@ class Launch:
         elif event == "lost":
             self._trouble.lost.append((device.rank, message["peer"], message["reason"]))
         elif event == "status":
-            self._trouble.answered[device.rank] = message["waiting_for"]
+            device.answered_s = time.monotonic()
+            if message["is_computing"] or message["num_steps"] != device.status.get("num_steps"):
+                device.moved_s = device.answered_s
+            device.status = message
 
     def _collect_causes(self) -> None:
-        """The first sign is often a consequence: ask everyone, and listen a little longer."""
-        for device in self._devices:
-            if not device.is_closed:
-                self._say(device, b"status")
-        deadline = time.monotonic() + _GRACE_S
+        """The first sign is often a consequence: listen a little longer."""
+        deadline = time.monotonic() + (0.0 if self._trouble.hangs else _GRACE_S)
         while (remaining := deadline - time.monotonic()) > 0:
             if all(device.is_closed for device in self._devices):
                 return
@@ -229,23 +266,11 @@ class Launch:
         if trouble.died:
             rank = min(trouble.died)
             return "device_lost", f"rank {rank} {trouble.died[rank]}"
-        told = {rank for rank, _, _ in trouble.lost}
-        silent = [
-            d.rank for d in self._devices if d.rank not in told and d.rank not in trouble.answered
-        ]
-        stuck = [
-            rank for rank, peer in trouble.answered.items() if peer is None and rank not in told
-        ]
-        limit = f"{self._job.network.timeout_s:g} s (network.timeout_s)"
-        if silent:
-            return (
-                "timeout",
-                f"rank {silent[0]} hangs: it sent nothing for {limit} and does not answer",
-            )
-        if stuck:
-            return "timeout", f"rank {stuck[0]} hangs: it sent nothing for {limit}"
+        if trouble.hangs:
+            rank = min(trouble.hangs)
+            return "timeout", f"rank {rank} {trouble.hangs[rank]}"
         _, peer, reason = trouble.lost[0]
-        return "timeout" if "sent nothing" in reason else "device_lost", f"rank {peer} {reason}"
+        return "device_lost", f"rank {peer} {reason}"
 
     def _say(self, device: _Device, message: bytes) -> None:
         try:

@@ -81,6 +81,12 @@ def generation_text(record: dict[str, Any]) -> str:
             "mapped files, "
             f"{device['weight_bytes_read'] / 1e6:.0f} MB read, {device['num_threads']} threads"
         )
+    if "tokens_equal" in run:
+        verdict = "equal those" if run["tokens_equal"] else "DIFFER from those"
+        lines.append(
+            f"check          tokens {verdict} of the oracle, largest logit difference "
+            f"{run['max_logit_diff']:.1e}"
+        )
     if run["devices_share_cores"]:
         lines.append(
             f"note: {run['num_devices']} devices share {run['cores']} cores; real devices would not"

@@ -15,8 +15,6 @@ from tpi_bench import cache
 if TYPE_CHECKING:
     import pandas as pd
 
-TABLES = ("runs", "tokens", "devices")
-
 
 class ResultsFolder:
     """results/runs/EXPERIMENT/TIME, or any folder that holds the same."""
@@ -56,16 +54,19 @@ class ResultsFolder:
 
         records = self.records()
         tables = {"runs": pd.DataFrame([record["run"] for record in records])}
-        for name in ("tokens", "devices"):
+        for name in ("tokens", "devices", "spans"):  # spans only with testbed.trace=true
             rows = [
-                {"point": record["run"]["point"], **row}
+                {"point": record["run"]["point"]} | row
                 for record in records
-                for row in record[name]
+                for row in record.get(name, [])
             ]
-            tables[name] = pd.DataFrame(rows)
+            if rows or name != "spans":
+                tables[name] = pd.DataFrame(rows)
         for name, table in tables.items():
-            table.to_parquet(self.folder / f"{name}.parquet", index=False)
-            table.to_csv(self.folder / f"{name}.csv", index=False)
+            for ending, write in (("parquet", table.to_parquet), ("csv", table.to_csv)):
+                temporary = self.folder / f".{name}.tmp"
+                write(temporary, index=False)
+                temporary.replace(self.folder / f"{name}.{ending}")
         return tables
 
 

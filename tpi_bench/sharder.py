@@ -64,8 +64,9 @@ def shard(folder: Path, checkpoint: Checkpoint, plan: Plan, dtype: str) -> None:
     """Make `folder` hold every block file of the plan; whole files that are there are kept."""
     with cache.locked(folder):
         manifest, bad = find_shards(folder)
-        for name, reason in bad.items():
-            print(f"{folder / name} {reason}; it is made again", file=sys.stderr)
+        if manifest is None or manifest["complete"]:
+            for name, reason in bad.items():
+                print(f"{folder / name} {reason}; it is made again", file=sys.stderr)
         if manifest is not None and not bad:
             return
         with cache.explain_write_errors(folder):
@@ -94,9 +95,13 @@ def _write_missing(
         leave=False,
         disable=None,
     ) as bar:
-        for name, shard in missing.items():
-            kept[name] = _write_shard(folder / name, checkpoint, shard, dtype, bar)
-    cache.write_json(folder / "manifest.json", {"dtype": dtype, "files": kept, "ranks": ranks})
+        try:
+            for name, shard in missing.items():
+                kept[name] = _write_shard(folder / name, checkpoint, shard, dtype, bar)
+        finally:  # a build that is stopped goes on from here
+            is_complete = len(kept) == len(shards)
+            manifest = {"complete": is_complete, "dtype": dtype, "files": kept, "ranks": ranks}
+            cache.write_json(folder / "manifest.json", manifest)
 
 
 def _name_files(checkpoint: Checkpoint, plan: Plan) -> tuple[list[Any], dict[str, Shard]]:

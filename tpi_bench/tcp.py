@@ -36,10 +36,13 @@ _HELLO = struct.Struct("<4sI32s")  # magic, rank, nonce
 _PROOF_BYTES = 32
 _MAX_FRAME_BYTES = 1 << 32
 _HANDSHAKE_S = 2.0
-# A sleep ends late and the interpreter needs time to go on, even with the timer slack turned off;
-# earlier centres the error of a measured round trip near zero (tens of microseconds).
+# A sleep ends tens of microseconds late even with the timer slack turned off: be woken this much
+# earlier and yield until the time has come. A message is never early.
 _WAKE_EARLY_NS = 60_000
 _PR_SET_TIMERSLACK = 29
+# Under a launcher that tells a hanging device from a busy one, a silent peer is given this many
+# times the timeout before a device gives up by itself.
+_WATCHED_PATIENCE = 1000
 
 
 def precise_sleeps() -> None:
@@ -49,10 +52,12 @@ def precise_sleeps() -> None:
 
 
 def sleep_until(deadline_ns: int) -> None:
-    """Sleep until `time.monotonic_ns()` is about `deadline_ns`."""
+    """Return as soon as possible after `time.monotonic_ns()` has reached `deadline_ns`."""
     remaining = deadline_ns - time.monotonic_ns() - _WAKE_EARLY_NS
     if remaining > 0:
         time.sleep(remaining / 1e9)
+    while time.monotonic_ns() < deadline_ns:
+        time.sleep(0)
 
 
 class Listener:
@@ -153,14 +158,23 @@ def _receive_exactly(connection: socket.socket, count: int) -> bytes:
 
 
 class Mesh:
-    """Frames to and from every peer, through emulated links where the network asks for them."""
+    """Frames to and from every peer, through emulated links where the network asks for them.
+
+    `waiting_for` is the peer whose message is awaited right now. A peer that stays silent for
+    `network.timeout_s` is lost, unless a launcher watches over the devices (`is_watched`).
+    """
 
     def __init__(
-        self, rank: int, sockets: dict[int, socket.socket], network: NetworkConfig
+        self,
+        rank: int,
+        sockets: dict[int, socket.socket],
+        network: NetworkConfig,
+        is_watched: bool = False,
     ) -> None:
         self._rank = rank
         self._sockets = sockets
         self._network = network
+        self._is_watched = is_watched
         self._up = UpLink(network, rank)
         self._down = DownLink(network)
         self._outboxes = {peer: _Outbox(connection) for peer, connection in sockets.items()}
@@ -201,7 +215,8 @@ class Mesh:
 
     def _fill(self, src: int, parts: list[memoryview]) -> None:
         connection = self._sockets[src]
-        deadline_ns = time.monotonic_ns() + round(self._network.timeout_s * 1e9)
+        patience_s = self._network.timeout_s * (_WATCHED_PATIENCE if self._is_watched else 1)
+        deadline_ns = time.monotonic_ns() + round(patience_s * 1e9)
         while parts:
             try:
                 got = connection.recvmsg_into(parts)[0]

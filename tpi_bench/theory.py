@@ -19,8 +19,17 @@ def allreduce_steps(collective: str, num_devices: int) -> int:
 
 
 def tensor_parallel_steps(collective: str, num_devices: int, num_layers: int) -> int:
-    """One-way latencies of one token: the embedding's broadcast and two allreduces a layer."""
-    return (num_devices > 1) + 2 * num_layers * allreduce_steps(collective, num_devices)
+    """One-way latencies on the critical path of one token, as the master sees it.
+
+    Two allreduces a layer and the embedding's broadcast, less what the master need not wait for:
+    after the last allreduce the sum's way back to the workers (star 1, tree 2). A ring hides the
+    broadcast, at least between two devices, so it is not counted there: this is a lower bound.
+    """
+    steps = 2 * num_layers * allreduce_steps(collective, num_devices)
+    if num_devices == 1 or collective == "ring":
+        return steps
+    way_back = {"star": 1, "tree": 2 if num_devices > 2 else 1, "direct": 0}[collective]
+    return 1 + steps - way_back
 
 
 def pipeline_steps(num_devices: int) -> int:

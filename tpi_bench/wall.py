@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import mmap
 import time
 from collections import defaultdict
@@ -30,6 +31,8 @@ class WallRuntime:
         self.world_size = world_size
         self.log = SpanLog(trace=trace)
         self.ledger_bytes: dict[str, int] = defaultdict(int)
+        self.is_computing = False
+        self.num_steps = 0  # grows with every computation, message and read: a sign of life
         self._mesh = mesh
         self._reader = reader
 
@@ -47,12 +50,16 @@ class WallRuntime:
     def recv(self, src: int, out: torch.Tensor) -> None:
         start = time.monotonic_ns()
         self._mesh.recv(src, as_bytes(out))
+        self.num_steps += 1
         self.log.add("sync", "recv", start, time.monotonic_ns())
 
     def compute(self, key: str, fn: Callable[[], T]) -> T:
+        self.is_computing = True
         start = time.monotonic_ns()
         result = fn()
         self.log.add(kind_of(key), key, start, time.monotonic_ns())
+        self.is_computing = False
+        self.num_steps += 1
         return result
 
     def alloc(self, kind: str, nbytes: int) -> torch.Tensor:
@@ -71,9 +78,11 @@ class WallRuntime:
         self.ledger_bytes[kind] += nbytes
 
     def read(self, block: BlockFile, out: torch.Tensor) -> ReadHandle:
-        return self._reader.read(
-            block, out.numpy(), lambda start, end: self.log.add("read", block.key, start, end)
-        )
+        return self._reader.read(block, out.numpy(), functools.partial(self._note_read, block.key))
+
+    def _note_read(self, key: str, start_ns: int, end_ns: int) -> None:
+        self.num_steps += 1
+        self.log.add("read", key, start_ns, end_ns)
 
     def waiting(self, handle: ReadHandle, key: str) -> None:
         start = time.monotonic_ns()

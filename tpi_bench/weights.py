@@ -223,7 +223,8 @@ def damaged_files(folder: Path, manifest: dict[str, Any]) -> dict[str, str]:
     Only files whose size or times changed are read again; a changed time with the right checksum
     (a restored backup, a copy) is not damage.
     """
-    bad = {}
+    named = {name for blocks in manifest["ranks"] for _, _, name in blocks}
+    bad = dict.fromkeys(sorted(named - manifest["files"].keys()), "is missing")
     for name, entry in manifest["files"].items():
         path = folder / name
         if not path.is_file():

@@ -63,6 +63,8 @@ class Workload:
             raise ValueError(
                 'the prompt is empty; give prompt="some text" or workload.prompt_ids=[1,2,3]'
             )
+        if not 0 <= self.seed < 1 << 63:
+            raise ValueError(f"workload.seed={self.seed} must be in 0 to {(1 << 63) - 1}")
         _ = self.sampling
 
     @property
@@ -120,12 +122,12 @@ def make_request(
         raise ValueError(
             f"prompt token id {outside[0]} is outside the model's vocabulary (0 to {vocab - 1})"
         )
-    needed = len(prompt_ids) + workload.num_new_tokens
+    num_new = max(workload.num_new_tokens, workload.warmup_tokens)
+    needed = len(prompt_ids) + num_new
     if needed > context_length:
         raise ValueError(
-            f"the prompt has {len(prompt_ids)} tokens and "
-            f"workload.num_new_tokens={workload.num_new_tokens}: "
-            f"{needed} positions, but the model's context is {context_length}; shorten one of them"
+            f"the prompt has {len(prompt_ids)} tokens and {num_new} are to be generated: {needed} "
+            f"positions, but the model's context is {context_length}; shorten one of them"
         )
     return Request(
         prompt_ids=tuple(prompt_ids),
