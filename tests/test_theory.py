@@ -23,7 +23,7 @@ def test_steps_of_a_token() -> None:
     assert theory.tensor_parallel_steps("star", 4, 30) == 60 * 2
     assert theory.tensor_parallel_steps("tree", 4, 30) == 60 * 4 - 1
     assert theory.tensor_parallel_steps("ring", 4, 30) == 60 * 6
-    assert theory.tensor_parallel_steps("direct", 4, 30) == 60 + 1
+    assert theory.tensor_parallel_steps("direct", 4, 30) == 60
     assert theory.pipeline_steps(4) == 4
     assert theory.pipeline_steps(1) == 0
 

@@ -22,14 +22,14 @@ def tensor_parallel_steps(collective: str, num_devices: int, num_layers: int) ->
     """One-way latencies on the critical path of one token, as the master sees it.
 
     Two allreduces a layer and the embedding's broadcast, less what the master need not wait for:
-    after the last allreduce the sum's way back to the workers (star 1, tree 2). A ring hides the
-    broadcast, at least between two devices, so it is not counted there: this is a lower bound.
+    after the last allreduce the sum's way back to the workers (star 1, tree 2). Where peers
+    exchange without a hub (ring, direct), a worker that starts one latency late meets messages
+    that are there already, and the broadcast hides: it is not counted, so this is a lower bound.
     """
     steps = 2 * num_layers * allreduce_steps(collective, num_devices)
-    if num_devices == 1 or collective == "ring":
+    if num_devices == 1 or collective in ("ring", "direct"):
         return steps
-    way_back = {"star": 1, "tree": 2 if num_devices > 2 else 1, "direct": 0}[collective]
-    return 1 + steps - way_back
+    return 1 + steps - (2 if collective == "tree" and num_devices > 2 else 1)
 
 
 def pipeline_steps(num_devices: int) -> int:
