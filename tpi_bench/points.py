@@ -132,8 +132,7 @@ def measure(prepared: Prepared, on_token: Callable[[int], None] | None = None) -
     """Run the point and make its record. A device that fails gives a record that says so."""
     job, settings = prepared.job, prepared.settings
     started = datetime.datetime.now(datetime.UTC).isoformat()
-    all_blocks = [block for blocks in job.blocks for block in blocks]
-    limits = in_helper(measure_limits, len(available_cpus()), all_blocks)
+    limits = in_helper(measure_limits, len(available_cpus()), _streamed_blocks(prepared))
     checked: dict[str, Any] = {}
     if settings.check:
         with tempfile.TemporaryDirectory(prefix="tpi_bench-") as scratch:
@@ -279,12 +278,20 @@ def _token_bytes(prepared: Prepared) -> TokenBytes:
             values -= config.vocab * config.hidden
         return TokenBytes(values * size, values * size, 0)
     assert job.plan is not None
-    streamed, layers, head = 0, [], 0
-    window = prepared.settings.system.window_config()
+    streamed = sum(block.nbytes for block in _streamed_blocks(prepared))
+    layers, head = [], 0
     for blocks in job.blocks:
-        resident = resident_indices(blocks, window)
-        streamed += sum(block.nbytes for i, block in enumerate(blocks) if i not in resident)
         layers.append(sum(block.weight_bytes for block in blocks if block.layer >= 0))
         head += sum(block.weight_bytes for block in blocks if block.kind == "output")
     in_turn = max(layers) if job.plan.scheme == "tensor" else sum(layers)
     return TokenBytes(sum(layers) + head, in_turn + head, streamed)
+
+
+def _streamed_blocks(prepared: Prepared) -> list[BlockFile]:
+    """The blocks of all devices that every token reads from the disk."""
+    window = prepared.settings.system.window_config()
+    streamed = []
+    for blocks in prepared.job.blocks:
+        resident = resident_indices(blocks, window)
+        streamed += [block for i, block in enumerate(blocks) if i not in resident]
+    return streamed
