@@ -37,8 +37,10 @@ _PROOF_BYTES = 32
 _MAX_FRAME_BYTES = 1 << 32
 _HANDSHAKE_S = 2.0
 # A sleep ends tens of microseconds late even with the timer slack turned off: be woken this much
-# earlier and yield until the time has come. A message is never early.
+# earlier and yield until the time has come, less what the caller needs to take notice. So a message
+# is never used early.
 _WAKE_EARLY_NS = 60_000
+_NOTICE_NS = 15_000
 _PR_SET_TIMERSLACK = 29
 # Under a launcher that tells a hanging device from a busy one, a silent peer is given this many
 # times the timeout before a device gives up by itself.
@@ -56,7 +58,7 @@ def sleep_until(deadline_ns: int) -> None:
     remaining = deadline_ns - time.monotonic_ns() - _WAKE_EARLY_NS
     if remaining > 0:
         time.sleep(remaining / 1e9)
-    while time.monotonic_ns() < deadline_ns:
+    while time.monotonic_ns() < deadline_ns - _NOTICE_NS:
         time.sleep(0)
 
 

@@ -78,7 +78,11 @@ class WallRuntime:
         self.ledger_bytes[kind] += nbytes
 
     def read(self, block: BlockFile, out: torch.Tensor) -> ReadHandle:
-        return self._reader.read(block, out.numpy(), functools.partial(self._note_read, block.key))
+        start = time.monotonic_ns()
+        note = functools.partial(self._note_read, block.key)
+        handle = self._reader.read(block, out.numpy(), note)
+        self.log.add("load_wait", "request", start, time.monotonic_ns())
+        return handle
 
     def _note_read(self, key: str, start_ns: int, end_ns: int) -> None:
         self.num_steps += 1
