@@ -39,7 +39,7 @@ def table(runs: pd.DataFrame) -> str:
 def draw(runs: pd.DataFrame) -> Figure:
     """Largest logit difference of each system against the number of devices."""
     rows = _checked(runs)
-    rows["label"] = figures.labels(rows, along=("num_devices",))
+    rows["label"] = figures.labels(rows, along=("num_devices", "threads_per_device"))
     labels = list(dict.fromkeys(rows.label))
     colours = figures.palette(labels)
     figure = figures.new_figure()
@@ -53,7 +53,7 @@ def draw(runs: pd.DataFrame) -> Figure:
     axes.set_xticks(sorted(rows.num_devices.unique()))
     axes.set_ylabel("largest logit difference")
     axes.set_title(f"{rows.model.iloc[0]}, {int(rows.num_tokens.max())} tokens", fontsize=7.5)
-    axes.legend(ncol=2, loc="upper left", bbox_to_anchor=(0, -0.2), borderaxespad=0, frameon=False)
+    axes.legend(ncol=2, loc="upper left", bbox_to_anchor=(0, -0.24), borderaxespad=0, frameon=False)
     return figure
 
 

@@ -7,6 +7,7 @@ systems share: a device's blocks in order, their weights behind the sliding wind
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -67,7 +68,8 @@ class DeviceModel:
                 lambda b=block, x=x, w=weights: b(x, w, position),  # type: ignore[misc]
             )
             self.window.release(index)
-            x = x + combine(partial)
+            whole = combine(partial)
+            x = self._rt.compute("residual", functools.partial(torch.add, x, whole))
         return x
 
     def logits(self, x: torch.Tensor) -> torch.Tensor:
