@@ -6,6 +6,7 @@ memory.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -38,15 +39,9 @@ class TransformersSystem:
         return 0
 
     def run_device(self, rt: Runtime, job: Job, output: Output) -> Generation | None:
-        import torch
-        import transformers
-
-        transformers.utils.logging.set_verbosity_error()
-        transformers.utils.logging.disable_progress_bar()
         assert job.model_folder is not None
-        folder, dtype = job.model_folder, getattr(torch, job.dtype)
-        load = transformers.AutoModelForCausalLM.from_pretrained
-        model = rt.compute("load", lambda: load(folder, dtype=dtype, local_files_only=True))
+        # As one computation: importing and loading take a while, and are no sign of a hang.
+        model = rt.compute("load", functools.partial(_load, job.model_folder, job.dtype))
         warmup_ttft_ns = None
         if job.request.warmup_tokens:
             warmup = self._answer(rt, model, job, job.request.warmup_tokens, Output())
@@ -125,3 +120,14 @@ class TransformersSystem:
             for logits in answer.logits:
                 output.on_logits(logits[0].float())
         return result
+
+
+def _load(folder: str, dtype: str) -> Any:
+    import torch
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    return transformers.AutoModelForCausalLM.from_pretrained(
+        folder, dtype=getattr(torch, dtype), local_files_only=True
+    )

@@ -198,7 +198,8 @@ def _record(
         run |= metrics.summarise(generation)
     run |= _round_trip(job, outcome) | _limits(prepared, outcome, limits) | checked | provenance()
     modes = {device.read_mode for device in outcome.devices} - {"none"}
-    run["page_cache"] = ", ".join(sorted(modes)) or "warm (weights mapped from files)"
+    unread = "unknown" if job.blocks else "warm (weights mapped from files)"
+    run["page_cache"] = ", ".join(sorted(modes)) or unread
     run["peak_anon_bytes"] = max((d.peak_anon_bytes for d in outcome.devices), default=math.nan)
     devices = [asdict(d) for d in sorted(outcome.devices, key=lambda d: d.rank)]
     names = ("kind", "key", "start_ns", "end_ns")
