@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install fig_latency exactness test lint types check clean clean_cache
+.PHONY: help install fig_latency exactness test test_product lint types check clean clean_cache
 
 help:  ## Show this list
 	@grep -hE '^[a-z_]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -28,6 +28,9 @@ exactness: $(STAMP)  ## Tokens and logits of every system against Transformers, 
 
 test: $(STAMP)  ## All tests
 	$(BIN)/python -m pytest
+
+test_product: $(STAMP)  ## Every variant x devices x collective x window x prompt against Transformers (an hour)
+	$(BIN)/python -m pytest -m product tests/test_exact.py
 
 lint: $(STAMP)  ## Style: ruff
 	$(BIN)/ruff check .

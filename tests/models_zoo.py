@@ -14,7 +14,7 @@ _BASE = {
     "hidden_size": 72,
     "num_attention_heads": 9,
     "num_key_value_heads": 3,
-    "num_hidden_layers": 3,
+    "num_hidden_layers": 5,
     "intermediate_size": 100,
     "vocab_size": 300,
     "max_position_embeddings": 512,

@@ -13,7 +13,8 @@ FLOORS = {
     1: "models checkpoints weights runtime llama sampling sharder job gguf_import demo_model",
     2: "collectives window",
     3: "engine generation",
-    4: "disk tcp wall memory device launch_target processes helper",  # injected, 3' in the design
+    # injected, 3' in the design
+    4: "aio disk tcp wall memory device launch_target processes helper",
     5: "system tpi figures sources text probe",
     6: "config oracle points reports app __main__",
 }

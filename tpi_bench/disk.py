@@ -2,11 +2,13 @@
 
 O_DIRECT (F_NOCACHE on macOS) keeps the page cache out of it, so a block costs what the disk costs
 every time. Where the file system refuses, reads are buffered and the pages dropped right after;
-`mode` says which, and every row of results carries it.
+`mode` says which, and every row of results carries it. On Linux the kernel reads asynchronously
+(`aio.py`); elsewhere, and for buffered reads, a few threads do.
 """
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import mmap
 import os
@@ -14,92 +16,145 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 import numpy as np
 
+from tpi_bench.aio import KernelAio, ReadRequest
 from tpi_bench.runtime import BlockReadError
 from tpi_bench.weights import BlockFile
 
 _PIECE_BYTES = 2 << 20
 _F_NOCACHE = 48  # macOS
+_BUFFERED = "buffered, dropped after each read"
+
+
+@dataclass(frozen=True)
+class _OpenFile:
+    number: int
+    mode: str
 
 
 class DirectReader:
-    """A few reader threads for one device; they hold the interpreter lock only between reads."""
+    """All reads of one device; `read`, `notice` and `wait` belong to one thread."""
 
     def __init__(self, num_threads: int = 4) -> None:
         self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="reader")
-        self._files: dict[str, int] = {}
+        self._files: dict[str, _OpenFile] = {}
+        self._aio: KernelAio | None = None
+        with contextlib.suppress(OSError):  # threads do it where the kernel does not
+            self._aio = KernelAio()
         self.mode = "none"
         self.bytes_read = 0
 
     def read(
         self, block: BlockFile, out: np.ndarray, on_done: Callable[[int, int], None]
     ) -> PendingRead:
-        """Start to read the block into `out`; `on_done(start_ns, end_ns)` when it is there."""
-        pending = PendingRead(block, -(-block.nbytes // _PIECE_BYTES), on_done)
-        target = out.data
+        """Start to read the block into `out`; `on_done(start_ns, end_ns)` when it is there.
+
+        A read by the kernel is known to have ended when `notice` or `wait` is called next.
+        """
+        pieces = range(0, block.nbytes, _PIECE_BYTES)
+        pending = PendingRead(block, len(pieces), on_done, self._aio)
+        file = self._files[block.path]
         self.bytes_read += block.nbytes
-        for start in range(0, block.nbytes, _PIECE_BYTES):
-            piece = target[start : min(start + _PIECE_BYTES, block.nbytes)]
-            self._pool.submit(self._read_piece, pending, piece, block.data_offset + start)
+        if self._aio and file.mode == "direct":
+            self._aio.start([_request(pending, file, out, start) for start in pieces])
+            return pending
+        for start in pieces:
+            piece = out.data[start : min(start + _PIECE_BYTES, block.nbytes)]
+            self._pool.submit(_read_piece, pending, file, piece, block.data_offset + start)
         return pending
+
+    def notice(self) -> None:
+        """See which reads have ended. Never waits."""
+        if self._aio:
+            self._aio.notice(wait=False)
 
     def open(self, blocks: list[BlockFile]) -> None:
         """Open every file once, so that the run does not pay for it. Raises BlockReadError."""
         for path in {block.path for block in blocks}:
             try:
-                self._files[path] = self._open(path)
+                self._files[path] = _open(path)
             except OSError as error:
                 raise BlockReadError(f"cannot read block {path}: {error.strerror}") from error
+            self.mode = self._files[path].mode
 
     def close(self) -> None:
+        if self._aio:
+            self._aio.close()
         self._pool.shutdown(wait=True)
         for file in self._files.values():
-            os.close(file)
+            os.close(file.number)
 
-    def _open(self, path: str) -> int:
-        file, mode = None, "buffered, dropped after each read"
-        if hasattr(os, "O_DIRECT"):
-            try:
-                file, mode = os.open(path, os.O_RDONLY | os.O_DIRECT), "direct"
-                os.preadv(file, [aligned_page()], 0)
-            except OSError:  # tmpfs and some network file systems know no direct I/O
-                if file is not None:
-                    os.close(file)
-                file, mode = os.open(path, os.O_RDONLY), "buffered, dropped after each read"
-        else:
-            file = os.open(path, os.O_RDONLY)
-            if hasattr(fcntl, "F_FULLFSYNC"):
-                fcntl.fcntl(file, _F_NOCACHE, 1)
-                mode = "direct"
-        self.mode = mode
-        return file
 
-    def _read_piece(self, pending: PendingRead, piece: memoryview, offset: int) -> None:
-        start_ns = time.monotonic_ns()
+def _open(path: str) -> _OpenFile:
+    if hasattr(os, "O_DIRECT"):
+        file = None
         try:
-            done = 0
-            while done < piece.nbytes:
-                got = os.preadv(self._files[pending.block.path], [piece[done:]], offset + done)
-                if got == 0:
-                    raise OSError(0, f"the file ends {piece.nbytes - done} bytes early")
-                done += got
-            if self.mode.startswith("buffered") and hasattr(os, "posix_fadvise"):
-                file = self._files[pending.block.path]
-                os.posix_fadvise(file, offset, piece.nbytes, os.POSIX_FADV_DONTNEED)
-            pending.piece_done(start_ns, None)
-        except OSError as error:
-            pending.piece_done(start_ns, error)
+            file = os.open(path, os.O_RDONLY | os.O_DIRECT)
+            os.preadv(file, [aligned_page()], 0)
+            return _OpenFile(file, "direct")
+        except OSError:  # tmpfs and some network file systems know no direct I/O
+            if file is not None:
+                os.close(file)
+            return _OpenFile(os.open(path, os.O_RDONLY), _BUFFERED)
+    file = os.open(path, os.O_RDONLY)
+    if hasattr(fcntl, "F_FULLFSYNC"):
+        fcntl.fcntl(file, _F_NOCACHE, 1)
+        return _OpenFile(file, "direct")
+    return _OpenFile(file, _BUFFERED)
+
+
+def _request(pending: PendingRead, file: _OpenFile, out: np.ndarray, start: int) -> ReadRequest:
+    block = pending.block
+    nbytes = min(_PIECE_BYTES, block.nbytes - start)
+    start_ns = time.monotonic_ns()
+
+    def done(result: int) -> None:
+        error = None
+        if result < 0:
+            error = OSError(-result, os.strerror(-result))
+        elif result < nbytes:
+            error = _too_short(nbytes - result)
+        pending.piece_done(start_ns, error)
+
+    offset = block.data_offset + start
+    return ReadRequest(file.number, out.ctypes.data + start, nbytes, offset, done)
+
+
+def _read_piece(pending: PendingRead, file: _OpenFile, piece: memoryview, offset: int) -> None:
+    start_ns = time.monotonic_ns()
+    try:
+        done = 0
+        while done < piece.nbytes:
+            got = os.preadv(file.number, [piece[done:]], offset + done)
+            if got == 0:
+                raise _too_short(piece.nbytes - done)
+            done += got
+        if file.mode == _BUFFERED and hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(file.number, offset, piece.nbytes, os.POSIX_FADV_DONTNEED)
+        pending.piece_done(start_ns, None)
+    except OSError as error:
+        pending.piece_done(start_ns, error)
+
+
+def _too_short(missing: int) -> OSError:
+    return OSError(0, f"the file ends {missing} bytes early")
 
 
 class PendingRead:
     """Handle of one block's read; done when its last piece is."""
 
     def __init__(
-        self, block: BlockFile, num_pieces: int, on_done: Callable[[int, int], None]
+        self,
+        block: BlockFile,
+        num_pieces: int,
+        on_done: Callable[[int, int], None],
+        aio: KernelAio | None,
     ) -> None:
         self.block = block
+        self._aio = aio
         self._left = num_pieces
         self._on_done = on_done
         self._error: OSError | None = None
@@ -118,6 +173,8 @@ class PendingRead:
             self._finished.set()
 
     def wait(self) -> None:
+        while self._aio and not self._finished.is_set() and not self._aio.is_idle:
+            self._aio.notice(wait=True)
         self._finished.wait()
         if self._error:
             reason = self._error.strerror or str(self._error)

@@ -52,6 +52,7 @@ class WallRuntime:
         self._mesh.recv(src, as_bytes(out))
         self.num_steps += 1
         self.log.add("sync", "recv", start, time.monotonic_ns())
+        self._reader.notice()
 
     def compute(self, key: str, fn: Callable[[], T]) -> T:
         self.is_computing = True
@@ -60,6 +61,7 @@ class WallRuntime:
         self.log.add(kind_of(key), key, start, time.monotonic_ns())
         self.is_computing = False
         self.num_steps += 1
+        self._reader.notice()
         return result
 
     def alloc(self, kind: str, nbytes: int) -> torch.Tensor:
@@ -71,7 +73,9 @@ class WallRuntime:
             area.madvise(mmap.MADV_HUGEPAGE)
         self.hold(kind, nbytes)
         tensor = torch.frombuffer(area, dtype=torch.uint8)
+        self.is_computing = True  # touching tens of gigabytes takes a while
         tensor.zero_()
+        self.is_computing = False
         return tensor[:nbytes]
 
     def hold(self, kind: str, nbytes: int) -> None:
