@@ -14,7 +14,7 @@ from tpi_bench.job import Job, Output
 from tpi_bench.models import ModelConfig
 from tpi_bench.plans import Plan
 from tpi_bench.window import WindowConfig
-from tpi_bench.workload import Generation
+from tpi_bench.workload import Generation, Request
 
 if TYPE_CHECKING:
     from tpi_bench.runtime import Runtime
@@ -41,7 +41,7 @@ class TransformersSystem:
     def run_device(self, rt: Runtime, job: Job, output: Output) -> Generation | None:
         assert job.model_folder is not None
         # As one computation: importing and loading take a while, and are no sign of a hang.
-        model = rt.compute("load", functools.partial(_load, job.model_folder, job.dtype))
+        model = rt.compute(("load",), functools.partial(_load, job.model_folder, job.dtype))
         warmup_ttft_ns = None
         if job.request.warmup_tokens:
             warmup = self._answer(rt, model, job, job.request.warmup_tokens, Output())
@@ -92,22 +92,12 @@ class TransformersSystem:
 
         if sampling.temperature:
             torch.manual_seed(sampling.seed)
-        config = transformers.GenerationConfig(
-            max_new_tokens=limit,
-            do_sample=sampling.temperature > 0,
-            temperature=sampling.temperature or 1.0,
-            top_k=sampling.top_k or None,
-            top_p=sampling.top_p,
-            eos_token_id=None,
-            pad_token_id=None,
-            return_dict_in_generate=True,
-            output_logits=request.keep_logits,
-        )
+        config = _generation_config(request, limit)
         model.generation_config = transformers.GenerationConfig()
         prompt = torch.tensor([request.prompt_ids])
         result.request_ns = rt.now()
         answer = rt.compute(
-            "generate",
+            ("generate",),
             lambda: model.generate(
                 prompt,
                 attention_mask=torch.ones_like(prompt),
@@ -120,6 +110,24 @@ class TransformersSystem:
             for logits in answer.logits:
                 output.on_logits(logits[0].float())
         return result
+
+
+def _generation_config(request: Request, limit: int) -> Any:
+    """The request's sampling; when to stop is decided as for every other system."""
+    import transformers
+
+    sampling = request.sampling
+    return transformers.GenerationConfig(
+        max_new_tokens=limit,
+        do_sample=sampling.temperature > 0,
+        temperature=sampling.temperature or 1.0,
+        top_k=sampling.top_k or None,
+        top_p=sampling.top_p,
+        eos_token_id=None,
+        pad_token_id=None,
+        return_dict_in_generate=True,
+        output_logits=request.keep_logits,
+    )
 
 
 def _load(folder: str, dtype: str) -> Any:

@@ -64,7 +64,7 @@ class PipelineSystem:
             job.plan.shards[rt.rank],
             job.blocks[rt.rank],
             self.window_config(),
-            job.request.length,
+            job.request,
         )
         if rt.rank:
             _run_stage(rt, model)

@@ -14,6 +14,7 @@ from tpi_bench import figures
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -30,7 +31,7 @@ def table(runs: pd.DataFrame) -> str:
     good = _good(runs)
     if good.empty:
         return "no point succeeded"
-    groups = good.groupby(["label", "latency_label"], sort=False)
+    groups = good.groupby(["clock", "label", "latency_label"], sort=False)
     rows = groups.agg(
         ttft=("ttft_s", "median"),
         token=("token_latency_s", "median"),
@@ -38,7 +39,7 @@ def table(runs: pd.DataFrame) -> str:
         high=("token_latency_s", "max"),
         limit=("limit_token_s", "median"),
         round_trip=("link_round_trip_s", "median"),
-        memory=("peak_anon_bytes", "max"),
+        memory=("memory_bytes", "max"),
         repeats=("repeat", "nunique"),
     ).reset_index()
     rows["token ms [min, max]"] = [
@@ -51,10 +52,11 @@ def table(runs: pd.DataFrame) -> str:
             "limit ms": (rows.limit * 1e3).map("{:.1f}".format),
             "round trip ms": (rows.round_trip * 1e3).map("{:.2f}".format).replace("nan", "-"),
             "x limit": (rows.token / rows.limit).map("{:.1f}".format),
-            "peak anon MB": (rows.memory / 1e6).map("{:.0f}".format),
+            "peak MB": (rows.memory / 1e6).map("{:.0f}".format),
         }
     ).rename(columns={"label": "system"})
     columns = [
+        *(["clock"] if good.clock.nunique() > 1 else []),
         "system",
         "link ms/hop",
         "round trip ms",
@@ -62,34 +64,58 @@ def table(runs: pd.DataFrame) -> str:
         "token ms [min, max]",
         "limit ms",
     ]
-    return shown[[*columns, "x limit", "peak anon MB", "repeats"]].to_string(index=False)
+    return shown[[*columns, "x limit", "peak MB", "repeats"]].to_string(index=False)
 
 
 def draw(runs: pd.DataFrame) -> Figure:
-    """Median token latency with the range of the repeats; dashed, each system's physical limit."""
+    """Median token latency with the range of the repeats; dashed, each system's physical limit.
+
+    Measured rows and those of virtual time are panels side by side.
+    """
     good = _good(runs)
-    labels = list(dict.fromkeys(good.label))
+    clocks = [clock for clock in ("wall", "virtual") if (good.clock == clock).any()]
+    labels = list(dict.fromkeys(good.line))
     colours = figures.palette(labels)
-    figure = figures.new_figure(2.9)
-    axes = figure.subplots()
-    latencies = sorted(good.loc[good.num_devices > 1, "link_latency_ms"].unique())
-    for label, marker in zip(labels, figures.MARKERS, strict=False):
-        rows = good[good.label == label]
-        if (rows.num_devices == 1).all():
-            _draw_flat(axes, rows, latencies, label, colours[label])
-        else:
-            _draw_line(axes, rows, label, colours[label], marker)
-    devices = int(good.num_devices.max())
-    topology = good.loc[good.num_devices > 1, "topology"]
-    hops = f", {topology.iloc[0]} topology" if len(topology) else ""
-    shared = " (sharing cores)" if good.devices_share_cores.any() else ""
-    figures.log_milliseconds(axes)
-    axes.set_xlabel(f"link latency (ms a hop{hops})")
-    axes.set_ylabel("token latency (ms)")
-    axes.set_title(f"{good.model.iloc[0]}, {devices} devices{shared}", fontsize=7.5)
-    axes.plot([], [], color="0.4", linestyle="--", linewidth=0.7, label="physical limit of each")
-    axes.legend(ncol=2, loc="upper left", bbox_to_anchor=(0, -0.22), borderaxespad=0, frameon=False)
+    figure = figures.new_figure(2.9, num_columns=len(clocks))
+    panels = figure.subplots(1, len(clocks), squeeze=False)[0]
+    for axes, clock in zip(panels, clocks, strict=True):
+        rows = good[good.clock == clock]
+        latencies = sorted(rows.loc[rows.num_devices > 1, "link_latency_ms"].unique())
+        for label, marker in zip(labels, figures.MARKERS, strict=False):
+            line = rows[rows.line == label]
+            if line.empty:
+                continue
+            if (line.num_devices == 1).all():
+                _draw_flat(axes, line, latencies, label, colours[label])
+            else:
+                _draw_line(axes, line, label, colours[label], marker)
+        figures.log_milliseconds(axes)
+        topology = rows.loc[rows.num_devices > 1, "topology"]
+        hops = f", {topology.iloc[0]} topology" if len(topology) else ""
+        axes.set_xlabel(f"link latency (ms a hop{hops})")
+        axes.set_title(_title(rows), fontsize=7)
+    panels[0].set_ylabel("token latency (ms)")
+    handles: dict[str, Artist] = {}
+    for axes in panels:
+        lines, names = axes.get_legend_handles_labels()
+        handles |= dict(zip(names, lines, strict=True))
+    (limit,) = panels[0].plot([], [], color="0.4", linestyle="--", linewidth=0.7)
+    handles["physical limit of each"] = limit
+    columns = 2 * len(clocks)
+    figure.legend(
+        handles.values(), handles.keys(), ncol=columns, loc="outside lower center", frameon=False
+    )
     return figure
+
+
+def _title(rows: pd.DataFrame) -> str:
+    devices = int(rows.num_devices.max())
+    if (rows.clock == "virtual").all():
+        return (
+            f"{rows.model.iloc[0]}, {rows.loc[rows.num_devices.idxmax(), 'device']}, virtual time"
+        )
+    shared = " (sharing cores)" if rows.devices_share_cores.any() else ""
+    return f"{rows.model.iloc[0]}, {devices} devices{shared}, measured"
 
 
 def _draw_line(axes: Axes, rows: pd.DataFrame, label: str, colour: object, marker: str) -> None:
@@ -117,17 +143,38 @@ def _draw_flat(
     )
 
 
+def _line_name(row: dict) -> str:
+    """As in the legend of both panels: without what the virtual panel's title says of all lines."""
+    if row["clock"] == "wall":
+        return row["label"]
+    name = row["label"].partition(f", {row['num_devices']} device")[0]
+    name = name.removesuffix(f" window {row['system_window']}")
+    return f"{name}, 1 device" if row["num_devices"] == 1 else name
+
+
 def _good(runs: pd.DataFrame) -> pd.DataFrame:
-    """Points that succeeded, with the label of their line, in the order of first measuring."""
+    """Points that succeeded, with the label of their line, in the order of first measuring.
+
+    `memory_bytes` is the anonymous peak of measured rows and the ledger of virtual ones.
+    """
     good = runs[(runs.status == "ok") & runs.token_latency_s.notna()].copy()
-    good["label"] = figures.labels(good)
+    good["label"] = [""] * len(good)
+    for clock in good.clock.unique():
+        rows = good.clock == clock
+        good.loc[rows, "label"] = figures.labels(good[rows])
+    good["line"] = [_line_name(row) for row in good.to_dict("records")]
+    good["memory_bytes"] = good.peak_anon_bytes.fillna(good.get("ledger_bytes"))
     good["latency_label"] = [
         "-" if row["num_devices"] == 1 else f"{row['link_latency_ms']:g}"
         for row in good.to_dict("records")
     ]
     order = {label: i for i, label in enumerate(dict.fromkeys(good.label))}
     good["order"] = good.label.map(order)
-    return good.sort_values(["order", "link_latency_ms", "repeat"], kind="stable")
+    return good.sort_values(
+        ["clock", "order", "link_latency_ms", "repeat"],
+        ascending=[False, True, True, True],
+        kind="stable",
+    )
 
 
 if __name__ == "__main__":

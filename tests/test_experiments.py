@@ -13,6 +13,15 @@ ROOT = Path(__file__).resolve().parent.parent
 EXPERIMENTS = sorted(path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml"))
 
 
+TINY = {
+    "fig_latency": ["model=debug", "repeat=0", "network.link_latency_ms=0,0.5"],
+    "fig_allreduce": ["system.collective=star,direct", "testbed.num_devices=2,4"],
+    "fig_scaling": ["model=debug", "workload.prompt_tokens=3"],
+    "fig_fidelity": ["model=debug", "repeat=0", "network.link_latency_ms=0.5"],
+    "exactness": ["model=debug"],
+}
+
+
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_an_experiment_runs_tiny(name: str, cache_dir: Path, tmp_path: Path) -> None:
     done = subprocess.run(
@@ -21,11 +30,10 @@ def test_an_experiment_runs_tiny(name: str, cache_dir: Path, tmp_path: Path) -> 
             "-m",
             "tpi_bench",
             f"+experiment={name}",
-            "model=debug",
-            "workload.prompt_ids=[1,2,3]",
             "workload.num_new_tokens=3",
-            "testbed.num_devices=2",
-            *(["repeat=0", "network.link_latency_ms=0,0.5"] if name == "fig_latency" else []),
+            *TINY[name],
+            *([] if "fig_allreduce fig_scaling".count(name) else ["workload.prompt_ids=[1,2,3]"]),
+            *(["testbed.num_devices=2"] if name != "fig_allreduce" else []),
             f"results_dir={tmp_path}",
             f"cache_dir={cache_dir}",
         ],
@@ -40,6 +48,8 @@ def test_an_experiment_runs_tiny(name: str, cache_dir: Path, tmp_path: Path) -> 
     assert (folder / f"{name}.pdf").stat().st_size > 5_000
     runs = pd.read_parquet(folder / "runs.parquet")
     assert (runs.status == "ok").all()
+    if name == "fig_latency":
+        assert set(runs.clock) == {"wall", "virtual"}
     if name == "exactness":
         assert runs.tokens_equal.all()
         assert runs.max_logit_diff.max() < 1e-3

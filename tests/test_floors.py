@@ -9,14 +9,15 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 FLOORS = {
-    0: "cache plans links workload metrics results provenance theory",
+    0: "cache profiles fabric plans links workload metrics results provenance theory",
     1: "models checkpoints weights runtime llama sampling sharder job gguf_import demo_model",
     2: "collectives window",
     3: "engine generation",
     # injected, 3' in the design
-    4: "aio disk tcp wall memory device launch_target processes helper",
+    4: "aio disk handshake tcp wall memory device launch_target processes helper "
+    "costs virtual virtual_testbed calibrate",
     5: "system tpi figures sources text probe",
-    6: "config oracle points reports app __main__",
+    6: "sweeper config oracle points reports app __main__",
 }
 FLOOR_OF = {name: floor for floor, names in FLOORS.items() for name in names.split()}
 RANK_PROGRAMS = [

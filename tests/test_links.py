@@ -58,7 +58,13 @@ def test_jitter_is_seeded_bounded_and_keeps_order() -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"topology": "mesh"}, "topology=mesh is unknown; choose one of none, switch, paper"),
+        ({"topology": "star"}, "topology=star is unknown; choose one of none, switch, paper"),
+        ({"topology": "mesh"}, "mesh_links must hold rows"),
+        ({"topology": "mesh", "mesh_links": [[0, 1, 2]]}, "mesh_links must hold rows"),
+        ({"topology": "wan"}, "latency_matrix_ms must be a square table"),
+        ({"topology": "wan", "latency_matrix_ms": [[0, 1], [1]]}, "must be a square table"),
+        ({"topology": "wan", "latency_matrix_ms": [[0, -1], [1, 0]]}, "at least 0"),
+        ({"topology": "wan", "latency_matrix_ms": [[0]], "link_latency_ms": 1}, "in a table"),
         ({"link_latency_ms": -1}, "link_latency_ms=-1 must be a number of at least 0"),
         ({"topology": "none", "link_latency_ms": 1}, "choose network=switch"),
         ({"topology": "switch", "link_latency_ms": 1, "jitter_ms": 2}, "must not exceed"),

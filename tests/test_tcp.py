@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import secrets
 import socket
@@ -13,9 +14,10 @@ import time
 import numpy as np
 import pytest
 
+from tpi_bench.handshake import Listener, connect_mesh
 from tpi_bench.links import NetworkConfig
 from tpi_bench.runtime import DeviceLost
-from tpi_bench.tcp import Listener, Mesh, connect_mesh
+from tpi_bench.tcp import Mesh
 
 SECRET = bytes(range(32))
 
@@ -153,6 +155,64 @@ def test_strangers_are_refused_and_logged(data: bytes, caplog: pytest.LogCapture
 def test_a_device_with_another_secret_does_not_get_in() -> None:
     with pytest.raises(DeviceLost, match="rank"):
         make_meshes(2, NetworkConfig(), secret_of={1: secrets.token_bytes(32)})
+
+
+@pytest.mark.parametrize("num_strangers", [40, 200])
+def test_a_crowd_of_silent_strangers_delays_nobody(num_strangers: int) -> None:
+    """They are in the queue first, and there may be more of them than are let in at once."""
+    listeners = [Listener() for _ in range(3)]
+    ports = [listener.port for listener in listeners]
+    strangers = [
+        socket.create_connection(("127.0.0.1", port), timeout=5)
+        for port in ports
+        for _ in range(num_strangers)
+    ]
+    meshes: dict[int, dict[int, socket.socket]] = {}
+
+    def join(rank: int) -> None:
+        meshes[rank] = connect_mesh(rank, ports, listeners[rank], SECRET, 10.0)
+
+    start = time.monotonic()
+    threads = [threading.Thread(target=join, args=(rank,)) for rank in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert time.monotonic() - start < 1.5
+    assert {rank: set(mesh) for rank, mesh in meshes.items()} == {0: {1, 2}, 1: {0, 2}, 2: {0, 1}}
+    for connection in (*strangers, *(c for mesh in meshes.values() for c in mesh.values())):
+        connection.close()
+
+
+def test_a_slow_stranger_is_shown_out(caplog: pytest.LogCaptureFixture) -> None:
+    """Bytes that drip in win no time."""
+    listener = Listener()
+    stranger = socket.create_connection(("127.0.0.1", listener.port), timeout=5)
+
+    def drip() -> None:
+        with contextlib.suppress(OSError):
+            for byte in b"TPI1" + bytes(36):
+                stranger.send(bytes([byte]))
+                time.sleep(0.1)
+
+    thread = threading.Thread(target=drip)
+    thread.start()
+    start = time.monotonic()
+    with pytest.raises(DeviceLost, match="rank 1 did not connect in time"):
+        listener.accept(0, {1}, SECRET, time.monotonic_ns() + 3_000_000_000)
+    assert time.monotonic() - start < 3.5
+    assert "rank 0 refused a connection from 127.0.0.1" in caplog.text
+    thread.join()
+    stranger.close()
+    listener.close()
+
+
+def test_a_peer_that_is_gone_is_named() -> None:
+    listeners = [Listener(), Listener()]
+    ports = [listener.port for listener in listeners]
+    listeners[0].close()
+    with pytest.raises(DeviceLost, match=r"rank 0 cannot be reached \(Connection refused\)"):
+        connect_mesh(1, ports, listeners[1], SECRET, 1.0)
 
 
 def round_trips(meshes: list[Mesh], count: int, nbytes: int = 8) -> list[float]:

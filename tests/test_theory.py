@@ -29,10 +29,30 @@ def test_steps_of_a_token() -> None:
 
 
 def test_limit_takes_the_disk_behind_the_rest() -> None:
-    parts = {"memory_s": 2.0, "critical_memory_s": 1.0, "network_s": 2.0}
-    assert theory.token_limit_s(**parts, disk_s=2.5) == 3.0
-    assert theory.token_limit_s(**parts, disk_s=5.0) == 5.0
-    assert theory.token_limit_s(**parts | {"memory_s": 9.0}, disk_s=5.0) == 9.0
+    def limit(memory_s: float, disk_s: float) -> float:
+        return theory.token_limit_s(theory.TokenTimes(memory_s, 1.0, disk_s), network_s=2.0)
+
+    assert limit(2.0, 2.5) == 3.0
+    assert limit(2.0, 5.0) == 5.0
+    assert limit(9.0, 5.0) == 9.0
+
+
+SIZES = [theory.TokenBytes(layers=100, head=50, streamed=30), theory.TokenBytes(60, 0, 60)]
+
+
+def test_devices_of_one_host_share_its_memory_and_disk() -> None:
+    tensor = theory.shared_rates(SIZES, 10.0, 5.0, is_tensor=True, cache_bytes=0)
+    assert tensor == theory.TokenTimes(memory_s=21.0, critical_memory_s=15.0, disk_s=18.0)
+    layers = theory.shared_rates(SIZES, 10.0, 5.0, is_tensor=False, cache_bytes=0)
+    assert layers.critical_memory_s == 21.0
+    cached = theory.shared_rates(SIZES, 10.0, 5.0, is_tensor=True, cache_bytes=1000)
+    assert cached.critical_memory_s == 0.0
+
+
+def test_devices_of_their_own_wait_for_the_slowest() -> None:
+    tensor = theory.own_rates(SIZES, [10.0, 2.0], [3.0, 4.0], is_tensor=True)
+    assert tensor == theory.TokenTimes(memory_s=35.0, critical_memory_s=35.0, disk_s=15.0)
+    assert theory.own_rates(SIZES, [10.0, 2.0], [3.0, 4.0], is_tensor=False).memory_s == 45.0
 
 
 # 4 laptops, Llama 2-7B, p = 1/4, window 4: the paper's measured times in ms.

@@ -1,6 +1,18 @@
 """`python -m tpi_bench`."""
 
-from tpi_bench.app import main
+import sys
+
+
+def main() -> None:
+    """Run the application. Its imports take a while, and Ctrl-C may come before they are done."""
+    try:
+        from tpi_bench.app import main as run_app
+
+        run_app()
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        sys.exit(130)
+
 
 if __name__ == "__main__":
     main()

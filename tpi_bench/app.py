@@ -20,14 +20,13 @@ from typing import Any, NoReturn
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from tpi_bench import cache
+from tpi_bench import cache, sweeper
 from tpi_bench.config import Settings, build_settings
 from tpi_bench.helper import HelperDied
 from tpi_bench.reports import error_report, generation_text, point_line, run_report
@@ -52,6 +51,7 @@ def main() -> None:
     OmegaConf.register_new_resolver(
         "tpi_results_folder", results_folder, use_cache=True, replace=True
     )
+    sweeper.register()
     arguments = sys.argv[1:]
     try:
         sys.argv[1:] = with_stored_overrides(arguments)
@@ -72,8 +72,10 @@ def main() -> None:
 def run_task(cfg: DictConfig) -> None:
     """One point. In a sweep a failed point is a row; bad input always ends the program."""
     try:
-        settings = build_settings(cfg)
-        if settings.task == "generate":
+        settings = build_settings(cfg, HydraConfig.get().overrides.task)
+        if settings.task == "calibrate":
+            _calibrate(settings)
+        elif settings.task == "generate":
             _generate(settings)
         elif HydraConfig.get().mode == RunMode.MULTIRUN:
             _measure(settings, Path(HydraConfig.get().sweep.dir))
@@ -107,6 +109,16 @@ def _generate(settings: Settings) -> None:
     _exit_unless_ok(record, record["run"]["error"])
     print("\n")
     print(generation_text(record))
+
+
+def _calibrate(settings: Settings) -> None:
+    from tpi_bench import calibrate
+
+    print("calibrating; leave the machine alone for a minute", file=sys.stderr)
+    cache_dir = cache.cache_folder(settings.cache_dir)
+    found = calibrate.calibrate(cache_dir)
+    print(calibrate.calibration_text(found))
+    print(calibrate.calibration_file(cache_dir), file=sys.stderr)
 
 
 def _measure(settings: Settings, folder: Path) -> None:
@@ -183,7 +195,7 @@ class ExperimentCallback(Callback):
             return
         self._bar.update()
         if self._bar.disable:
-            settings = build_settings(job_return.cfg)
+            settings = build_settings(job_return.cfg, job_return.overrides)
             record = ResultsFolder(Path(config.hydra.sweep.dir)).load(settings.point)
             done = int(config.hydra.job.num) + 1
             print(
@@ -210,6 +222,7 @@ def finish_experiment(folder: Path, figure: str | None, report: str) -> bool:
 
     runs = ResultsFolder(folder).write_tables()["runs"]
     failed = runs[runs.status != "ok"]
+    is_good = bool(runs.status.isin(["ok", "oom"]).all())  # what does not fit is a result
     written = [folder / "runs.csv"]
     if "token_latency_s" in runs and figure:
         experiment = importlib.import_module(figure)
@@ -231,30 +244,21 @@ def finish_experiment(folder: Path, figure: str | None, report: str) -> bool:
     print(*written, sep="\n", file=sys.stderr)
     if report == "json":
         counts = {
-            "status": "error" if len(failed) else "ok",
+            "status": "ok" if is_good else "error",
             "points": len(runs),
             "failed": len(failed),
         }
         print(json.dumps(counts | {"results": str(folder)}))
-    return failed.empty
+    return is_good
 
 
 def num_points(config: DictConfig) -> int:
     """How many points Hydra's own sweeper will make of the experiment and the command line."""
-    params = OmegaConf.to_container(config.hydra.sweeper.get("params") or OmegaConf.create({}))
-    assert isinstance(params, dict)
-    texts = [f"{key!s}={value}" for key, value in params.items()]
-    texts += [
-        argument for argument in sys.argv[1:] if "=" in argument and not argument.startswith("-")
-    ]
-    choices: dict[str, int] = {}
-    for override in OverridesParser.create().parse_overrides(texts):
-        count = len(list(override.sweep_iterator())) if override.is_sweep_override() else 1
-        choices[override.get_key_element()] = count
-    total = 1
-    for count in choices.values():
-        total *= count
-    return total
+    parts = config.hydra.sweeper
+    arguments = [text for text in sys.argv[1:] if "=" in text and not text.startswith("-")]
+    return len(
+        sweeper.jobs_of_grids(parts.get("params") or {}, parts.get("grids") or [{}], arguments)
+    )
 
 
 def with_stored_overrides(arguments: list[str]) -> list[str]:

@@ -8,6 +8,7 @@ killed leave nothing half-written behind.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -20,21 +21,28 @@ import filelock
 import platformdirs
 from safetensors import SafetensorError
 
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
 
 class CacheError(ValueError):
     """The cache folder cannot be read or written; the message says which one and what to do."""
 
 
 def cache_folder(configured: str | None) -> Path:
-    """The folder in use: `cache_dir=` if given, else the platform's user cache."""
+    """The folder in use: `cache_dir=` if given, else the platform's user cache.
+
+    It may be read-only: a run that finds all it needs there writes nothing.
+    """
     folder = (
         Path(configured).expanduser() if configured else platformdirs.user_cache_path("tpi_bench")
     )
     with explain_write_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".writable-{os.getpid()}"
-        probe.write_bytes(b"x")
-        probe.unlink()
+    if not os.access(folder, os.R_OK | os.X_OK):
+        raise CacheError(
+            f"cannot read the cache folder {folder}: {os.strerror(errno.EACCES)}; "
+            "choose another folder with cache_dir=DIR"
+        )
     return folder
 
 
@@ -45,9 +53,11 @@ def explain_write_errors(folder: Path) -> Iterator[None]:
         yield
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or str(error)
+        is_full = getattr(error, "errno", None) in _FULL or os.strerror(errno.ENOSPC) in reason
+        advice = "free some space there or choose" if is_full else "choose"
         raise CacheError(
             f"cannot write to the cache folder {folder}: {reason}; "
-            "free some space there or choose another folder with cache_dir=DIR"
+            f"{advice} another folder with cache_dir=DIR"
         ) from error
 
 
@@ -56,10 +66,15 @@ def require_space(folder: Path, num_bytes: int, purpose: str) -> None:
     free = shutil.disk_usage(folder).free
     if free < num_bytes:
         raise CacheError(
-            f"{purpose} needs {num_bytes / 1e9:.2f} GB in {folder}, which has "
-            f"{free / 1e9:.2f} GB free; "
+            f"{purpose} needs {_size(num_bytes)} in {folder}, which has {_size(free)} free; "
             "free some space there or choose another folder with cache_dir=DIR"
         )
+
+
+def _size(num_bytes: int) -> str:
+    if num_bytes >= 1e8:
+        return f"{num_bytes / 1e9:.2f} GB"
+    return f"{num_bytes / 1e6:.1f} MB" if num_bytes >= 1e5 else f"{num_bytes / 1e3:.0f} kB"
 
 
 @contextlib.contextmanager

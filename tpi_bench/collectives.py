@@ -10,10 +10,10 @@ A new collective is one function here and its entry in COLLECTIVES.
 from __future__ import annotations
 
 import functools
-import itertools
-import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
+
+from tpi_bench.plans import tree_groups
 
 if TYPE_CHECKING:
     import torch
@@ -67,7 +67,10 @@ def ring(rt: Runtime, partial: torch.Tensor) -> torch.Tensor:
         incoming = chunks[(rank - step - 1) % size]
         received = incoming.new_empty(incoming.shape)
         _exchange(rt, following, outgoing, previous, received)
-        rt.compute("reduce", functools.partial(incoming.add_, received))
+        rt.compute(
+            ("reduce", 1, incoming.numel(), incoming.dtype),
+            functools.partial(incoming.add_, received),
+        )
     for step in range(size - 1):
         outgoing = chunks[(rank + 1 - step) % size]
         _exchange(rt, following, outgoing, previous, chunks[(rank - step) % size])
@@ -75,15 +78,18 @@ def ring(rt: Runtime, partial: torch.Tensor) -> torch.Tensor:
 
 
 def direct(rt: Runtime, partial: torch.Tensor) -> torch.Tensor:
-    """Each device sends its partial to every other; all sum in rank order. One step."""
-    others = [peer for peer in range(rt.world_size) if peer != rt.rank]
-    for peer in others:
-        rt.send(peer, partial)
+    """Each device sends its partial to every other; all sum in rank order. One step.
+
+    Everyone starts with the next rank, so that no two meet at one receiver's down-link.
+    """
+    size = rt.world_size
+    for step in range(1, size):
+        rt.send((rt.rank + step) % size, partial)
     parts = [
-        partial if peer == rt.rank else partial.new_empty(partial.shape)
-        for peer in range(rt.world_size)
+        partial if peer == rt.rank else partial.new_empty(partial.shape) for peer in range(size)
     ]
-    for peer in others:
+    for step in range(1, size):
+        peer = (rt.rank - step) % size
         rt.recv(peer, parts[peer])
 
     def in_rank_order() -> torch.Tensor:
@@ -92,7 +98,7 @@ def direct(rt: Runtime, partial: torch.Tensor) -> torch.Tensor:
             total += part
         return total
 
-    return rt.compute("reduce", in_rank_order)
+    return rt.compute(("reduce", len(parts) - 1, partial.numel(), partial.dtype), in_rank_order)
 
 
 COLLECTIVES: dict[str, Allreduce] = {"star": star, "tree": tree, "ring": ring, "direct": direct}
@@ -107,19 +113,12 @@ def allreduce_by_name(name: str) -> Allreduce:
     return COLLECTIVES[name]
 
 
-def tree_groups(world_size: int) -> list[list[int]]:
-    """Workers in about sqrt(N - 1) consecutive groups; the first of each is its head."""
-    workers = list(range(1, world_size))
-    num_groups = max(1, round(math.sqrt(len(workers)))) if workers else 0
-    cuts = [len(workers) * i // num_groups for i in range(num_groups + 1)] if num_groups else []
-    return [workers[a:b] for a, b in itertools.pairwise(cuts)]
-
-
 def _gather_sum(rt: Runtime, total: torch.Tensor, sources: range | list[int]) -> None:
     received = total.new_empty(total.shape)
+    key = ("reduce", 1, total.numel(), total.dtype)
     for source in sources:
         rt.recv(source, received)
-        rt.compute("reduce", lambda: total.add_(received))
+        rt.compute(key, functools.partial(total.add_, received))
 
 
 def _exchange(

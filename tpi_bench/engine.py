@@ -9,15 +9,24 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 
-from tpi_bench.llama import AttentionBlock, FeedForwardBlock, RotaryTable, embed, output_logits
+from tpi_bench.llama import (
+    AttentionBlock,
+    FeedForwardBlock,
+    HeadMap,
+    RotaryTable,
+    embed,
+    output_logits,
+)
 from tpi_bench.models import ModelConfig
 from tpi_bench.plans import Shard
 from tpi_bench.weights import BlockFile
 from tpi_bench.window import Window, WindowConfig
+from tpi_bench.workload import Request
 
 if TYPE_CHECKING:
     from tpi_bench.runtime import Runtime
@@ -35,47 +44,60 @@ class DeviceModel:
         shards: Sequence[Shard],
         blocks: Sequence[BlockFile],
         window: WindowConfig,
-        length: int,
+        request: Request,
     ) -> None:
         self._rt = rt
         self.config = config
         self.dtype = getattr(torch, blocks[0].dtype)
-        rotary = RotaryTable(config.rope, config.head_dim, length)
-        self._layers: list[tuple[int, str, AttentionBlock | FeedForwardBlock]] = []
+        rotary = RotaryTable(config.rope, config.head_dim, request.length)
+        self._layers: list[tuple[int, AttentionBlock | FeedForwardBlock]] = []
+        maps: dict[Shard, HeadMap] = {}
         for index, shard in enumerate(shards):
             if shard.kind == "attn":
-                attention = AttentionBlock(config, shard, rotary, length, self.dtype)
+                heads = replace(shard, layer=-1)
+                if heads not in maps:
+                    maps[heads] = HeadMap(shard, config.group)
+                attention = AttentionBlock(
+                    config, shard, maps[heads], rotary, request.length, self.dtype
+                )
                 rt.hold("kv_cache", attention.cache.nbytes)
-                self._layers.append((index, shard.kind, attention))
+                self._layers.append((index, attention))
             elif shard.kind == "ffn":
-                self._layers.append((index, shard.kind, FeedForwardBlock(config)))
+                self._layers.append((index, FeedForwardBlock(config, shard, self.dtype)))
+        rt.hold(
+            "activations", activation_bytes(config, shards, len(request.prompt_ids), self.dtype)
+        )
         self._output_index = len(shards) - 1
         self.window = Window(rt, blocks, window)
 
     def embed(self, token_ids: list[int]) -> torch.Tensor:
         """Token ids -> (T, h). Master only."""
         weights = self.window.acquire(0)
-        x = self._rt.compute("embed", lambda: embed(token_ids, weights))
+        key = ("embed", len(token_ids), self.config.hidden, self.dtype)
+        x = self._rt.compute(key, lambda: embed(token_ids, weights))
         self.window.release(0)
         return x
 
     def layers(self, x: torch.Tensor, position: int, combine: Combine) -> torch.Tensor:
         """Run the device's blocks; `combine` turns each partial sum (T, h) into the whole one."""
-        for index, kind, block in self._layers:
+        num_new = x.shape[0]
+        residual = ("residual", num_new, self.config.hidden, self.dtype)
+        for index, block in self._layers:
             weights = self.window.acquire(index)
             partial = self._rt.compute(
-                kind,
-                lambda b=block, x=x, w=weights: b(x, w, position),  # type: ignore[misc]
+                block.key(num_new, position),
+                functools.partial(block, x, weights, position),
             )
             self.window.release(index)
             whole = combine(partial)
-            x = self._rt.compute("residual", functools.partial(torch.add, x, whole))
+            x = self._rt.compute(residual, functools.partial(torch.add, x, whole))
         return x
 
     def logits(self, x: torch.Tensor) -> torch.Tensor:
         """(T, h) -> logits (v,) of the last position. Master only."""
         weights = self.window.acquire(self._output_index)
-        logits = self._rt.compute("head", lambda: output_logits(x, weights, self.config.rms_eps))
+        key = ("head", x.shape[0], self.config.hidden, self.config.vocab, self.dtype)
+        logits = self._rt.compute(key, lambda: output_logits(x, weights, self.config.rms_eps))
         self.window.release(self._output_index)
         return logits
 
@@ -86,7 +108,8 @@ class Steps:
     def __init__(self, rt: Runtime, model: DeviceModel) -> None:
         self._rt = rt
         self._model = model
-        self._header = torch.zeros(2, dtype=torch.int64)
+        # Real numbers even where tensors hold no data.
+        self._header = torch.zeros(2, dtype=torch.int64, device="cpu")
 
     def announce(self, workers: Sequence[int], num_new: int, position: int) -> None:
         """Tell `workers` that `num_new` positions from `position` on are next; 0 is the end."""
@@ -140,6 +163,25 @@ def run_worker(rt: Runtime, model: DeviceModel, allreduce: Callable) -> None:
             break
         model.layers(steps.receive_hidden(0, num_new), position, combine)
     model.window.close()
+
+
+def activation_bytes(
+    config: ModelConfig, shards: Sequence[Shard], num_new: int, dtype: torch.dtype
+) -> int:
+    """Most that a device's hidden states and temporary results take at once, in prefill.
+
+    The state, its norm, the partial and the received sum (T, h) each, and the largest of a block's
+    inner results: queries, keys, values and the mixed heads, or gate, up and their product. The
+    master's logits (v,) in fp32 come on top.
+    """
+    inner = 0
+    for shard in shards:
+        heads, kv_heads = shard.heads[1] - shard.heads[0], shard.kv_heads[1] - shard.kv_heads[0]
+        columns = shard.columns[1] - shard.columns[0]
+        inner = max(inner, 2 * (heads + kv_heads) * config.head_dim, 3 * columns)
+    is_master = any(shard.kind == "output" for shard in shards)
+    values = num_new * (4 * config.hidden + inner)
+    return values * dtype.itemsize + (4 * config.vocab if is_master else 0)
 
 
 def whole_sum(rt: Runtime, allreduce: Callable) -> Combine:

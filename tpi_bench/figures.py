@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLUMN_INCHES = 3.4
-MARKERS = "osD^vPX*"
+COLUMN_GAP_INCHES = 0.2
+MARKERS = "osD^vPX*<>hd"
 
 _STYLE = {
     "font.size": 7.5,
@@ -32,8 +33,8 @@ _STYLE = {
 }
 
 
-def new_figure(height_inches: float = 2.6) -> Figure:
-    """An empty figure, one column wide, drawn without a display."""
+def new_figure(height_inches: float = 2.6, num_columns: int = 1) -> Figure:
+    """An empty figure, one or two columns wide, drawn without a display."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -41,7 +42,8 @@ def new_figure(height_inches: float = 2.6) -> Figure:
     import seaborn as sns
 
     sns.set_theme(context="paper", style="whitegrid", rc=_STYLE)
-    return plt.figure(figsize=(COLUMN_INCHES, height_inches), layout="constrained")
+    width = COLUMN_INCHES if num_columns == 1 else 2 * COLUMN_INCHES + COLUMN_GAP_INCHES
+    return plt.figure(figsize=(width, height_inches), layout="constrained")
 
 
 def palette(names: Sequence[str]) -> dict[str, tuple[float, float, float]]:
@@ -67,9 +69,24 @@ def log_milliseconds(axes: Axes) -> None:
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     axes.set_yscale("log")
-    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    low, high = axes.get_ylim()
+    if high < 4 * low:  # nearly level lines are not blown up
+        low, high = low / 2, high * 2
+        axes.set_ylim(low, high)
+    subs = (1.0, 2.0, 5.0) if high / low < 2000 else (1.0,)
+    axes.yaxis.set_major_locator(LogLocator(subs=subs))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def log_values(axes: Axes, values: Sequence[float]) -> None:
+    """A logarithmic x axis with a tick at each value that was swept."""
+    from matplotlib.ticker import FuncFormatter, NullLocator
+
+    axes.set_xscale("log")
+    axes.set_xticks(sorted(set(values)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_minor_locator(NullLocator())
 
 
 def system_label(row: Mapping[Any, Any]) -> str:

@@ -50,13 +50,13 @@ def _answer(
     sampler = Sampler(request.sampling)
     result = Generation(token_ids=[], request_ns=rt.now(), token_ns=[], account=[])
     new_ids, position = list(request.prompt_ids), 0
-    before = _totals(rt)
+    before = account_of(rt)
     while True:
         logits = forward(new_ids, position)
-        token = rt.compute("sample", functools.partial(sampler, logits))
+        token = rt.compute(("sample", logits.shape[0]), functools.partial(sampler, logits))
         result.token_ns.append(rt.now())
         result.token_ids.append(token)
-        after = _totals(rt)
+        after = account_of(rt)
         result.account.append({kind: after[kind] - before[kind] for kind in TOKEN_KINDS})
         before = after
         if on_logits:
@@ -79,5 +79,6 @@ def should_stop(request: Request, so_far: Generation, limit: int) -> bool:
     return out_of_time and count >= request.min_new_tokens
 
 
-def _totals(rt: Runtime) -> dict[str, int]:
+def account_of(rt: Runtime) -> dict[str, int]:
+    """What this device's time went to so far, in ns by kind."""
     return {kind: rt.log.totals_ns[kind] for kind in TOKEN_KINDS}

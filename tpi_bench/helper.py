@@ -14,6 +14,8 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any, TypeVar
 
+from tqdm import tqdm
+
 from tpi_bench.processes import fork_context
 
 T = TypeVar("T")
@@ -54,7 +56,10 @@ def in_helper(fn: Callable[..., T], *args: Any) -> T:
 
 def _work(fn: Callable[..., Any], args: tuple[Any, ...], answer: Connection) -> None:
     threading.Thread(target=_end_with_the_launcher, args=(answer,), daemon=True).start()
+    tqdm.set_lock(threading.RLock())  # its own is a semaphore, which a killed process leaks
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a shell's background
     try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # see fork_context
         answer.send(("ok", fn(*args)))
     except BrokenPipeError:
         os._exit(1)

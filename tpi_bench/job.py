@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from tpi_bench.links import NetworkConfig
 from tpi_bench.models import ModelConfig
 from tpi_bench.plans import Plan
+from tpi_bench.profiles import DeviceProfile
 from tpi_bench.weights import BlockFile
 from tpi_bench.workload import Generation, Request
 
@@ -39,6 +40,7 @@ class Job:
     request: Request
     network: NetworkConfig
     threads_per_device: int
+    devices: tuple[DeviceProfile, ...] = ()  # of the virtual testbed
     cpus: list[list[int]] | None = None
     model_folder: str | None = None
     trace: bool = False
@@ -67,6 +69,7 @@ class DeviceReport:
     weight_bytes_read: int
     ledger_bytes: dict[str, int]
     read_mode: str
+    profile: str = "this host"
     spans: list[list[Any]] = field(default_factory=list)
 
 
@@ -79,3 +82,4 @@ class Outcome:
     generation: Generation | None = None
     devices: list[DeviceReport] = field(default_factory=list)
     round_trips_ns: list[int] = field(default_factory=list)
+    num_events: int = 0  # of a virtual run

@@ -11,15 +11,26 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
+from math import inf
 
 # Hops between any two devices. `paper`: device, home gateway, core router, gateway, device
-# (TPI-LLM, section 4 and appendix): 4 links one way. `switch`: device, switch, device.
-HOPS = {"none": 0, "switch": 2, "paper": 4}
+# (TPI-LLM, section 4 and appendix): 4 links one way. `switch`: device, switch, device. `wifi`:
+# device, access point, device, over one channel that carries one frame at a time.
+HOPS = {"none": 0, "switch": 2, "paper": 4, "wifi": 2}
+# One way between each pair of devices, from a table: `wan` a matrix of latencies, `mesh` links.
+TABLES = ("wan", "mesh")
+TOPOLOGIES = (*HOPS, *TABLES)
+VIRTUAL_ONLY = ("wifi", *TABLES)
 
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkConfig:
-    """The `network` group. Latency and jitter are per hop; bandwidth is each link's."""
+    """The `network` group. Latency and jitter are per hop; bandwidth is each link's.
+
+    `wan`: `latency_matrix_ms[a][b]` is the way from device a to device b. `mesh`: each row of
+    `mesh_links` is a link [device, device, latency in ms, Mbit/s] (0 Mbit/s is unlimited); a
+    message takes the way of least latency, through other devices where there is no own link.
+    """
 
     topology: str = "none"
     link_latency_ms: float = 0.0
@@ -27,12 +38,16 @@ class NetworkConfig:
     bandwidth_mbps: float = 0.0
     timeout_s: float = 30.0
     seed: int = 0
+    latency_matrix_ms: list[list[float]] | None = None
+    mesh_links: list[list[float]] | None = None
 
     def __post_init__(self) -> None:
-        if self.topology not in HOPS:
+        if self.topology not in TOPOLOGIES:
             raise ValueError(
-                f"network.topology={self.topology} is unknown; choose one of {', '.join(HOPS)}"
+                f"network.topology={self.topology} is unknown; choose one of "
+                f"{', '.join(TOPOLOGIES)}"
             )
+        self._check_tables()
         for name in ("link_latency_ms", "jitter_ms", "bandwidth_mbps"):
             value = getattr(self, name)
             if not 0 <= value < float("inf"):
@@ -54,13 +69,42 @@ class NetworkConfig:
                 f"network.timeout_s={self.timeout_s} must be above 0 and at most 86400 seconds"
             )
 
+    def _check_tables(self) -> None:
+        if self.topology in TABLES and (self.link_latency_ms or self.jitter_ms):
+            raise ValueError(
+                f"network.topology={self.topology} has its latencies in a table; link_latency_ms "
+                "and jitter_ms must be 0"
+            )
+        if self.topology == "wan":
+            matrix = self.latency_matrix_ms or []
+            if not matrix or any(len(row) != len(matrix) for row in matrix):
+                raise ValueError(
+                    "network.latency_matrix_ms must be a square table of milliseconds, one row a "
+                    "device, for network.topology=wan"
+                )
+            if any(not 0 <= value < inf for row in matrix for value in row):
+                raise ValueError("network.latency_matrix_ms must hold numbers of at least 0")
+        if self.topology == "mesh" and (
+            not self.mesh_links or any(not _is_link(row) for row in self.mesh_links)
+        ):
+            raise ValueError(
+                "network.mesh_links must hold rows [device, device, latency in ms, Mbit/s] of "
+                "numbers of at least 0, for network.topology=mesh"
+            )
+
     @property
     def hops(self) -> int:
         return HOPS[self.topology]
 
     @property
     def one_way_ns(self) -> int:
-        """Time one bit travels between two devices."""
+        """Time one bit travels between two devices; the least of all pairs where they differ."""
+        if self.topology == "wan":
+            matrix = self.latency_matrix_ms or []
+            ways = [v for a, row in enumerate(matrix) for b, v in enumerate(row) if a != b]
+            return round(min(ways, default=0.0) * 1e6)
+        if self.topology == "mesh":
+            return round(min(row[2] for row in self.mesh_links or []) * 1e6)
         return round(self.hops * self.link_latency_ms * 1e6)
 
     @property
@@ -70,6 +114,12 @@ class NetworkConfig:
     def transfer_ns(self, nbytes: int) -> int:
         """Time a message occupies one link."""
         return round(nbytes * 8e3 / self.bandwidth_mbps) if self.bandwidth_mbps else 0
+
+
+def _is_link(row: list[float]) -> bool:
+    """Whether a row names two devices, a latency and a rate."""
+    is_whole = len(row) == 4 and all(float(device).is_integer() for device in row[:2])
+    return is_whole and all(0 <= value < inf for value in row)
 
 
 @dataclass(frozen=True)

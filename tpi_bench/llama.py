@@ -15,6 +15,7 @@ import torch.nn.functional as F
 
 from tpi_bench.models import ModelConfig, Rope
 from tpi_bench.plans import Shard, head_groups
+from tpi_bench.runtime import Key
 
 Weights = dict[str, torch.Tensor]
 
@@ -71,6 +72,25 @@ def inverse_frequencies(rope: Rope, head_dim: int) -> torch.Tensor:
     return (1 - blend) * plain / rope.factor + blend * plain
 
 
+class HeadMap:
+    """How a shard's query heads meet its KV heads; the same in every layer.
+
+    With cut groups, queries are gathered into equal groups and results taken back out.
+    """
+
+    def __init__(self, shard: Shard, group: int) -> None:
+        self.a = shard.heads[1] - shard.heads[0]
+        self.b = shard.kv_heads[1] - shard.kv_heads[0]
+        groups = head_groups(shard.heads, shard.kv_heads, group)
+        self.g = len(groups[0])
+        flat = [head for members in groups for head in members]
+        places = [flat.index(head) for head in range(self.a)]
+        self.is_even = flat == list(range(self.a))
+        self.into_groups = torch.tensor(flat)
+        self.out_of_groups = torch.tensor(places)
+        self.head_to_kv = torch.tensor([place // self.g for place in places])
+
+
 class AttentionBlock:
     """The attention half of a layer for one shard; also owns the layer's KV cache."""
 
@@ -78,6 +98,7 @@ class AttentionBlock:
         self,
         config: ModelConfig,
         shard: Shard,
+        heads: HeadMap,
         rotary: RotaryTable,
         length: int,
         dtype: torch.dtype,
@@ -87,18 +108,15 @@ class AttentionBlock:
         self.d = config.head_dim
         self.scale = self.d**-0.5
         self._none = torch.zeros((), dtype=dtype)  # baddbmm's addend, which beta=0 leaves out
-        self.a = shard.heads[1] - shard.heads[0]
-        self.b = shard.kv_heads[1] - shard.kv_heads[0]
-        groups = head_groups(shard.heads, shard.kv_heads, config.group)
-        self.g = len(groups[0])
-        # With cut groups, queries are gathered into equal groups and results taken back out.
-        flat = [head for members in groups for head in members]
-        self.is_even = flat == list(range(self.a))
-        self.into_groups = torch.tensor(flat)
-        self.out_of_groups = torch.tensor([flat.index(head) for head in range(self.a)])
-        self.head_to_kv = torch.tensor([slot // self.g for slot in self.out_of_groups.tolist()])
+        self.a, self.b, self.g = heads.a, heads.b, heads.g
+        self.heads = heads
         shape = (self.b, length, self.d)
         self.cache = KVCache(torch.zeros(shape, dtype=dtype), torch.zeros(shape, dtype=dtype))
+        has_bias = config.qkv_bias, config.o_bias and shard.adds_bias
+        self._key = (config.hidden, self.a, self.b, self.g, self.d, heads.is_even, has_bias, dtype)
+
+    def key(self, num_new: int, position: int) -> Key:
+        return ("attn", num_new, position, *self._key)
 
     def __call__(self, x: torch.Tensor, weights: Weights, position: int) -> torch.Tensor:
         """x (T, h) at positions position .. position + T - 1 -> partial (T, h)."""
@@ -119,13 +137,13 @@ class AttentionBlock:
         self, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor
     ) -> torch.Tensor:
         """One query position against the cache: (a, 1, d), two batched products over KV heads."""
-        if not self.is_even:
-            queries = queries[self.into_groups]
+        if not self.heads.is_even:
+            queries = queries[self.heads.into_groups]
         grouped = queries.reshape(self.b, self.g, self.d)
         scores = torch.baddbmm(self._none, grouped, keys.transpose(1, 2), beta=0, alpha=self.scale)
         shares = torch.softmax(scores, dim=-1, dtype=torch.float32).to(values.dtype)
         mixed = torch.bmm(shares, values).view(self.b * self.g, 1, self.d)
-        return mixed if self.is_even else mixed[self.out_of_groups]
+        return mixed if self.heads.is_even else mixed[self.heads.out_of_groups]
 
     def _prefill(
         self, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor
@@ -134,8 +152,8 @@ class AttentionBlock:
         assert queries.shape[1] == keys.shape[1]
         return F.scaled_dot_product_attention(
             queries[None],
-            keys[self.head_to_kv][None],
-            values[self.head_to_kv][None],
+            keys[self.heads.head_to_kv][None],
+            values[self.heads.head_to_kv][None],
             is_causal=True,
         )[0]
 
@@ -143,8 +161,14 @@ class AttentionBlock:
 class FeedForwardBlock:
     """The FFN half of a layer (SwiGLU) for one shard."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, shard: Shard, dtype: torch.dtype) -> None:
         self.eps = config.rms_eps
+        columns = shard.columns[1] - shard.columns[0]
+        has_bias = config.mlp_bias, config.mlp_bias and shard.adds_bias
+        self._key = (config.hidden, columns, has_bias, dtype)
+
+    def key(self, num_new: int, position: int) -> Key:
+        return ("ffn", num_new, *self._key)
 
     def __call__(self, x: torch.Tensor, weights: Weights, position: int) -> torch.Tensor:
         """x (T, h) -> partial (T, h)."""

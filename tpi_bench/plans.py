@@ -7,6 +7,8 @@ heads lives. A plan lists, for every rank, its shards in the order in which a to
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -161,6 +163,14 @@ def head_groups(heads: Range, kv_heads: Range, group: int) -> list[list[int]]:
         groups.append([head - first for head in members])
     longest = max(len(members) for members in groups)
     return [members + members[-1:] * (longest - len(members)) for members in groups]
+
+
+def tree_groups(world_size: int) -> list[list[int]]:
+    """Workers in about sqrt(N - 1) consecutive groups; the first of each is its head."""
+    workers = list(range(1, world_size))
+    num_groups = max(1, round(math.sqrt(len(workers)))) if workers else 0
+    cuts = [len(workers) * i // num_groups for i in range(num_groups + 1)] if num_groups else []
+    return [workers[a:b] for a, b in itertools.pairwise(cuts)]
 
 
 def place_blocks(sizes: Sequence[int], window: int, alignment: int = 4096) -> tuple[list[int], int]:

@@ -27,6 +27,13 @@ class HostLimits:
     memory_bps: float
     disk_bps: float
 
+    def best(self, other: HostLimits) -> HostLimits:
+        """The larger of each: what the host was seen to do."""
+        return HostLimits(
+            memory_bps=max(self.memory_bps, other.memory_bps),
+            disk_bps=max(self.disk_bps, other.disk_bps),
+        )
+
 
 def measure_limits(num_threads: int, blocks: list[BlockFile]) -> HostLimits:
     """Best of a few passes over memory (`num_threads` threads) and over the point's own files."""

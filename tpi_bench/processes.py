@@ -17,9 +17,11 @@ import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerProcess
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar
 
 from tpi_bench.job import DeviceReport, Job, Outcome
 from tpi_bench.workload import Generation
@@ -38,6 +40,9 @@ class ProcessesTestbed:
     proportions: list[float] | None = None
     trace: bool = False
 
+    clock: ClassVar[str] = "wall"
+    cost: ClassVar[str] = "real"
+
     def __post_init__(self) -> None:
         if self.num_devices < 1:
             raise ValueError(f"testbed.num_devices={self.num_devices} must be at least 1")
@@ -53,6 +58,10 @@ class ProcessesTestbed:
         if self.threads_per_device != "auto":
             return int(self.threads_per_device)
         return max(1, len(available_cpus()) // num_devices)
+
+    def run(self, job: Job, on_token: Callable[[int], None] | None, cache_dir: Path) -> Outcome:
+        """Run the job with one process a device."""
+        return run_job(job, on_token)
 
     def cpus(self, num_devices: int) -> list[list[int]] | None:
         """The cores each device is pinned to, round robin; None when it is left to the kernel."""
@@ -77,9 +86,19 @@ def available_cpus() -> list[int]:
 
 
 def fork_context() -> multiprocessing.context.ForkServerContext:
-    """The fork server's context; its interpreter loads torch and the engine once."""
+    """The fork server's context; its interpreter loads torch and the engine once.
+
+    It is started with SIGINT blocked, and so are its children until they unblock it: Ctrl-C goes to
+    the whole process group, and while they start they could only die of it with a traceback.
+    """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tpi_bench.device"])
+    resource_tracker.ensure_running()  # its start unblocks SIGINT
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
     return context
 
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
+import os
 import platform
 import subprocess
 from pathlib import Path
 from typing import Any
+
+from tpi_bench import cache
 
 _LIBRARIES = ("torch", "transformers", "safetensors", "numpy")
 
@@ -23,6 +26,13 @@ def provenance() -> dict[str, Any]:
         "python": platform.python_version(),
         **{f"{name}_version": _version(name) for name in _LIBRARIES},
     }
+
+
+def host_key() -> str:
+    """Names this host by what its speed depends on: processor, cores, library versions."""
+    facts = provenance()
+    names = ("cpu", "python", "torch_version")
+    return cache.digest([os.cpu_count(), *(facts[name] for name in names)])
 
 
 def _version(name: str) -> str:

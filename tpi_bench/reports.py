@@ -73,6 +73,12 @@ def generation_text(record: dict[str, Any]) -> str:
         asked = run["asked_round_trip_s"] * 1e3
         lines.append(f"round trip     {trip * 1e3:9.2f} ms   (asked {asked:.2f})")
     for device in record["devices"]:
+        if run["clock"] == "virtual":
+            lines.append(
+                f"device {device['rank']:<8d}{device['ledger_bytes'] / 1e6:9.0f} MB held at most, "
+                f"{device['weight_bytes_read'] / 1e6:.0f} MB read ({device['profile']})"
+            )
+            continue
         started = device["start_anon_bytes"] / 1e6
         lines.append(
             f"device {device['rank']:<8d}{device['peak_anon_bytes'] / 1e6:9.0f} MB "
@@ -86,6 +92,11 @@ def generation_text(record: dict[str, Any]) -> str:
         lines.append(
             f"check          tokens {verdict} of the oracle, largest logit difference "
             f"{run['max_logit_diff']:.1e}"
+        )
+    if run["clock"] == "virtual":
+        lines.append(
+            f"note: virtual time with {run['cost']} cost"
+            + ("; the tokens mean nothing" if run["cost"] == "modelled" else "")
         )
     if run["devices_share_cores"]:
         lines.append(

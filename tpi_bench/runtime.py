@@ -7,7 +7,7 @@ time, socket, threading or asyncio. A runtime decides what a second, a message a
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
@@ -17,9 +17,13 @@ if TYPE_CHECKING:
     from tpi_bench.weights import BlockFile
 
 T = TypeVar("T")
+# What a computation is: key[0] names the kind of work; equal keys mean the same operators on
+# tensors of the same shapes and types, so a runtime may know the cost of one from another.
+Key = tuple[Hashable, ...]
 
 # Where a token's time goes. `read` (disk activity in the background) is logged but is no part of
 # it.
+_KINDS = {"sample": "sampling", "reduce": "sync"}
 TOKEN_KINDS = ("compute", "sync", "load_wait", "sampling")
 
 
@@ -60,9 +64,9 @@ class SpanLog:
             self.spans.append(Span(kind, key, start_ns, end_ns))
 
 
-def kind_of(key: str) -> str:
+def kind_of(key: Key) -> str:
     """The kind of a computation: sampling and reducing have their own."""
-    return {"sample": "sampling", "reduce": "sync"}.get(key, "compute")
+    return _KINDS.get(str(key[0]), "compute")
 
 
 class ReadHandle(Protocol):
@@ -90,8 +94,8 @@ class Runtime(Protocol):
         """Wait for the next message from `src` and place it in `out`. Raises DeviceLost."""
         ...
 
-    def compute(self, key: str, fn: Callable[[], T]) -> T:
-        """Run `fn` on this device and charge its cost."""
+    def compute(self, key: Key, fn: Callable[[], T]) -> T:
+        """Run `fn` on this device and charge its cost (see `Key`)."""
         ...
 
     def alloc(self, kind: str, nbytes: int) -> torch.Tensor:

@@ -12,12 +12,13 @@ class Sampler:
 
     def __init__(self, sampling: Sampling) -> None:
         self._sampling = sampling
-        self._generator = torch.Generator().manual_seed(sampling.seed)
+        self._generator = torch.Generator("cpu").manual_seed(sampling.seed)
 
     def __call__(self, logits: torch.Tensor) -> int:
-        """logits (v,) in fp32 -> token id."""
-        if self._sampling.temperature == 0:
-            return int(logits.argmax())
+        """logits (v,) in fp32 -> token id. Meta tensors hold no values: their token is 0."""
+        if self._sampling.temperature == 0 or logits.is_meta:
+            best = logits.argmax()
+            return 0 if best.is_meta else int(best)
         shares = torch.softmax(
             filter_logits(logits / self._sampling.temperature, self._sampling), dim=-1
         )

@@ -1,20 +1,14 @@
-"""Messages between devices over TCP: a full mesh of proved connections and raw framed buffers.
+"""Messages between devices: raw framed buffers over the connections that `handshake.py` proved.
 
-Connections are proved both ways with a per-run secret (HMAC-SHA256 over the peers' nonces);
-anything else that connects is refused and logged. A frame is a 32-byte header (magic, sequence
-number, length, and the times at which an emulated link delivers its first and last bit) and the
-raw bytes, received in place. Sending never waits for the receiver: what the kernel does not take
-is queued and moves on with the next call. Link emulation needs no thread: the sender computes when
-the message arrives, the receiver sleeps until then.
+A frame is a 32-byte header (magic, sequence number, length, and the times at which an emulated link
+delivers its first and last bit) and the raw bytes, received in place. Sending never waits for the
+receiver: what the kernel does not take is queued and moves on with the next call. Link emulation
+needs no thread: the sender computes when the message arrives, the receiver sleeps until then.
 """
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
-import hmac
-import logging
-import secrets
 import select
 import socket
 import struct
@@ -28,14 +22,9 @@ import numpy as np
 from tpi_bench.links import DownLink, Flight, NetworkConfig, UpLink
 from tpi_bench.runtime import DeviceLost
 
-log = logging.getLogger(__name__)
-
 _FRAME = struct.Struct("<4sIQqq")
 _MAGIC = b"TPI1"
-_HELLO = struct.Struct("<4sI32s")  # magic, rank, nonce
-_PROOF_BYTES = 32
 _MAX_FRAME_BYTES = 1 << 32
-_HANDSHAKE_S = 2.0
 # A sleep ends tens of microseconds late even with the timer slack turned off: be woken this much
 # earlier and yield until the time has come, less what the caller needs to take notice. So a message
 # is never used early.
@@ -60,103 +49,6 @@ def sleep_until(deadline_ns: int) -> None:
         time.sleep(remaining / 1e9)
     while time.monotonic_ns() < deadline_ns - _NOTICE_NS:
         time.sleep(0)
-
-
-class Listener:
-    """A device's server socket on an ephemeral loopback port, open only while the mesh forms."""
-
-    def __init__(self) -> None:
-        self._socket = socket.create_server(("127.0.0.1", 0), backlog=64)
-        self.port: int = self._socket.getsockname()[1]
-
-    def accept(
-        self, rank: int, peers: set[int], secret: bytes, deadline_ns: int
-    ) -> dict[int, socket.socket]:
-        """Connections from all of `peers`. Strangers are refused and hold nobody up for long."""
-        found: dict[int, socket.socket] = {}
-        while peers - found.keys():
-            remaining = (deadline_ns - time.monotonic_ns()) / 1e9
-            if remaining <= 0:
-                missing = min(peers - found.keys())
-                raise DeviceLost(missing, "did not connect in time")
-            self._socket.settimeout(remaining)
-            try:
-                connection, address = self._socket.accept()
-            except TimeoutError:
-                continue
-            peer = _prove(connection, rank, secret, is_caller=False)
-            if peer is None or peer not in peers - found.keys():
-                log.warning(
-                    "rank %d refused a connection from %s:%d: no valid proof", rank, *address[:2]
-                )
-                connection.close()
-                continue
-            found[peer] = connection
-        return found
-
-    def close(self) -> None:
-        self._socket.close()
-
-
-def connect_mesh(
-    rank: int, ports: list[int], listener: Listener, secret: bytes, timeout_s: float
-) -> dict[int, socket.socket]:
-    """One connection to every other rank: calls go to lower ranks, higher ranks call here."""
-    deadline_ns = time.monotonic_ns() + round(timeout_s * 1e9)
-    sockets = {}
-    for peer in range(rank):
-        connection = socket.create_connection(("127.0.0.1", ports[peer]), timeout=timeout_s)
-        if _prove(connection, rank, secret, is_caller=True, timeout_s=timeout_s) != peer:
-            connection.close()
-            raise DeviceLost(peer, "did not prove that it belongs to this run")
-        sockets[peer] = connection
-    sockets |= listener.accept(rank, set(range(rank + 1, len(ports))), secret, deadline_ns)
-    listener.close()
-    for connection in sockets.values():
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        connection.setblocking(False)
-    return sockets
-
-
-def _prove(
-    connection: socket.socket,
-    rank: int,
-    secret: bytes,
-    *,
-    is_caller: bool,
-    timeout_s: float = _HANDSHAKE_S,
-) -> int | None:
-    """Challenge and answer in both directions; the peer's rank, or None for a stranger."""
-    connection.settimeout(timeout_s)
-    nonce = secrets.token_bytes(32)
-    with contextlib.suppress(OSError, struct.error):
-        connection.sendall(_HELLO.pack(_MAGIC, rank, nonce))
-        magic, peer, peer_nonce = _HELLO.unpack(_receive_exactly(connection, _HELLO.size))
-        if magic != _MAGIC:
-            return None
-        role, other = (b"caller", b"callee") if is_caller else (b"callee", b"caller")
-        connection.sendall(_proof(secret, role, rank, peer, peer_nonce))
-        expected = _proof(secret, other, peer, rank, nonce)
-        if hmac.compare_digest(_receive_exactly(connection, _PROOF_BYTES), expected):
-            return peer
-    return None
-
-
-def _proof(secret: bytes, role: bytes, prover: int, verifier: int, nonce: bytes) -> bytes:
-    return hmac.digest(secret, role + struct.pack("<II", prover, verifier) + nonce, "sha256")
-
-
-def _receive_exactly(connection: socket.socket, count: int) -> bytes:
-    deadline = time.monotonic() + (connection.gettimeout() or _HANDSHAKE_S)
-    data = bytearray()
-    while len(data) < count:
-        if time.monotonic() > deadline:  # a peer that drips bytes is a stranger too
-            raise TimeoutError
-        piece = connection.recv(count - len(data))
-        if not piece:
-            raise ConnectionError("closed")
-        data += piece
-    return bytes(data)
 
 
 class Mesh:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tpi_bench.plans import tree_groups
 
 
 def allreduce_steps(collective: str, num_devices: int) -> int:
@@ -16,6 +20,32 @@ def allreduce_steps(collective: str, num_devices: int) -> int:
     if collective == "tree" and num_devices > 2:
         return 4
     return {"star": 2, "tree": 2, "ring": 2 * (num_devices - 1), "direct": 1}[collective]
+
+
+def allreduce_s(
+    collective: str, num_devices: int, *, one_way_s: float, nbytes: int, bandwidth_bps: float
+) -> float:
+    """Time of one allreduce of `nbytes` a device, with the data term on the busiest port.
+
+    The paper's form (section 3.2) is the latency term alone: it leaves out that the payloads of the
+    N - 1 workers share the master's own link, one after another in each direction. T is one
+    payload's transfer time over a link of `bandwidth_bps` bits a second (0 is unlimited), bits flow
+    through switches at once. Star: 2 latencies and 2 (N - 1) T. Tree: 4 latencies and twice the
+    leaves of the largest group and the groups themselves. Ring: 2 (N - 1) steps of a latency and
+    T / N. Direct: a latency and (N - 1) T.
+    """
+    if num_devices == 1:
+        return 0.0
+    transfer_s = nbytes * 8 / bandwidth_bps if bandwidth_bps else 0.0
+    latency_s = allreduce_steps(collective, num_devices) * one_way_s
+    if collective == "ring":
+        return latency_s + 2 * (num_devices - 1) / num_devices * transfer_s
+    if collective == "direct":
+        return latency_s + (num_devices - 1) * transfer_s
+    if collective == "star" or num_devices == 2:
+        return latency_s + 2 * (num_devices - 1) * transfer_s
+    sizes = [len(group) for group in tree_groups(num_devices)]
+    return latency_s + 2 * (max(sizes) - 1 + len(sizes)) * transfer_s
 
 
 def tensor_parallel_steps(collective: str, num_devices: int, num_layers: int) -> int:
@@ -37,17 +67,66 @@ def pipeline_steps(num_devices: int) -> int:
     return num_devices if num_devices > 1 else 0
 
 
-def token_limit_s(
-    *, memory_s: float, critical_memory_s: float, network_s: float, disk_s: float
-) -> float:
-    """Nothing can be faster on this host, whatever overlaps.
+@dataclass(frozen=True)
+class TokenBytes:
+    """One device's weight bytes of a token: of its layers, of the output head, and off the disk."""
 
-    `memory_s`: all weight bytes of a token over the host's memory bandwidth. `critical_memory_s`:
-    those that are read one after another with link latencies (one device's under tensor
-    parallelism, where the others work or wait meanwhile; everyone's in a pipeline). `disk_s`: all
-    streamed bytes over the disk's bandwidth, which may run behind the rest.
+    layers: int
+    head: int
+    streamed: int
+
+
+@dataclass(frozen=True)
+class TokenTimes:
+    """What the bytes of a token take at least, in seconds.
+
+    `memory_s`: all of them over memory bandwidth. `critical_memory_s`: those that are touched one
+    after another with link latencies (one device's under tensor parallelism, where the others work
+    or wait meanwhile; everyone's in a pipeline). `disk_s`: streamed ones over disk bandwidth.
     """
-    return max(memory_s, critical_memory_s + network_s, disk_s)
+
+    memory_s: float
+    critical_memory_s: float
+    disk_s: float
+
+
+def shared_rates(
+    sizes: Sequence[TokenBytes],
+    memory_bps: float,
+    disk_bps: float,
+    *,
+    is_tensor: bool,
+    cache_bytes: int,
+) -> TokenTimes:
+    """Devices that share one host's memory and disk. Weights within the CPU cache cost nothing."""
+    layers, head = [size.layers for size in sizes], sum(size.head for size in sizes)
+    streamed = sum(size.streamed for size in sizes)
+    disk_s = streamed / disk_bps if streamed else 0.0
+    if sum(layers) + head < cache_bytes:
+        return TokenTimes(math.nan, 0.0, disk_s)
+    in_turn = max(layers) if is_tensor else sum(layers)
+    return TokenTimes((sum(layers) + head) / memory_bps, (in_turn + head) / memory_bps, disk_s)
+
+
+def own_rates(
+    sizes: Sequence[TokenBytes],
+    memory_bps: Sequence[float],
+    disk_bps: Sequence[float],
+    *,
+    is_tensor: bool,
+) -> TokenTimes:
+    """Devices with memory and disk of their own: the slowest, or in a pipeline all in turn."""
+    layers_s = [size.layers / rate for size, rate in zip(sizes, memory_bps, strict=True)]
+    head_s = max(size.head / rate for size, rate in zip(sizes, memory_bps, strict=True))
+    disk_s = max(size.streamed / rate for size, rate in zip(sizes, disk_bps, strict=True))
+    in_turn = max(layers_s) if is_tensor else sum(layers_s)
+    return TokenTimes(in_turn + head_s, in_turn + head_s, disk_s)
+
+
+def token_limit_s(times: TokenTimes, network_s: float) -> float:
+    """Nothing can be faster, whatever overlaps: memory, memory in turn with links, or disk."""
+    memory_s = 0.0 if math.isnan(times.memory_s) else times.memory_s
+    return max(memory_s, times.critical_memory_s + network_s, times.disk_s)
 
 
 def window_peak_parameters(

@@ -59,7 +59,7 @@ class TpiSystem:
             job.plan.shards[rt.rank],
             job.blocks[rt.rank],
             self.window_config(),
-            job.request.length,
+            job.request,
         )
         allreduce = allreduce_by_name(self.collective)
         if rt.rank:

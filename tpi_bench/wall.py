@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from tpi_bench.disk import DirectReader
-from tpi_bench.runtime import ReadHandle, SpanLog, kind_of
+from tpi_bench.runtime import Key, ReadHandle, SpanLog, kind_of
 from tpi_bench.tcp import Mesh
 from tpi_bench.weights import BlockFile
 
@@ -54,11 +54,11 @@ class WallRuntime:
         self.log.add("sync", "recv", start, time.monotonic_ns())
         self._reader.notice()
 
-    def compute(self, key: str, fn: Callable[[], T]) -> T:
+    def compute(self, key: Key, fn: Callable[[], T]) -> T:
         self.is_computing = True
         start = time.monotonic_ns()
         result = fn()
-        self.log.add(kind_of(key), key, start, time.monotonic_ns())
+        self.log.add(kind_of(key), str(key[0]), start, time.monotonic_ns())
         self.is_computing = False
         self.num_steps += 1
         self._reader.notice()

@@ -13,12 +13,12 @@ import math
 import os
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tpi_bench.models import BYTES_PER_VALUE, ModelConfig
-from tpi_bench.plans import Range, Shard
+from tpi_bench.plans import Plan, Range, Shard
 
 if TYPE_CHECKING:
     import torch
@@ -156,6 +156,35 @@ def layout(
     text = json.dumps(header).encode()
     text += b" " * (-(8 + len(text)) % PAGE)
     return len(text).to_bytes(8, "little") + text, views, position
+
+
+def planned_blocks(config: ModelConfig, plan: Plan, dtype: str) -> list[list[BlockFile]]:
+    """The blocks of every rank as `sharder.py` would write them, without the files."""
+    shapes = config.tensor_shapes()
+    layouts: dict[Shard, tuple[int, dict[str, TensorView], int]] = {}
+
+    def block(shard: Shard) -> BlockFile:
+        layer = min(shard.layer, 0)  # all layers are alike
+        like = replace(shard, layer=layer)
+        if like not in layouts:
+            tensors = block_tensors(config, like)
+            header, views, nbytes = layout(
+                {name: tensor_shape(slices, shapes) for name, slices in tensors.items()}, dtype
+            )
+            layouts[like] = (len(header), views, nbytes)
+        data_offset, views, nbytes = layouts[like]
+        is_shared = config.tied_embeddings and shard.kind in ("input", "output")
+        return BlockFile(
+            path="planned:ends" if is_shared else f"planned:{shard.kind}_{shard.layer}",
+            kind=shard.kind,
+            layer=shard.layer,
+            dtype=dtype,
+            data_offset=data_offset,
+            nbytes=nbytes,
+            tensors=views,
+        )
+
+    return [[block(shard) for shard in shards] for shards in plan.shards]
 
 
 def write_block(

@@ -30,13 +30,15 @@ class Sampling:
 class Workload:
     """The `workload` group. One request at a time (batch 1), as in the paper.
 
+    `prompt_tokens` makes a prompt of that many fixed ids, for models without a tokenizer.
     `warmup_tokens` are generated first, from the same prompt, and reported apart. A point that has
     generated `min_new_tokens` stops once decoding took `max_decode_s`, so that a sweep over slow
     links ends; the row says how many tokens were timed.
     """
 
     prompt: str | None = None
-    prompt_ids: Sequence[int] | None = None
+    prompt_ids: list[int] | None = None
+    prompt_tokens: int | None = None
     chat: bool = True
     num_new_tokens: int = 32
     min_new_tokens: int = 4
@@ -59,7 +61,9 @@ class Workload:
             )
         if self.prompt_ids is not None and len(self.prompt_ids) == 0:
             raise ValueError("workload.prompt_ids=[] is empty; give at least one token id")
-        if self.prompt_ids is None and not self.prompt:
+        if self.prompt_tokens is not None and self.prompt_tokens < 1:
+            raise ValueError(f"workload.prompt_tokens={self.prompt_tokens} must be at least 1")
+        if self.prompt_ids is None and self.prompt_tokens is None and not self.prompt:
             raise ValueError(
                 'the prompt is empty; give prompt="some text" or workload.prompt_ids=[1,2,3]'
             )

@@ -1,0 +1,113 @@
+"""Allreduce time against link latency and devices: four collectives beside their closed forms.
+
+Claims it holds against numbers: link latency, not bandwidth, is the bottleneck of allreduce (claim
+3 of TPI-LLM), star beats ring and tree (claim 4, its figure 3), and the doubt whether star is still
+much better at the round trips of a normal LAN. Run it with `python -m tpi_bench
++experiment=fig_allreduce`; draw it again with `python -m experiments.fig_allreduce FOLDER`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tpi_bench import figures, theory
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+NAME = "fig_allreduce"
+_VALUE_BYTES = 4
+_COLLECTIVES = ("star", "tree", "ring", "direct")
+_NETWORKS = {"paper": "paper's network", "switch": "LAN with one switch"}
+
+
+def has_rows(runs: pd.DataFrame) -> bool:
+    """Whether there is anything to draw."""
+    return not _good(runs).empty
+
+
+def table(runs: pd.DataFrame) -> str:
+    """One line a network, latency and number of devices; a column a collective, in ms."""
+    good = _good(runs)
+    if good.empty:
+        return "no point succeeded"
+    index = ["topology", "bandwidth_mbps", "link_latency_ms", "num_devices"]
+    times = good.pivot_table(index=index, columns="system_collective", values="time_ms", sort=False)
+    closed = good.pivot_table(
+        index=index, columns="system_collective", values="closed_ms", sort=False
+    )
+    shown = times.round(3).astype(str) + " (" + closed.round(3).astype(str) + ")"
+    worst = ((good.time_ms - good.closed_ms) / good.closed_ms).max()
+    return (
+        f"{shown.sort_index().reset_index().to_string(index=False)}\n"
+        "ms an allreduce in steady use, in brackets the closed form without the devices' own time; "
+        f"largest excess {worst:.0%}"
+    )
+
+
+def draw(runs: pd.DataFrame) -> Figure:
+    """Against latency on each network at the middle number of devices, and against devices."""
+    good = _good(runs)
+    figure = figures.new_figure(2.7, num_columns=2)
+    networks = list(dict.fromkeys(good.topology))
+    panels = figure.subplots(1, len(networks) + 1)
+    counts = sorted(good.num_devices.unique())
+    middle = counts[min(len(counts) - 1, 2)]
+    for axes, network in zip(panels, networks, strict=False):
+        rows = good[(good.topology == network) & (good.num_devices == middle)]
+        _lines(axes, rows, "link_latency_ms")
+        axes.set_xlabel("link latency (ms a hop)")
+        mbps = f"{rows.bandwidth_mbps.iloc[0]:g} Mbit/s"
+        axes.set_title(f"{_NETWORKS.get(network, network)}, {mbps}, {middle} devices", fontsize=7)
+    rows = good[good.topology == networks[0]]
+    latencies = sorted(rows.link_latency_ms.unique())
+    latency = 1.0 if 1.0 in latencies else latencies[-1]
+    _lines(panels[-1], rows[rows.link_latency_ms == latency], "num_devices")
+    panels[-1].set_xlabel("devices")
+    panels[-1].set_title(
+        f"{_NETWORKS.get(networks[0], networks[0])}, {latency:g} ms a hop", fontsize=7
+    )
+    panels[0].set_ylabel("allreduce (ms)")
+    panels[0].plot([], [], color="0.4", linestyle="--", linewidth=0.8, label="closed form")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncol=5)
+    return figure
+
+
+def _lines(axes: Axes, rows: pd.DataFrame, along: str) -> None:
+    names = list(_COLLECTIVES)
+    colours = figures.palette(names)
+    for name, marker in zip(names, figures.MARKERS, strict=False):
+        line = rows[rows.system_collective == name].sort_values(along)
+        if line.empty:
+            continue
+        axes.plot(
+            line[along], line.time_ms, linestyle="", marker=marker, color=colours[name], label=name
+        )
+        axes.plot(line[along], line.closed_ms, linestyle="--", linewidth=0.8, color=colours[name])
+    figures.log_values(axes, rows[along])
+    figures.log_milliseconds(axes)
+
+
+def _good(runs: pd.DataFrame) -> pd.DataFrame:
+    """Points that succeeded, with their time and what the closed form says, in ms."""
+    good = runs[(runs.status == "ok") & runs.token_latency_s.notna()].copy()
+    good = good[(good.system == "allreduce") & (good.num_devices > 1)]
+    good["time_ms"] = good.token_latency_s * 1e3
+    good["closed_ms"] = [
+        1e3
+        * theory.allreduce_s(
+            row["system_collective"],
+            int(row["num_devices"]),
+            one_way_s=row["asked_round_trip_s"] / 2,
+            nbytes=_VALUE_BYTES * int(row["hidden"]),
+            bandwidth_bps=row["bandwidth_mbps"] * 1e6,
+        )
+        for row in good.to_dict("records")
+    ]
+    return good
+
+
+if __name__ == "__main__":
+    figures.redraw(NAME, table, draw)
