@@ -136,16 +136,16 @@ def _measure_compute(threads: int) -> list[dict[str, Any]]:
 
 def _measure_disk(cache_dir: Path) -> list[dict[str, Any]]:
     """Direct reads of a file written for it: blocks in a row, and single pages."""
-    import mmap
-
     import numpy as np
 
     from tpi_bench.disk import DirectReader
+    from tpi_bench.memory import anonymous_area
     from tpi_bench.weights import BlockFile
 
     cache.require_space(cache_dir, 2 * _DISK_BYTES, "calibrating the disk")
     path = cache_dir / ".calibration"
-    area = np.frombuffer(mmap.mmap(-1, _DISK_BYTES), dtype=np.uint8)
+    area = np.frombuffer(anonymous_area(_DISK_BYTES), dtype=np.uint8)
+    area.fill(0)
     reader = DirectReader()
 
     def block(offset: int, nbytes: int) -> BlockFile:

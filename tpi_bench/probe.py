@@ -54,11 +54,10 @@ def measure_limits(num_threads: int, blocks: list[BlockFile]) -> HostLimits:
 
 def _disk_bandwidth(blocks: list[BlockFile]) -> float:
     """Best of a few passes over the files, all queued at once, into touched memory."""
-    import mmap
-
     import numpy as np
 
     from tpi_bench.disk import DirectReader
+    from tpi_bench.memory import anonymous_area
 
     chosen: list[BlockFile] = []
     for block in blocks:
@@ -67,8 +66,7 @@ def _disk_bandwidth(blocks: list[BlockFile]) -> float:
     if not chosen:
         return float("nan")
     size = max(_DISK_BUFFER_BYTES, *(block.nbytes for block in chosen))
-    area = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    buffer = np.frombuffer(area, dtype=np.uint8)
+    buffer = np.frombuffer(anonymous_area(size), dtype=np.uint8)
     buffer.fill(0)
     reader = DirectReader(_DISK_THREADS)
     best = 0.0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import mmap
 import time
 from collections import defaultdict
 from collections.abc import Callable
@@ -13,12 +12,12 @@ import numpy as np
 import torch
 
 from tpi_bench.disk import DirectReader
+from tpi_bench.memory import anonymous_area
 from tpi_bench.runtime import Key, ReadHandle, SpanLog, kind_of
 from tpi_bench.tcp import Mesh
 from tpi_bench.weights import BlockFile
 
 T = TypeVar("T")
-_HUGE_PAGE = 2 << 20
 
 
 class WallRuntime:
@@ -65,14 +64,9 @@ class WallRuntime:
         return result
 
     def alloc(self, kind: str, nbytes: int) -> torch.Tensor:
-        """Anonymous memory at a page boundary, in huge pages where they fit, touched before use."""
-        area = mmap.mmap(
-            -1, max(nbytes, mmap.PAGESIZE), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-        )
-        if nbytes >= _HUGE_PAGE and hasattr(mmap, "MADV_HUGEPAGE"):
-            area.madvise(mmap.MADV_HUGEPAGE)
+        """An area that is touched before use, so that no page fault is timed."""
         self.hold(kind, nbytes)
-        tensor = torch.frombuffer(area, dtype=torch.uint8)
+        tensor = torch.frombuffer(anonymous_area(nbytes), dtype=torch.uint8)
         self.is_computing = True  # touching tens of gigabytes takes a while
         tensor.zero_()
         self.is_computing = False
