@@ -37,7 +37,9 @@ class Scripted:
     def __init__(self, **times_ns: int) -> None:
         self._times_ns = times_ns
 
-    def run(self, key: Key, fn: Callable[[], Any], device: DeviceProfile) -> tuple[Any, int]:
+    def run(
+        self, key: Key, fn: Callable[[], Any], device: DeviceProfile, idle_ns: int = 0
+    ) -> tuple[Any, int]:
         return fn(), self._times_ns.get(str(key[0]), 0)
 
 

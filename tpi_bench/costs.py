@@ -2,8 +2,10 @@
 
 Modelled: the computation runs once on torch's meta device, where tensors have shapes and no data;
 its operators are counted and every later one with the same key costs the same and runs no more.
-Measured: every computation really runs, alone; what is charged is the median of the times that
-computations with the same key took, kept in a file of this host and scaled to the device's profile.
+Measured: every computation really runs, alone; what is charged is the typical time of computations
+with the same key, kept in a file of this host and scaled to the device's profile. A core that has
+idled is slower at first (caches and clock rate), so it idles as long before a timed computation,
+and times after short and long waits are kept apart.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from tpi_bench.profiles import DeviceProfile, Work
 from tpi_bench.runtime import Key
 
 T = TypeVar("T")
+_WAITS_MS = (8, 2, 1)
 _UNTOUCHED = ("empty", "empty_like", "new_empty", "empty_strided")
 _ATTENTION = "scaled_dot_product_attention"  # one fused operator on a CPU, many on the meta device
 _GATHERS = ("index", "index_select", "embedding", "gather")
@@ -35,8 +38,10 @@ _GATHERS = ("index", "index_select", "embedding", "gather")
 class Costs(Protocol):
     """How the virtual runtime gets a computation's result and its time."""
 
-    def run(self, key: Key, fn: Callable[[], T], device: DeviceProfile) -> tuple[T, int]:
-        """The result of `fn` and what it costs on `device`, in ns."""
+    def run(
+        self, key: Key, fn: Callable[[], T], device: DeviceProfile, idle_ns: int = 0
+    ) -> tuple[T, int]:
+        """The result of `fn` and what it costs on `device` after `idle_ns` of waiting, in ns."""
         ...
 
 
@@ -110,7 +115,9 @@ class ModelledCosts:
         self._priced: dict[tuple[Key, DeviceProfile], int] = {}
         self.num_traced = 0
 
-    def run(self, key: Key, fn: Callable[[], T], device: DeviceProfile) -> tuple[T, int]:
+    def run(
+        self, key: Key, fn: Callable[[], T], device: DeviceProfile, idle_ns: int = 0
+    ) -> tuple[T, int]:
         known = self._known.get(key)
         if known is None:
             known = self._known[key] = count_work(fn)
@@ -121,23 +128,30 @@ class ModelledCosts:
         return known[0], price
 
 
+def typical_ns(samples: list[int]) -> int:
+    """Mean without the slowest tenth: a token is a sum of many, whose skew a median would lose."""
+    ordered = sorted(samples)
+    kept = ordered[: max(1, len(ordered) * 9 // 10)]
+    return round(statistics.fmean(kept))
+
+
 class MeasuredCosts:
     """Times of this host from `path`, which `save` brings up to date.
 
     A key that the file does not know is timed as it runs, and charged what it took; the run is then
-    not `is_complete` and should be made again, with the medians.
+    not `is_complete` and should be made again.
     """
 
     def __init__(self, path: Path, host: DeviceProfile, num_threads: int) -> None:
         self._path = path
         self._host = host
         self._num_threads = num_threads
-        self._medians: dict[str, tuple[int, Work]] = {}
+        self._typical: dict[str, tuple[int, Work]] = {}
         if path.is_file():
             for text, entry in json.loads(path.read_text()).items():
                 work = tuple((flops, nbytes) for flops, nbytes in entry["work"])
-                self._medians[text] = (entry["median_ns"], work)
-        self._names: dict[Key, str] = {}
+                self._typical[text] = (entry["typical_ns"], work)
+        self._names: dict[tuple[Key, int], str] = {}
         self._samples: dict[str, list[int]] = defaultdict(list)
         self._works: dict[str, Work] = {}
         self._ratios: dict[tuple[str, DeviceProfile], float] = {}
@@ -147,11 +161,15 @@ class MeasuredCosts:
         """Whether every cost since the last `save` came from the file."""
         return not self._samples
 
-    def run(self, key: Key, fn: Callable[[], T], device: DeviceProfile) -> tuple[T, int]:
-        name = self._names.get(key)
+    def run(
+        self, key: Key, fn: Callable[[], T], device: DeviceProfile, idle_ns: int = 0
+    ) -> tuple[T, int]:
+        wait_ms = next((ms for ms in _WAITS_MS if idle_ns >= ms * 1e6), 0)
+        name = self._names.get((key, wait_ms))
         if name is None:
-            name = self._names[key] = f"{self._num_threads} threads, {key}"
-        known = self._medians.get(name)
+            name = f"{self._num_threads} threads, after {wait_ms} ms, {key}"
+            self._names[key, wait_ms] = name
+        known = self._typical.get(name)
         if known is not None:
             return fn(), round(known[0] * self._ratio(name, known[1], device))
         if name not in self._works:  # counting slows it down: this one is charged, but no sample
@@ -160,6 +178,7 @@ class MeasuredCosts:
             took = time.perf_counter_ns() - start
             self._samples[name] = []
             return result, round(took * self._ratio(name, self._works[name], device))
+        time.sleep(wait_ms / 1e3)
         start = time.perf_counter_ns()
         result = fn()
         took = time.perf_counter_ns() - start
@@ -167,16 +186,16 @@ class MeasuredCosts:
         return result, round(took * self._ratio(name, self._works[name], device))
 
     def save(self) -> None:
-        """Add the medians of this run's samples to the file; they hold from now on."""
+        """Add what this run's samples say to the file; it holds from now on."""
         for name, samples in self._samples.items():
             if samples:  # what ran once only is timed in the next run
-                self._medians[name] = (round(statistics.median(samples)), self._works[name])
+                self._typical[name] = (typical_ns(samples), self._works[name])
         once = [name for name, samples in self._samples.items() if not samples]
         self._samples = defaultdict(list)
         self._works = {name: self._works[name] for name in once}
         entries = {
-            name: {"median_ns": median, "work": work}
-            for name, (median, work) in self._medians.items()
+            name: {"typical_ns": typical, "work": work}
+            for name, (typical, work) in self._typical.items()
         }
         cache.write_json(self._path, entries)
 

@@ -110,6 +110,7 @@ class VirtualRuntime:
         self._scheduler = world.scheduler
         self._message_ns = device.message_ns
         self._inbox: dict[int, deque[tuple[int, torch.Tensor]]] = defaultdict(deque)
+        self._computed_ns = 0  # when the last computation ended
         self.greenlet: greenlet | None = None
 
     def now(self) -> int:
@@ -154,8 +155,9 @@ class VirtualRuntime:
 
     def compute(self, key: Key, fn: Callable[[], T]) -> T:
         start = self._scheduler.now_ns
-        result, ns = self.world.costs.run(key, fn, self.device)
+        result, ns = self.world.costs.run(key, fn, self.device, start - self._computed_ns)
         self._busy(ns)
+        self._computed_ns = self._scheduler.now_ns
         self.log.add(kind_of(key), str(key[0]), start, self._scheduler.now_ns)
         return result
 
