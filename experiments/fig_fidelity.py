@@ -56,7 +56,7 @@ def draw(runs: pd.DataFrame) -> Figure:
     axes.tick_params(axis="y", labelsize=6)
     axes.invert_yaxis()
     axes.set_xlabel("virtual / wall-clock token latency")
-    axes.set_title("bars: range of the wall-clock repeats; grey: within 10 %", fontsize=6.5, x=0.3)
+    figure.suptitle("bars: range of the wall-clock repeats; grey: within 10 %", fontsize=6.5)
     return figure
 
 

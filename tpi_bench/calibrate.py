@@ -144,7 +144,7 @@ def _measure_disk(cache_dir: Path) -> list[dict[str, Any]]:
 
     cache.require_space(cache_dir, 2 * _DISK_BYTES, "calibrating the disk")
     path = cache_dir / ".calibration"
-    area = np.frombuffer(anonymous_area(_DISK_BYTES), dtype=np.uint8)
+    area = anonymous_area(_DISK_BYTES)
     area.fill(0)
     reader = DirectReader()
 

@@ -54,8 +54,6 @@ def measure_limits(num_threads: int, blocks: list[BlockFile]) -> HostLimits:
 
 def _disk_bandwidth(blocks: list[BlockFile]) -> float:
     """Best of a few passes over the files, all queued at once, into touched memory."""
-    import numpy as np
-
     from tpi_bench.disk import DirectReader
     from tpi_bench.memory import anonymous_area
 
@@ -66,7 +64,7 @@ def _disk_bandwidth(blocks: list[BlockFile]) -> float:
     if not chosen:
         return float("nan")
     size = max(_DISK_BUFFER_BYTES, *(block.nbytes for block in chosen))
-    buffer = np.frombuffer(anonymous_area(size), dtype=np.uint8)
+    buffer = anonymous_area(size)
     buffer.fill(0)
     reader = DirectReader(_DISK_THREADS)
     best = 0.0
