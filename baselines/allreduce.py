@@ -1,7 +1,8 @@
 """The collective alone: what one allreduce costs on a network, without a model around it.
 
-A "token" is one allreduce of a payload as decoding has it, (1, h), so the token latency of the row
-is the allreduce's latency in steady use (TPI-LLM, figure 3).
+A "token" is one allreduce of a payload as decoding has it, (1, h): all devices start at one time,
+and it lasts until the last of them has the sum (TPI-LLM, figure 3). The devices' clocks must be one
+clock, as on one host and in virtual time. In a model, one allreduce's end overlaps the next block.
 """
 
 from __future__ import annotations
@@ -17,12 +18,16 @@ from tpi_bench.window import WindowConfig
 from tpi_bench.workload import Generation
 
 if TYPE_CHECKING:
+    import torch
+
     from tpi_bench.runtime import Runtime
+
+_MARGIN_NS = 1_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
 class AllreduceSystem:
-    """`system=allreduce`. `workload.num_new_tokens` is how many are done in a row."""
+    """`system=allreduce`. `workload.num_new_tokens` is how many are timed, after a first one."""
 
     name: str = "allreduce"
     collective: str = "star"
@@ -45,18 +50,55 @@ class AllreduceSystem:
     def run_device(self, rt: Runtime, job: Job, output: Output) -> Generation | None:
         import torch
 
-        from tpi_bench.generation import account_of
-        from tpi_bench.runtime import TOKEN_KINDS
-
         allreduce = allreduce_by_name(self.collective)
         payload = torch.ones(1, job.config.hidden, dtype=getattr(torch, job.dtype))
-        result = Generation(token_ids=[], request_ns=rt.now(), token_ns=[], account=[])
-        before = account_of(rt)
-        for _ in range(job.request.num_new_tokens):
+        result = Generation(token_ids=[], request_ns=0, token_ns=[], account=[])
+        for _ in range(job.request.num_new_tokens + 1):
+            start_ns = _agree_on_start(rt)
+            rt.sleep(start_ns - rt.now())
             allreduce(rt, payload / rt.world_size)
-            after = account_of(rt)
-            result.token_ns.append(rt.now())
+            took_ns = _last_end(rt) - start_ns
             result.token_ids.append(0)
-            result.account.append({kind: after[kind] - before[kind] for kind in TOKEN_KINDS})
-            before = after
+            result.token_ns.append(sum(result.token_ns[-1:]) + took_ns)
         return result if rt.rank == 0 else None
+
+
+def _agree_on_start(rt: Runtime) -> int:
+    """A time on the clock that all share, by which the slowest device has heard of it."""
+    import torch
+
+    message = torch.zeros(1, dtype=torch.int64, device="cpu")
+    if rt.rank:
+        for _ in range(2):
+            rt.send(0, message)
+            rt.recv(0, message)
+        return int(message)
+    began = rt.now()
+    _gather(rt, message)
+    for worker in range(1, rt.world_size):
+        rt.send(worker, message)
+    _gather(rt, message)
+    round_trips_ns = rt.now() - began  # at least one there and back, of everyone
+    message[0] = rt.now() + round_trips_ns + _MARGIN_NS
+    for worker in range(1, rt.world_size):
+        rt.send(worker, message)
+    return int(message)
+
+
+def _last_end(rt: Runtime) -> int:
+    """When the last device had its sum; known to the master, and to a worker only its own."""
+    import torch
+
+    end = torch.tensor([rt.now()], dtype=torch.int64, device="cpu")
+    if rt.rank:
+        rt.send(0, end)
+        return int(end)
+    return max(int(end), *_gather(rt, torch.empty_like(end)), 0)
+
+
+def _gather(rt: Runtime, message: torch.Tensor) -> list[int]:
+    found = []
+    for worker in range(1, rt.world_size):
+        rt.recv(worker, message)
+        found.append(int(message))
+    return found

@@ -42,7 +42,7 @@ def table(runs: pd.DataFrame) -> str:
     worst = ((good.time_ms - good.closed_ms) / good.closed_ms).max()
     return (
         f"{shown.sort_index().reset_index().to_string(index=False)}\n"
-        "ms an allreduce in steady use, in brackets the closed form without the devices' own time; "
+        "ms an allreduce, in brackets the closed form, which leaves out the devices' own time; "
         f"largest excess {worst:.0%}"
     )
 

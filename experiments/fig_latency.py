@@ -111,9 +111,10 @@ def draw(runs: pd.DataFrame) -> Figure:
 def _title(rows: pd.DataFrame) -> str:
     devices = int(rows.num_devices.max())
     if (rows.clock == "virtual").all():
-        return (
-            f"{rows.model.iloc[0]}, {rows.loc[rows.num_devices.idxmax(), 'device']}, virtual time"
-        )
+        largest = rows.loc[rows.num_devices.idxmax()]
+        is_streamed = largest.system_window not in ("off", "False", "None")
+        window = f", window {largest.system_window}" if is_streamed else ""
+        return f"{largest.model}, {largest.device}{window}, virtual time"
     shared = " (sharing cores)" if rows.devices_share_cores.any() else ""
     return f"{rows.model.iloc[0]}, {devices} devices{shared}, measured"
 

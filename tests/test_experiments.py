@@ -15,11 +15,24 @@ EXPERIMENTS = sorted(path.stem for path in (ROOT / "conf" / "experiment").glob("
 
 TINY = {
     "fig_latency": ["model=debug", "repeat=0", "network.link_latency_ms=0,0.5"],
-    "fig_allreduce": ["system.collective=star,direct", "testbed.num_devices=2,4"],
-    "fig_scaling": ["model=debug", "workload.prompt_tokens=3"],
+    "fig_allreduce": [
+        "system.collective=star,direct",
+        "testbed.num_devices=2,4",
+        "network.link_latency_ms=0.5",
+    ],
+    "fig_scaling": [
+        "model=debug",
+        "workload.prompt_tokens=3",
+        "device.paper_emulated.used_cores=1",
+        "network.bandwidth_mbps=50",
+    ],
     "fig_fidelity": ["model=debug", "repeat=0", "network.link_latency_ms=0.5"],
     "exactness": ["model=debug"],
+    "exactness_product": ["model=debug", "system.window=2", "workload.prompt_tokens=3"],
 }
+
+
+WITH_PROMPT = ("fig_latency", "fig_fidelity", "exactness")
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
@@ -32,7 +45,7 @@ def test_an_experiment_runs_tiny(name: str, cache_dir: Path, tmp_path: Path) -> 
             f"+experiment={name}",
             "workload.num_new_tokens=3",
             *TINY[name],
-            *([] if "fig_allreduce fig_scaling".count(name) else ["workload.prompt_ids=[1,2,3]"]),
+            *(["workload.prompt_ids=[1,2,3]"] if name in WITH_PROMPT else []),
             *(["testbed.num_devices=2"] if name != "fig_allreduce" else []),
             f"results_dir={tmp_path}",
             f"cache_dir={cache_dir}",
@@ -44,17 +57,18 @@ def test_an_experiment_runs_tiny(name: str, cache_dir: Path, tmp_path: Path) -> 
     )
     assert done.returncode == 0, done.stderr
     (folder,) = (tmp_path / name).iterdir()
-    assert (folder / f"{name}.png").stat().st_size > 10_000
-    assert (folder / f"{name}.pdf").stat().st_size > 5_000
+    figure = name.removesuffix("_product")
+    assert (folder / f"{figure}.png").stat().st_size > 10_000
+    assert (folder / f"{figure}.pdf").stat().st_size > 5_000
     runs = pd.read_parquet(folder / "runs.parquet")
     assert (runs.status == "ok").all()
     if name == "fig_latency":
         assert set(runs.clock) == {"wall", "virtual"}
-    if name == "exactness":
+    if figure == "exactness":
         assert runs.tokens_equal.all()
         assert runs.max_logit_diff.max() < 1e-3
     again = subprocess.run(
-        [sys.executable, "-m", f"experiments.{name}", str(folder)],
+        [sys.executable, "-m", f"experiments.{figure}", str(folder)],
         capture_output=True,
         text=True,
         cwd=ROOT,
