@@ -79,3 +79,32 @@ def test_peak_memory_of_llama2_70b() -> None:
     worker = theory.window_peak_parameters(**shape, window=2, is_master=False)
     attention = 2 * (64 + 8) * 8192**2 / 8 / 64 + 8192
     assert worker == attention + 3 * 8192 * 28672 / 8 + 8192
+
+
+@pytest.mark.parametrize(
+    ("collective", "latencies", "transfers"),
+    [("star", 2, 14), ("tree", 4, 2 * (3 - 1 + 3)), ("ring", 14, 14 / 8), ("direct", 1, 7)],
+)
+def test_an_allreduce_of_8_devices(collective: str, latencies: int, transfers: float) -> None:
+    """32 KB over 300 Mbit/s take 0.87381 ms; 7 workers are groups of 2, 2 and 3 under 3 heads."""
+    transfer_s = 32768 * 8 / 300e6
+
+    def time_s(one_way_s: float, bandwidth_bps: float) -> float:
+        return theory.allreduce_s(
+            collective, 8, one_way_s=one_way_s, nbytes=32768, bandwidth_bps=bandwidth_bps
+        )
+
+    assert time_s(0.004, 0) == pytest.approx(latencies * 0.004)
+    assert time_s(0.004, 300e6) == pytest.approx(latencies * 0.004 + transfers * transfer_s)
+
+
+def test_an_allreduce_of_one_device_takes_no_time() -> None:
+    assert theory.allreduce_s("ring", 1, one_way_s=1, nbytes=1, bandwidth_bps=1) == 0
+
+
+def test_a_tree_of_two_is_a_star() -> None:
+    times = [
+        theory.allreduce_s(name, 2, one_way_s=0.001, nbytes=1000, bandwidth_bps=1e6)
+        for name in ("tree", "star")
+    ]
+    assert times == pytest.approx([0.018, 0.018])
