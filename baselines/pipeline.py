@@ -66,6 +66,7 @@ class PipelineSystem:
             self.window_config(),
             job.request,
         )
+        model.hold_buffers(min(1, rt.world_size - 1))
         if rt.rank:
             _run_stage(rt, model)
             return None

@@ -37,9 +37,14 @@ def table(runs: pd.DataFrame) -> str:
 
 
 def draw(runs: pd.DataFrame) -> Figure:
-    """Largest logit difference of each system against the number of devices."""
+    """Largest logit difference of each system against the number of devices.
+
+    A line is the worst of all windows and prompts, which the table lists.
+    """
     rows = _checked(runs)
-    rows["label"] = figures.labels(rows, along=("num_devices", "threads_per_device"))
+    rows["label"] = [
+        figures.system_label(row | {"system_window": None}) for row in rows.to_dict("records")
+    ]
     labels = list(dict.fromkeys(rows.label))
     colours = figures.palette(labels)
     figure = figures.new_figure()

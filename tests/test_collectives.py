@@ -6,7 +6,12 @@ import pytest
 import torch
 
 from tests.local_runtime import LocalRuntime, run_ranks
-from tpi_bench.collectives import COLLECTIVES, allreduce_by_name, tree_groups
+from tpi_bench.collectives import (
+    COLLECTIVES,
+    allreduce_by_name,
+    num_receive_buffers,
+    tree_groups,
+)
 
 
 def partials(world_size: int, count: int) -> list[torch.Tensor]:
@@ -49,3 +54,10 @@ def test_tree_groups_hold_every_worker_once(world_size: int) -> None:
 def test_unknown_collective() -> None:
     with pytest.raises(ValueError, match="collective=mesh is unknown; choose one of star, tree"):
         allreduce_by_name("mesh")
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "count"), [("star", 8, 1), ("ring", 2, 1), ("direct", 8, 7), ("direct", 1, 0)]
+)
+def test_direct_receives_from_everyone_before_it_adds(name: str, size: int, count: int) -> None:
+    assert num_receive_buffers(name, size) == count

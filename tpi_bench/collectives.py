@@ -104,6 +104,11 @@ def direct(rt: Runtime, partial: torch.Tensor) -> torch.Tensor:
 COLLECTIVES: dict[str, Allreduce] = {"star": star, "tree": tree, "ring": ring, "direct": direct}
 
 
+def num_receive_buffers(name: str, world_size: int) -> int:
+    """Payloads that a device receives into before it adds them up."""
+    return world_size - 1 if name == "direct" else min(1, world_size - 1)
+
+
 def allreduce_by_name(name: str) -> Allreduce:
     """The collective called `name`. Raises ValueError that lists the known ones."""
     if name not in COLLECTIVES:

@@ -68,7 +68,12 @@ class DeviceModel:
             "activations", activation_bytes(config, shards, len(request.prompt_ids), self.dtype)
         )
         self._output_index = len(shards) - 1
+        self._payload_bytes = len(request.prompt_ids) * config.hidden * self.dtype.itemsize
         self.window = Window(rt, blocks, window)
+
+    def hold_buffers(self, num_payloads: int) -> None:
+        """Enter what a device receives into at once, hidden states (T, h), in the ledger."""
+        self._rt.hold("buffers", num_payloads * self._payload_bytes)
 
     def embed(self, token_ids: list[int]) -> torch.Tensor:
         """Token ids -> (T, h). Master only."""
@@ -170,9 +175,9 @@ def activation_bytes(
 ) -> int:
     """Most that a device's hidden states and temporary results take at once, in prefill.
 
-    The state, its norm, the partial and the received sum (T, h) each, and the largest of a block's
-    inner results: queries, keys, values and the mixed heads, or gate, up and their product. The
-    master's logits (v,) in fp32 come on top.
+    The state, its norm and the partial sum (T, h) each, and the largest of a block's inner results:
+    queries, keys, values and the mixed heads, or gate, up and their product. The master's logits
+    (v,) in fp32 come on top.
     """
     inner = 0
     for shard in shards:
@@ -180,7 +185,7 @@ def activation_bytes(
         columns = shard.columns[1] - shard.columns[0]
         inner = max(inner, 2 * (heads + kv_heads) * config.head_dim, 3 * columns)
     is_master = any(shard.kind == "output" for shard in shards)
-    values = num_new * (4 * config.hidden + inner)
+    values = num_new * (3 * config.hidden + inner)
     return values * dtype.itemsize + (4 * config.vocab if is_master else 0)
 
 

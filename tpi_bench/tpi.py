@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from tpi_bench import plans, theory
-from tpi_bench.collectives import allreduce_by_name
+from tpi_bench.collectives import allreduce_by_name, num_receive_buffers
 from tpi_bench.job import Job, Output
 from tpi_bench.models import ModelConfig
 from tpi_bench.window import WindowConfig, parse_window
@@ -61,6 +61,7 @@ class TpiSystem:
             self.window_config(),
             job.request,
         )
+        model.hold_buffers(num_receive_buffers(self.collective, rt.world_size))
         allreduce = allreduce_by_name(self.collective)
         if rt.rank:
             run_worker(rt, model, allreduce)
