@@ -108,7 +108,9 @@ def test_pipeline(
     check(PipelineSystem(window=window), checkpoints[name], cache_dir, tmp_path, devices, length)
 
 
-LENGTHS = (1, 200)
+every_window_and_prompt = pytest.mark.parametrize(
+    ("window", "retain", "length"), [(*w, n) for w, n in itertools.product(WINDOWS, (1, 200))]
+)
 
 
 @pytest.mark.product
@@ -116,9 +118,7 @@ LENGTHS = (1, 200)
 @pytest.mark.parametrize(
     ("devices", "collective"), [(1, "star"), *itertools.product((2, 3, 4, 5), COLLECTIVES)]
 )
-@pytest.mark.parametrize(
-    ("window", "retain", "length"), [(*w, n) for w, n in itertools.product(WINDOWS, LENGTHS)]
-)
+@every_window_and_prompt
 def test_product(
     checkpoints: dict[str, Path],
     cache_dir: Path,
@@ -138,9 +138,7 @@ def test_product(
 @pytest.mark.product
 @pytest.mark.parametrize("name", VARIANTS)
 @pytest.mark.parametrize("devices", [1, 2, 3, 4, 5])
-@pytest.mark.parametrize(
-    ("window", "retain", "length"), [(*w, n) for w, n in itertools.product(WINDOWS, LENGTHS)]
-)
+@every_window_and_prompt
 def test_product_of_the_pipeline(
     checkpoints: dict[str, Path],
     cache_dir: Path,

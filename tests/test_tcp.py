@@ -111,11 +111,9 @@ def scan(port: int, data: bytes) -> bytes:
         scanner.sendall(data)
         scanner.settimeout(5)
         received = b""
-        try:
+        with contextlib.suppress(ConnectionResetError):  # a refusal, when it had more to say
             while piece := scanner.recv(4096):
                 received += piece
-        except OSError:
-            pass
         return received
 
 
