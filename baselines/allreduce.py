@@ -8,13 +8,14 @@ clock, as on one host and in virtual time. In a model, one allreduce's end overl
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from tpi_bench import theory
 from tpi_bench.collectives import allreduce_by_name
 from tpi_bench.job import Job, Output
 from tpi_bench.models import ModelConfig
-from tpi_bench.window import WindowConfig
+from tpi_bench.plans import Site
+from tpi_bench.system import EngineSystem
 from tpi_bench.workload import Generation
 
 if TYPE_CHECKING:
@@ -26,26 +27,20 @@ _MARGIN_NS = 1_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
-class AllreduceSystem:
+class AllreduceSystem(EngineSystem):
     """`system=allreduce`. `workload.num_new_tokens` is how many are timed, after a first one."""
 
     name: str = "allreduce"
     collective: str = "star"
 
-    max_devices: ClassVar[int | None] = None
-    reads_checkpoint: ClassVar[bool] = False
-
     def __post_init__(self) -> None:
         allreduce_by_name(self.collective)
 
-    def plan(self, config: ModelConfig, proportions: list[float]) -> None:
+    def plan(self, config: ModelConfig, site: Site) -> None:
         """Nothing is owned."""
 
-    def window_config(self) -> WindowConfig:
-        return WindowConfig()
-
-    def sync_steps(self, config: ModelConfig, num_devices: int) -> int:
-        return theory.allreduce_steps(self.collective, num_devices)
+    def sync_steps(self, job: Job) -> int:
+        return theory.allreduce_steps(self.collective, job.num_devices)
 
     def run_device(self, rt: Runtime, job: Job, output: Output) -> Generation | None:
         import torch

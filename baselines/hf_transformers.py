@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from tpi_bench.job import Job, Output
-from tpi_bench.models import ModelConfig
-from tpi_bench.plans import Plan
-from tpi_bench.window import WindowConfig
+from tpi_bench.system import LibrarySystem
 from tpi_bench.workload import Generation, Request
 
 if TYPE_CHECKING:
@@ -21,27 +19,15 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TransformersSystem:
+class TransformersSystem(LibrarySystem):
     """`system=transformers`. One process whatever `testbed.num_devices` says; no network."""
 
     name: str = "transformers"
 
-    max_devices: ClassVar[int | None] = 1
-    reads_checkpoint: ClassVar[bool] = True
-
-    def plan(self, config: ModelConfig, proportions: list[float]) -> Plan | None:
-        return None
-
-    def window_config(self) -> WindowConfig:
-        return WindowConfig()
-
-    def sync_steps(self, config: ModelConfig, num_devices: int) -> int:
-        return 0
-
     def run_device(self, rt: Runtime, job: Job, output: Output) -> Generation | None:
-        assert job.model_folder is not None
+        assert job.files is not None
         # As one computation: importing and loading take a while, and are no sign of a hang.
-        model = rt.compute(("load",), functools.partial(_load, job.model_folder, job.dtype))
+        model = rt.compute(("load",), functools.partial(_load, job.files, job.dtype))
         warmup_ttft_ns = None
         if job.request.warmup_tokens:
             warmup = self._answer(rt, model, job, job.request.warmup_tokens, Output())

@@ -8,11 +8,12 @@ engine.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from tpi_bench import plans, theory
 from tpi_bench.job import Job, Output
 from tpi_bench.models import ModelConfig
+from tpi_bench.system import EngineSystem
 from tpi_bench.window import WindowConfig, parse_window
 from tpi_bench.workload import Generation
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PipelineSystem:
+class PipelineSystem(EngineSystem):
     """`system=pipeline`. The window streams a device's own layers, as in the TPI engine."""
 
     name: str = "pipeline"
@@ -32,26 +33,23 @@ class PipelineSystem:
     retain_every: int = 0
     resident_io: bool = False
 
-    max_devices: ClassVar[int | None] = None
-    reads_checkpoint: ClassVar[bool] = False
-
     def __post_init__(self) -> None:
         self.window_config()
 
-    def plan(self, config: ModelConfig, proportions: list[float]) -> plans.Plan:
+    def plan(self, config: ModelConfig, site: plans.Site) -> plans.Plan:
         return plans.layer_parallel(
             num_layers=config.num_layers,
             num_heads=config.num_heads,
             num_kv_heads=config.num_kv_heads,
             intermediate=config.intermediate,
-            proportions=proportions,
+            proportions=site.proportions,
         )
 
     def window_config(self) -> WindowConfig:
         return parse_window(self.window, self.retain_every, self.resident_io)
 
-    def sync_steps(self, config: ModelConfig, num_devices: int) -> int:
-        return theory.pipeline_steps(num_devices)
+    def sync_steps(self, job: Job) -> int:
+        return theory.pipeline_steps(job.num_devices)
 
     def run_device(self, rt: Runtime, job: Job, output: Output) -> Generation | None:
         from tpi_bench.engine import DeviceModel

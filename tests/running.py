@@ -9,6 +9,7 @@ from tpi_bench.checkpoints import FolderCheckpoint
 from tpi_bench.job import Job, Outcome
 from tpi_bench.links import NetworkConfig
 from tpi_bench.models import read_config
+from tpi_bench.plans import Site
 from tpi_bench.processes import run_job
 from tpi_bench.sharder import find_shards, shard, shard_folder
 from tpi_bench.weights import rank_blocks
@@ -29,7 +30,7 @@ def make_job(
     """A job with its block files made."""
     config = read_config(folder)
     checkpoint = FolderCheckpoint(folder, config)
-    plan = system.plan(config, proportions or [1.0] * num_devices)
+    plan = system.plan(config, Site(proportions=proportions or [1.0] * num_devices))
     blocks = []
     if plan is not None:
         target = shard_folder(cache_dir, checkpoint, plan, "float32")
@@ -48,7 +49,7 @@ def make_job(
         request=request,
         network=network or NetworkConfig(),
         threads_per_device=1,
-        model_folder=str(folder),
+        files=str(folder),
         **extra,
     )
 

@@ -14,6 +14,7 @@ from tpi_bench import cache, weights
 from tpi_bench.checkpoints import FolderCheckpoint, SyntheticCheckpoint
 from tpi_bench.helper import in_helper
 from tpi_bench.models import ModelConfig, read_config
+from tpi_bench.plans import Site
 from tpi_bench.sharder import find_shards, shard, shard_folder
 from tpi_bench.tpi import TpiSystem
 from tpi_bench.workload import Request
@@ -23,7 +24,7 @@ def shards_of(
     folder: Path, cache_dir: Path, num_devices: int
 ) -> tuple[Path, FolderCheckpoint, object]:
     checkpoint = FolderCheckpoint(folder, read_config(folder))
-    plan = TpiSystem().plan(checkpoint.config, [1.0] * num_devices)
+    plan = TpiSystem().plan(checkpoint.config, Site(proportions=[1.0] * num_devices))
     target = shard_folder(cache_dir, checkpoint, plan, "float32")
     shard(target, checkpoint, plan, "float32")
     return target, checkpoint, plan
@@ -109,7 +110,12 @@ def test_another_plan_or_dtype_has_another_folder(
 ) -> None:
     checkpoint = FolderCheckpoint(checkpoints["gqa"], read_config(checkpoints["gqa"]))
     folders = {
-        shard_folder(tmp_path, checkpoint, TpiSystem().plan(checkpoint.config, [1.0] * n), dtype)
+        shard_folder(
+            tmp_path,
+            checkpoint,
+            TpiSystem().plan(checkpoint.config, Site(proportions=[1.0] * n)),
+            dtype,
+        )
         for n in (1, 2, 3)
         for dtype in ("float32", "bfloat16")
     }
@@ -128,7 +134,7 @@ def test_shared_layers_are_few_files_read_every_time(tmp_path: Path) -> None:
         context_length=64,
     )
     checkpoint = SyntheticCheckpoint(config, seed=0, share_layers=True)
-    plan = TpiSystem().plan(config, [1.0, 1.0])
+    plan = TpiSystem().plan(config, Site(proportions=[1.0, 1.0]))
     target = shard_folder(tmp_path, checkpoint, plan, "float32")
     shard(target, checkpoint, plan, "float32")
     assert len(list(target.glob("*.safetensors"))) == 6  # two blocks a device, and the two ends
@@ -153,7 +159,7 @@ def test_an_interrupted_build_leaves_nothing_half_written(
     checkpoints: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checkpoint = FolderCheckpoint(checkpoints["gqa"], read_config(checkpoints["gqa"]))
-    plan = TpiSystem().plan(checkpoint.config, [1.0, 1.0])
+    plan = TpiSystem().plan(checkpoint.config, Site(proportions=[1.0, 1.0]))
     target = shard_folder(tmp_path, checkpoint, plan, "float32")
     real = FolderCheckpoint.read_rows
 
@@ -200,7 +206,7 @@ def _peak_of_sharding(cache_dir: Path) -> tuple[int, int]:
         context_length=64,
     )
     checkpoint = SyntheticCheckpoint(config, seed=0, share_layers=True)
-    plan = TpiSystem().plan(config, [1.0, 1.0])
+    plan = TpiSystem().plan(config, Site(proportions=[1.0, 1.0]))
     shard(shard_folder(cache_dir, checkpoint, plan, "float32"), checkpoint, plan, "float32")
     largest = 13824 // 2 * 2 * 5120 * 4  # gate and up of one device
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, largest

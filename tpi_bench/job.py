@@ -42,7 +42,7 @@ class Job:
     threads_per_device: int
     devices: tuple[DeviceProfile, ...] = ()  # of the virtual testbed
     cpus: list[list[int]] | None = None
-    model_folder: str | None = None
+    files: str | None = None  # what a library opens
     trace: bool = False
     stream: bool = False
     logits_path: str | None = None

@@ -54,7 +54,7 @@ def _oracle_answer(settings: Settings, model: Model, job: Job, cache_dir: Path) 
                 request=request,
                 threads_per_device=len(available_cpus()),
                 cpus=None,
-                model_folder=str(hugging_face_folder(model, cache_dir)),
+                files=str(hugging_face_folder(model, cache_dir)),
                 logits_path=str(temporary),
             )
         )

@@ -10,8 +10,11 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
+
+from tpi_bench.links import NetworkConfig
+from tpi_bench.profiles import DeviceProfile
 
 Kind = Literal["input", "attn", "ffn", "output"]
 Range = tuple[int, int]
@@ -27,6 +30,26 @@ class Shard:
     kv_heads: Range = (0, 0)
     columns: Range = (0, 0)
     adds_bias: bool = True  # output biases are added once, by the device that holds the first head
+
+
+@dataclass(frozen=True, kw_only=True)
+class Site:
+    """Where a plan is to run, and for what: what a planner may look at.
+
+    `devices` are known in virtual time; `memory_bytes` where devices have memory of their own, or a
+    cap. `num_positions` is the longest that prompt and answer get, for the KV cache.
+    """
+
+    proportions: Sequence[float]
+    devices: tuple[DeviceProfile, ...] = ()
+    memory_bytes: tuple[int, ...] | None = None
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    bytes_per_value: int = 4
+    num_positions: int = 1
+
+    @property
+    def num_devices(self) -> int:
+        return len(self.proportions)
 
 
 @dataclass(frozen=True, kw_only=True)

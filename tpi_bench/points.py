@@ -19,13 +19,14 @@ from tpi_bench.job import Job, Outcome
 from tpi_bench.links import VIRTUAL_ONLY
 from tpi_bench.models import BYTES_PER_VALUE
 from tpi_bench.oracle import compare_with_oracle
-from tpi_bench.plans import place_blocks
+from tpi_bench.plans import Site, place_blocks
 from tpi_bench.probe import HostLimits, last_level_cache_bytes, measure_limits
 from tpi_bench.processes import available_cpus
 from tpi_bench.profiles import DeviceProfile, device_names, devices_for
 from tpi_bench.provenance import provenance
 from tpi_bench.sharder import find_shards, shard, shard_folder
-from tpi_bench.sources import Model, hugging_face_folder
+from tpi_bench.sources import Model
+from tpi_bench.system import LibrarySystem
 from tpi_bench.weights import BlockFile, planned_blocks, rank_blocks
 from tpi_bench.window import resident_indices
 from tpi_bench.workload import make_request
@@ -55,7 +56,6 @@ def prepare(settings: Settings) -> Prepared:
     shares = settings.shares(devices)
     cpus = settings.testbed.cpus(num_devices)
     model = _load_model(settings.model, cache_dir)
-    plan = settings.system.plan(model.config, shares)
     request = make_request(
         settings.workload,
         _prompt_ids(settings, model),
@@ -64,14 +64,21 @@ def prepare(settings: Settings) -> Prepared:
         eos_ids=model.config.eos_ids,
         keep_logits=settings.check,
     )
+    site = Site(
+        proportions=shares,
+        devices=tuple(devices),
+        memory_bytes=tuple(device.memory_bytes for device in devices) or None,
+        network=settings.network,
+        bytes_per_value=BYTES_PER_VALUE[model.dtype],
+        num_positions=request.length,
+    )
+    plan = settings.system.plan(model.config, site)
     blocks: list[list[BlockFile]] = []
-    folder = model.folder
     if plan is not None and settings.testbed.cost == "modelled":
         blocks = planned_blocks(model.config, plan, model.dtype)
     elif plan is not None:
         blocks = _block_files(cache_dir, model, plan)
-    elif settings.system.reads_checkpoint:
-        folder = hugging_face_folder(model, cache_dir)
+    files = settings.system.files(model, cache_dir)
     job = Job(
         program=settings.system,
         config=model.config,
@@ -84,7 +91,7 @@ def prepare(settings: Settings) -> Prepared:
         threads_per_device=settings.testbed.threads(num_devices),
         devices=tuple(devices),
         cpus=cpus,
-        model_folder=None if folder is None else str(folder),
+        files=None if files is None else str(files),
         trace=settings.testbed.trace,
     )
     return Prepared(settings=settings, model=model, job=job)
@@ -92,10 +99,10 @@ def prepare(settings: Settings) -> Prepared:
 
 def _check_testbed(settings: Settings) -> None:
     """Raises ValueError for what the testbed cannot do."""
-    if settings.testbed.clock == "virtual" and settings.system.reads_checkpoint:
+    if settings.testbed.clock == "virtual" and settings.system.stand_in:
         raise ValueError(
             f"system={settings.system.name} runs a real library, which knows no virtual time; its "
-            "stand-in there is system=tpi testbed.num_devices=1"
+            f"stand-in there is {settings.system.stand_in}"
         )
     if settings.testbed.cost == "modelled" and settings.check:
         raise ValueError(
@@ -304,7 +311,7 @@ def _limits(prepared: Prepared, outcome: Outcome, limits: HostLimits | None) -> 
     one_way_s = min(outcome.round_trips_ns, default=0) / 2e9
     if job.num_devices > 1 and (job.network.is_emulated or job.devices):
         one_way_s = job.network.one_way_ns / 1e9
-    network_s = prepared.settings.system.sync_steps(job.config, job.num_devices) * one_way_s
+    network_s = prepared.settings.system.sync_steps(job) * one_way_s
     is_tensor = job.plan is not None and job.plan.scheme == "tensor"
     if limits is None:
         memory_bps = [device.memory_bps for device in job.devices]
@@ -334,18 +341,12 @@ def _token_bytes(prepared: Prepared, num_tokens: int) -> list[theory.TokenBytes]
 
     A look-up in the embedding touches a row and counts as nothing.
     """
-    job = prepared.job
-    config = job.config
-    if not job.blocks and not prepared.settings.system.reads_checkpoint:
-        return [theory.TokenBytes(layers=0, head=0, streamed=0)] * job.num_devices
+    job, system = prepared.job, prepared.settings.system
+    if isinstance(system, LibrarySystem):
+        return [theory.TokenBytes(layers=system.token_weight_bytes(job), head=0, streamed=0)]
     if not job.blocks:
-        size = BYTES_PER_VALUE[job.dtype]
-        shapes = config.tensor_shapes()
-        values = sum(rows * (cols[0] if cols else 1) for rows, *cols in shapes.values())
-        if not config.tied_embeddings:
-            values -= config.vocab * config.hidden
-        return [theory.TokenBytes(layers=values * size, head=0, streamed=0)]
-    window = prepared.settings.system.window_config()
+        return [theory.TokenBytes(layers=0, head=0, streamed=0)] * job.num_devices
+    window = system.window_config()
     num_gaps = max(1, num_tokens - 1)
     sizes = []
     for blocks in job.blocks:

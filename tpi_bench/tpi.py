@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from tpi_bench import plans, theory
 from tpi_bench.collectives import allreduce_by_name, num_receive_buffers
 from tpi_bench.job import Job, Output
 from tpi_bench.models import ModelConfig
+from tpi_bench.system import EngineSystem
 from tpi_bench.window import WindowConfig, parse_window
 from tpi_bench.workload import Generation
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TpiSystem:
+class TpiSystem(EngineSystem):
     """`system=tpi`. `window` off holds all weights; see `window.py` for the rest."""
 
     name: str = "tpi"
@@ -26,27 +27,24 @@ class TpiSystem:
     retain_every: int = 0
     resident_io: bool = False
 
-    max_devices: ClassVar[int | None] = None
-    reads_checkpoint: ClassVar[bool] = False
-
     def __post_init__(self) -> None:
         allreduce_by_name(self.collective)
         self.window_config()
 
-    def plan(self, config: ModelConfig, proportions: list[float]) -> plans.Plan:
+    def plan(self, config: ModelConfig, site: plans.Site) -> plans.Plan:
         return plans.tensor_parallel(
             num_layers=config.num_layers,
             num_heads=config.num_heads,
             num_kv_heads=config.num_kv_heads,
             intermediate=config.intermediate,
-            proportions=proportions,
+            proportions=site.proportions,
         )
 
     def window_config(self) -> WindowConfig:
         return parse_window(self.window, self.retain_every, self.resident_io)
 
-    def sync_steps(self, config: ModelConfig, num_devices: int) -> int:
-        return theory.tensor_parallel_steps(self.collective, num_devices, config.num_layers)
+    def sync_steps(self, job: Job) -> int:
+        return theory.tensor_parallel_steps(self.collective, job.num_devices, job.config.num_layers)
 
     def run_device(self, rt: Runtime, job: Job, output: Output) -> Generation | None:
         from tpi_bench.engine import DeviceModel, TensorParallelMaster, run_worker
