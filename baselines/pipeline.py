@@ -32,6 +32,7 @@ class PipelineSystem(EngineSystem):
     window: Any = "off"
     retain_every: int = 0
     resident_io: bool = False
+    loading: str = "overlapped"
 
     def __post_init__(self) -> None:
         self.window_config()
@@ -46,7 +47,7 @@ class PipelineSystem(EngineSystem):
         )
 
     def window_config(self) -> WindowConfig:
-        return parse_window(self.window, self.retain_every, self.resident_io)
+        return parse_window(self.window, self.retain_every, self.resident_io, self.loading)
 
     def sync_steps(self, job: Job) -> int:
         return theory.pipeline_steps(job.num_devices)

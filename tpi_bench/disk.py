@@ -44,6 +44,7 @@ class DirectReader:
         self._aio: KernelAio | None = None
         with contextlib.suppress(OSError):  # threads do it where the kernel does not
             self._aio = KernelAio()
+        self._mapped: dict[str, np.ndarray] = {}
         self.mode = "none"
         self.bytes_read = 0
 
@@ -65,6 +66,20 @@ class DirectReader:
             piece = out.data[start : min(start + _PIECE_BYTES, block.nbytes)]
             self._pool.submit(_read_piece, pending, file, piece, block.data_offset + start)
         return pending
+
+    def map(self, block: BlockFile) -> np.ndarray:
+        """The block's data as private mapped memory; each file is mapped once.
+
+        The kernel is advised as llama.cpp does it: access is sequential, all of it is wanted soon.
+        """
+        data = self._mapped.get(block.path)
+        if data is None:
+            self.mode = "mapped files"
+            try:
+                data = self._mapped[block.path] = map_file(block)
+            except OSError as error:
+                raise BlockReadError(f"cannot map block {block.path}: {error.strerror}") from error
+        return data
 
     def notice(self) -> None:
         """See which reads have ended. Never waits."""
@@ -104,6 +119,20 @@ def _open(path: str) -> _OpenFile:
         fcntl.fcntl(file, _F_NOCACHE, 1)
         return _OpenFile(file, "direct")
     return _OpenFile(file, _BUFFERED)
+
+
+def map_file(block: BlockFile) -> np.ndarray:
+    """A block's data as private mapped memory (uint8). Raises OSError."""
+    with open(block.path, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if size < block.data_offset + block.nbytes:
+            raise _too_short(block.data_offset + block.nbytes - size)
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
+        area = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)  # torch wants it writable
+    if hasattr(mmap, "MADV_WILLNEED"):
+        area.madvise(mmap.MADV_WILLNEED)
+    return np.frombuffer(area, np.uint8, block.nbytes, block.data_offset)
 
 
 def _request(pending: PendingRead, file: _OpenFile, out: np.ndarray, start: int) -> ReadRequest:

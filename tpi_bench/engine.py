@@ -25,7 +25,7 @@ from tpi_bench.llama import (
 from tpi_bench.models import ModelConfig
 from tpi_bench.plans import Shard
 from tpi_bench.weights import BlockFile
-from tpi_bench.window import Window, WindowConfig
+from tpi_bench.window import WindowConfig, weight_source
 from tpi_bench.workload import Request
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class DeviceModel:
         self.config = config
         self.dtype = getattr(torch, blocks[0].dtype)
         rotary = RotaryTable(config.rope, config.head_dim, request.length)
-        self._layers: list[tuple[int, AttentionBlock | FeedForwardBlock]] = []
+        self.layer_blocks: list[tuple[int, AttentionBlock | FeedForwardBlock]] = []
         maps: dict[Shard, HeadMap] = {}
         for index, shard in enumerate(shards):
             if shard.kind == "attn":
@@ -61,15 +61,15 @@ class DeviceModel:
                     config, shard, maps[heads], rotary, request.length, self.dtype
                 )
                 rt.hold("kv_cache", attention.cache.nbytes)
-                self._layers.append((index, attention))
+                self.layer_blocks.append((index, attention))
             elif shard.kind == "ffn":
-                self._layers.append((index, FeedForwardBlock(config, shard, self.dtype)))
+                self.layer_blocks.append((index, FeedForwardBlock(config, shard, self.dtype)))
         rt.hold(
             "activations", activation_bytes(config, shards, len(request.prompt_ids), self.dtype)
         )
         self._output_index = len(shards) - 1
         self._payload_bytes = len(request.prompt_ids) * config.hidden * self.dtype.itemsize
-        self.window = Window(rt, blocks, window)
+        self.window = weight_source(rt, blocks, window)
 
     def hold_buffers(self, num_payloads: int) -> None:
         """Enter what a device receives into at once, hidden states (T, h), in the ledger."""
@@ -87,7 +87,7 @@ class DeviceModel:
         """Run the device's blocks; `combine` turns each partial sum (T, h) into the whole one."""
         num_new = x.shape[0]
         residual = ("residual", num_new, self.config.hidden, self.dtype)
-        for index, block in self._layers:
+        for index, block in self.layer_blocks:
             weights = self.window.acquire(index)
             partial = self._rt.compute(
                 block.key(num_new, position),

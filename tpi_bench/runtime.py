@@ -110,6 +110,14 @@ class Runtime(Protocol):
         """Start to read a block file's data into `out` (uint8, as long as the file's data)."""
         ...
 
+    def map(self, block: BlockFile, nbytes: int) -> torch.Tensor:
+        """A block file's data as mapped memory (uint8) that the kernel pages in when it is touched.
+
+        Asked for before each use, of which `nbytes` from the start are touched. Raises
+        BlockReadError.
+        """
+        ...
+
     def waiting(self, handle: ReadHandle, key: str) -> None:
         """Wait for a read and log the wait as `load_wait`."""
         ...

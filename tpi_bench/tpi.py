@@ -19,13 +19,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class TpiSystem(EngineSystem):
-    """`system=tpi`. `window` off holds all weights; see `window.py` for the rest."""
+    """`system=tpi`, and with other `loading` `mmap` and `blocking`. See `window.py`.
+
+    `window` off holds all weights. On one device, with a window, it is what the paper calls
+    Transformers with the memory scheduler (its table 3).
+    """
 
     name: str = "tpi"
     collective: str = "star"
     window: Any = "off"
     retain_every: int = 0
     resident_io: bool = False
+    loading: str = "overlapped"
 
     def __post_init__(self) -> None:
         allreduce_by_name(self.collective)
@@ -41,7 +46,7 @@ class TpiSystem(EngineSystem):
         )
 
     def window_config(self) -> WindowConfig:
-        return parse_window(self.window, self.retain_every, self.resident_io)
+        return parse_window(self.window, self.retain_every, self.resident_io, self.loading)
 
     def sync_steps(self, job: Job) -> int:
         return theory.tensor_parallel_steps(self.collective, job.num_devices, job.config.num_layers)

@@ -19,8 +19,10 @@ import torch
 from greenlet import greenlet
 
 from tpi_bench.costs import Costs
+from tpi_bench.disk import map_file
 from tpi_bench.fabric import Fabric
 from tpi_bench.links import NetworkConfig
+from tpi_bench.page_cache import READS_IN_FLIGHT, PageCache
 from tpi_bench.profiles import DeviceProfile, DiskQueue
 from tpi_bench.runtime import BlockReadError, DeviceLost, Key, ReadHandle, SpanLog, kind_of
 from tpi_bench.weights import BlockFile
@@ -111,6 +113,9 @@ class VirtualRuntime:
         self._message_ns = device.message_ns
         self._inbox: dict[int, deque[tuple[int, torch.Tensor]]] = defaultdict(deque)
         self._computed_ns = 0  # when the last computation ended
+        self._page_cache = PageCache()
+        self._paged_in_ns = 0  # when what the next computation touches is all there
+        self._mapped: dict[str, torch.Tensor] = {}
         self.greenlet: greenlet | None = None
 
     def now(self) -> int:
@@ -156,7 +161,7 @@ class VirtualRuntime:
     def compute(self, key: Key, fn: Callable[[], T]) -> T:
         start = self._scheduler.now_ns
         result, ns = self.world.costs.run(key, fn, self.device, start - self._computed_ns)
-        self._busy(ns)
+        self._busy(max(ns, self._paged_in_ns - start))
         self._computed_ns = self._scheduler.now_ns
         self.log.add(kind_of(key), str(key[0]), start, self._scheduler.now_ns)
         return result
@@ -184,6 +189,25 @@ class VirtualRuntime:
         self.log.add("read", block.key, self._scheduler.now_ns, end)
         error = None if out.is_meta else _read_now(block, out)
         return _Read(self, end, error)
+
+    def map(self, block: BlockFile, nbytes: int) -> torch.Tensor:
+        """The next computation lasts at least until the missing pages are there.
+
+        They come in the order in which it touches them, so that it goes on meanwhile.
+        """
+        room = self.device.memory_bytes - sum(self.ledger_bytes.values())
+        now = self._scheduler.now_ns
+        ends = [now] * READS_IN_FLIGHT
+        for size in self._page_cache.touch(block.path, nbytes, room):
+            ends = [*ends[1:], self._disk.read(ends[0], size)]
+            self.bytes_read += size
+        self._paged_in_ns = max(ends)
+        if self._paged_in_ns > now:
+            self.log.add("read", block.key, now, self._paged_in_ns)
+        data = self._mapped.get(block.path)
+        if data is None:
+            data = self._mapped[block.path] = _mapped(block)
+        return data
 
     def waiting(self, handle: ReadHandle, key: str) -> None:
         start = self._scheduler.now_ns
@@ -276,6 +300,16 @@ def _starter(runtime: VirtualRuntime) -> Callable[[], object]:
     assert runtime.greenlet is not None
     start = runtime.greenlet.switch
     return lambda: start(runtime)
+
+
+def _mapped(block: BlockFile) -> torch.Tensor:
+    data = torch.empty(block.nbytes, dtype=torch.uint8)
+    if data.is_meta:
+        return data
+    try:
+        return torch.from_numpy(map_file(block))
+    except OSError as error:
+        raise BlockReadError(f"cannot map block {block.path}: {error.strerror}") from error
 
 
 def _read_now(block: BlockFile, out: torch.Tensor) -> BlockReadError | None:

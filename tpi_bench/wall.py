@@ -86,6 +86,9 @@ class WallRuntime:
         self.num_steps += 1
         self.log.add("read", key, start_ns, end_ns)
 
+    def map(self, block: BlockFile, nbytes: int) -> torch.Tensor:
+        return torch.from_numpy(self._reader.map(block))
+
     def waiting(self, handle: ReadHandle, key: str) -> None:
         start = time.monotonic_ns()
         handle.wait()

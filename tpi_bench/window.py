@@ -1,24 +1,31 @@
-"""The sliding window: which blocks' weights a device holds, and when the next one is loaded.
+"""Where a device's weights come from: the sliding window, and the two ways it is compared with.
 
 TPI-LLM, section 3.3. Blocks are visited in a fixed cyclic order, once a token. At most `size`
 streamed blocks are held; releasing one starts the load of the next, which then runs behind compute
 and allreduce and wraps around into the next token. Blocks in `resident` are loaded once and kept
 (all of them when the window is off; every T-th FFN block with retention, Proposition 6).
+
+`blocking` is the same window without the overlap, as Accelerate offloads: a block is read when it
+is needed and given up after it. `mmap` is llama.cpp's way: files are mapped, the kernel pages them
+in when they are touched and evicts what it likes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from tpi_bench.plans import place_blocks
-from tpi_bench.weights import BlockFile, tensor_views
+from tpi_bench.weights import PAGE, BlockFile, tensor_views
 
 if TYPE_CHECKING:
     import torch
 
     from tpi_bench.runtime import ReadHandle, Runtime
+
+
+LOADINGS = ("overlapped", "blocking", "mmap")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,10 +35,17 @@ class WindowConfig:
     size: int | None = None
     retain_every: int = 0
     resident_io: bool = False
+    loading: str = "overlapped"
 
 
-def parse_window(window: object, retain_every: int, resident_io: bool) -> WindowConfig:
+def parse_window(
+    window: object, retain_every: int, resident_io: bool, loading: str = "overlapped"
+) -> WindowConfig:
     """From `system.window` and its companions; YAML reads `off` as False."""
+    if loading not in LOADINGS:
+        raise ValueError(
+            f"system.loading={loading} is unknown; choose one of {', '.join(LOADINGS)}"
+        )
     size: int | None
     if window is None or window is False or str(window).lower() == "off":
         size = None
@@ -43,7 +57,22 @@ def parse_window(window: object, retain_every: int, resident_io: bool) -> Window
         raise ValueError(
             f"system.retain_every={retain_every} must be at least 0 (0 keeps no block)"
         )
-    return WindowConfig(size=size, retain_every=retain_every, resident_io=bool(resident_io))
+    if loading == "blocking" and size not in (None, 1):
+        raise ValueError(
+            f"system.window={size} with system.loading=blocking, which holds the one block that is "
+            "in use; set system.window to off"
+        )
+    if loading == "mmap" and (size is not None or retain_every or resident_io):
+        raise ValueError(
+            "with system.loading=mmap the kernel decides what is held; set system.window to off, "
+            "retain_every to 0 and resident_io to false"
+        )
+    return WindowConfig(
+        size=1 if loading == "blocking" else size,
+        retain_every=retain_every,
+        resident_io=bool(resident_io),
+        loading=loading,
+    )
 
 
 def resident_indices(blocks: Sequence[BlockFile], config: WindowConfig) -> set[int]:
@@ -65,6 +94,51 @@ def resident_indices(blocks: Sequence[BlockFile], config: WindowConfig) -> set[i
     return kept
 
 
+class WeightSource(Protocol):
+    """Weights of one device's blocks, by index, in the cyclic order of a token."""
+
+    def acquire(self, index: int) -> dict[str, torch.Tensor]:
+        """The block's tensors. Valid until `release(index)`."""
+        ...
+
+    def release(self, index: int) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def weight_source(
+    rt: Runtime, blocks: Sequence[BlockFile], config: WindowConfig
+) -> WeightSource:
+    """Where the device gets its weights from."""
+    return MappedWeights(rt, blocks) if config.loading == "mmap" else Window(rt, blocks, config)
+
+
+class MappedWeights:
+    """Blocks as mapped files. Nothing is asked for ahead, nothing is given back."""
+
+    def __init__(self, rt: Runtime, blocks: Sequence[BlockFile]) -> None:
+        self._rt = rt
+        self._blocks = blocks
+        self._views: dict[int, dict[str, torch.Tensor]] = {}
+        for block in blocks:
+            rt.map(block, 0)
+
+    def acquire(self, index: int) -> dict[str, torch.Tensor]:
+        block = self._blocks[index]
+        # Of the input embedding only the rows that are looked up.
+        data = self._rt.map(block, PAGE if block.kind == "input" else block.nbytes)
+        views = self._views.get(index)
+        if views is None:
+            views = self._views[index] = tensor_views(block, data)
+        return views
+
+    def release(self, index: int) -> None:
+        """The kernel will see to it."""
+
+    def close(self) -> None:
+        """Mappings end with the device."""
+
+
 class Window:
     """Weights of one device's blocks, by index. `acquire` and `release` follow the cyclic order."""
 
@@ -76,11 +150,13 @@ class Window:
         resident = resident_indices(blocks, config)
         self._streamed = [i for i in range(len(blocks)) if i not in resident]
         self._size = config.size or 0
+        self._is_blocking = config.loading == "blocking"
         self._acquired = self._issued = self._released = 0
         self._in_flight: dict[int, ReadHandle] = {}
         self._load_resident(sorted(resident))
         self._place_streamed()
-        self._issue()
+        if not self._is_blocking:
+            self._issue()
 
     def acquire(self, index: int) -> dict[str, torch.Tensor]:
         """The block's tensors; waits only if the disk is late. Valid until `release(index)`."""
@@ -88,6 +164,8 @@ class Window:
             assert index == self._streamed[self._acquired % len(self._streamed)], (
                 "blocks out of order"
             )
+            if self._is_blocking:
+                self._issue()
             handle = self._in_flight.pop(self._acquired)
             self._rt.waiting(handle, self._blocks[index].key)
             self._acquired += 1
@@ -97,7 +175,8 @@ class Window:
         """Give the block's memory back; the next load starts at once."""
         if index in self._targets:
             self._released += 1
-            self._issue()
+            if not self._is_blocking:
+                self._issue()
 
     def close(self) -> None:
         """Wait for loads that nobody will use, so that no read outlives its buffer."""
