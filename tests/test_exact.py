@@ -16,10 +16,27 @@ import torch
 from baselines.pipeline import PipelineSystem
 from tests.models_zoo import VARIANTS, oracle, prompt_of
 from tests.running import make_job, run_ok
+from tpi_bench.models import ModelConfig
+from tpi_bench.plans import Plan, Site, layer_chain
 from tpi_bench.tpi import TpiSystem
 from tpi_bench.workload import Request
 
 NUM_NEW = 64
+
+
+class Chain(PipelineSystem):
+    """With a plan of its own."""
+
+    def plan(self, config: ModelConfig, site: Site) -> Plan:
+        return layer_chain(
+            [(0, 0, 1), (2, 1, 3), (1, 3, config.num_layers)],
+            num_devices=site.num_devices,
+            num_heads=config.num_heads,
+            num_kv_heads=config.num_kv_heads,
+            intermediate=config.intermediate,
+        )
+
+
 COLLECTIVES = ("star", "tree", "ring", "direct")
 WINDOWS = (("off", 0), (1, 0), (2, 0), (4, 0), (2, 2))  # window and retention
 MAX_LOGIT_DIFFERENCE = 1e-3
@@ -151,6 +168,37 @@ def test_product_of_the_pipeline(
 ) -> None:
     system = PipelineSystem(window=window, retain_every=retain)
     check(system, checkpoints[name], cache_dir, tmp_path, devices, length)
+
+
+@pytest.mark.parametrize("loading", ["mmap", "blocking"])
+@pytest.mark.parametrize(("devices", "length"), [(1, 200), (3, 1)])
+@pytest.mark.parametrize("name", ["gqa", "tied", "bf16"])
+def test_other_ways_to_get_weights(
+    checkpoints: dict[str, Path],
+    cache_dir: Path,
+    tmp_path: Path,
+    loading: str,
+    devices: int,
+    length: int,
+    name: str,
+) -> None:
+    system = TpiSystem(loading=loading, resident_io=loading == "blocking")
+    check(system, checkpoints[name], cache_dir, tmp_path, devices, length)
+
+
+def test_a_pipeline_over_chosen_devices(
+    checkpoints: dict[str, Path], cache_dir: Path, tmp_path: Path
+) -> None:
+    """The chain passes rank 2 before rank 1 and leaves rank 3 out."""
+    prompt = prompt_of(20)
+    request = Request(prompt_ids=prompt, num_new_tokens=NUM_NEW)
+    job = make_job(Chain(), checkpoints["gqa"], cache_dir, num_devices=4, request=request)
+    outcome = run_ok(job)
+    assert outcome.generation is not None
+    assert outcome.generation.token_ids == oracle(checkpoints["gqa"], prompt, NUM_NEW)[0]
+    reads = {device.rank: device.weight_bytes_read for device in outcome.devices}
+    assert reads[3] == 0
+    assert reads[1] > 0
 
 
 def test_uneven_proportions(checkpoints: dict[str, Path], cache_dir: Path) -> None:

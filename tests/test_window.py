@@ -6,7 +6,14 @@ import pytest
 
 from tests.local_runtime import LocalRuntime
 from tpi_bench.weights import BlockFile, TensorView
-from tpi_bench.window import Window, WindowConfig, parse_window, resident_indices
+from tpi_bench.window import (
+    WeightSource,
+    Window,
+    WindowConfig,
+    parse_window,
+    resident_indices,
+    weight_source,
+)
 
 
 def blocks(num_layers: int, *, master: bool = False) -> list[BlockFile]:
@@ -25,7 +32,7 @@ def blocks(num_layers: int, *, master: bool = False) -> list[BlockFile]:
     return [block("input", -1, 40960), *inner, block("output", -1, 40960)] if master else inner
 
 
-def visit(window: Window, count: int, tokens: int = 1) -> None:
+def visit(window: WeightSource, count: int, tokens: int = 1) -> None:
     for _ in range(tokens):
         for index in range(count):
             window.acquire(index)
@@ -94,6 +101,59 @@ def test_retention_and_resident_ends() -> None:
 @pytest.mark.parametrize("value", ["off", "OFF", False, None])
 def test_off_in_every_spelling(value: object) -> None:
     assert parse_window(value, 0, False).size is None
+
+
+def test_blocking_reads_when_a_block_is_needed() -> None:
+    rt, window = make(blocks(1), size=1, loading="blocking")
+    assert not [event for event in rt.events if event[0] == "read"]
+    visit(window, 2, tokens=2)
+    assert [event for event in rt.events if event[0] != "alloc"] == [
+        ("read", "attn_0"),
+        ("wait", "attn_0"),
+        ("read", "ffn_0"),
+        ("wait", "ffn_0"),
+    ] * 2
+
+
+def test_blocking_may_keep_embedding_and_head() -> None:
+    rt, window = make(blocks(1, master=True), size=1, loading="blocking", resident_io=True)
+    assert [event for event in rt.events if event[0] == "read"] == [
+        ("read", "input"),
+        ("read", "output"),
+    ]
+    visit(window, 4, tokens=2)
+    assert [event[1] for event in rt.events if event[0] == "read"][2:] == ["attn_0", "ffn_0"] * 2
+
+
+def test_mapped_weights_ask_for_each_use() -> None:
+    own = blocks(1, master=True)
+    rt = LocalRuntime(0, {(0, 0): None})
+    source = weight_source(rt, own, WindowConfig(loading="mmap"))
+    visit(source, 4)
+    assert rt.events == [
+        *[("map", f"{block.key} 0") for block in own],
+        ("map", "input 4096"),  # only the rows that are looked up
+        ("map", "attn_0 4096"),
+        ("map", "ffn_0 8192"),
+        ("map", "output 40960"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("window", "retain", "io", "loading", "message"),
+    [
+        (2, 0, False, "blocking", "window=2 with system.loading=blocking"),
+        (2, 0, False, "mmap", "the kernel decides what is held"),
+        ("off", 2, False, "mmap", "the kernel decides what is held"),
+        ("off", 0, True, "mmap", "the kernel decides what is held"),
+        ("off", 0, False, "lazy", "loading=lazy is unknown; choose one of overlapped, blocking"),
+    ],
+)
+def test_bad_loadings_are_refused(
+    window: object, retain: int, io: bool, loading: str, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        parse_window(window, retain, io, loading)
 
 
 @pytest.mark.parametrize("value", [0, -1, "two", True, 1.5])

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from tpi_bench.runtime import Runtime
 
 Combine = Callable[[torch.Tensor], torch.Tensor]
+LayerBlock = AttentionBlock | FeedForwardBlock
 
 
 class DeviceModel:
@@ -50,7 +51,7 @@ class DeviceModel:
         self.config = config
         self.dtype = getattr(torch, blocks[0].dtype)
         rotary = RotaryTable(config.rope, config.head_dim, request.length)
-        self.layer_blocks: list[tuple[int, AttentionBlock | FeedForwardBlock]] = []
+        self.layer_blocks: list[tuple[int, LayerBlock]] = []
         maps: dict[Shard, HeadMap] = {}
         for index, shard in enumerate(shards):
             if shard.kind == "attn":
@@ -74,6 +75,12 @@ class DeviceModel:
     def hold_buffers(self, num_payloads: int) -> None:
         """Enter what a device receives into at once, hidden states (T, h), in the ledger."""
         self._rt.hold("buffers", num_payloads * self._payload_bytes)
+
+    def receive_hidden(self, src: int, num_new: int) -> torch.Tensor:
+        """A hidden state (T, h) from another device."""
+        x = torch.empty(num_new, self.config.hidden, dtype=self.dtype)
+        self._rt.recv(src, x)
+        return x
 
     def embed(self, token_ids: list[int]) -> torch.Tensor:
         """Token ids -> (T, h). Master only."""
@@ -108,11 +115,10 @@ class DeviceModel:
 
 
 class Steps:
-    """How the master tells the others about a step: positions first, then hidden states (T, h)."""
+    """How the master tells the others about a step, before hidden states (T, h) follow."""
 
-    def __init__(self, rt: Runtime, model: DeviceModel) -> None:
+    def __init__(self, rt: Runtime) -> None:
         self._rt = rt
-        self._model = model
         # Real numbers even where tensors hold no data.
         self._header = torch.zeros(2, dtype=torch.int64, device="cpu")
 
@@ -128,11 +134,6 @@ class Steps:
         num_new, position = self._header.tolist()
         return num_new, position
 
-    def receive_hidden(self, src: int, num_new: int) -> torch.Tensor:
-        x = torch.empty(num_new, self._model.config.hidden, dtype=self._model.dtype)
-        self._rt.recv(src, x)
-        return x
-
 
 class TensorParallelMaster:
     """Rank 0. `forward` is what the request loop calls; `close` ends the workers' loops."""
@@ -140,7 +141,7 @@ class TensorParallelMaster:
     def __init__(self, rt: Runtime, model: DeviceModel, allreduce: Callable) -> None:
         self._model = model
         self._rt = rt
-        self._steps = Steps(rt, model)
+        self._steps = Steps(rt)
         self._workers = range(1, rt.world_size)
         self._combine = whole_sum(rt, allreduce)
 
@@ -160,13 +161,13 @@ class TensorParallelMaster:
 
 def run_worker(rt: Runtime, model: DeviceModel, allreduce: Callable) -> None:
     """Ranks above 0: take a step's embedding, add the own part of every block, until the end."""
-    steps = Steps(rt, model)
+    steps = Steps(rt)
     combine = whole_sum(rt, allreduce)
     while True:
         num_new, position = steps.next()
         if not num_new:
             break
-        model.layers(steps.receive_hidden(0, num_new), position, combine)
+        model.layers(model.receive_hidden(0, num_new), position, combine)
     model.window.close()
 
 

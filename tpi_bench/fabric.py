@@ -15,7 +15,7 @@ import heapq
 import itertools
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from tpi_bench.links import NetworkConfig
@@ -124,6 +124,28 @@ class Fabric:
         last_ns += moved - first_ns
         self._last_ns[way] = last_ns
         return moved, last_ns
+
+
+class _LonelyClock:
+    """Time for a single message."""
+
+    def __init__(self) -> None:
+        self.now_ns = 0
+
+    def at(self, time_ns: int, action: Callable[[], object]) -> None:
+        self.now_ns = time_ns
+        action()
+
+
+def transfers_s(network: NetworkConfig, num_devices: int, nbytes: int) -> list[list[float]]:
+    """Seconds from each device to each other for a message that is alone; jitter left out."""
+    calm = replace(network, jitter_ms=0.0)
+    table = [[0.0] * num_devices for _ in range(num_devices)]
+    for a, b in itertools.permutations(range(num_devices), 2):
+        arrivals: list[int] = []
+        Fabric(calm, num_devices, _LonelyClock()).send(a, b, nbytes, arrivals.append)
+        table[a][b] = arrivals[0] / 1e9
+    return table
 
 
 def _paths(network: NetworkConfig, num_devices: int) -> Callable[[int, int], Path]:

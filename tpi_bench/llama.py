@@ -1,6 +1,8 @@
 """The math of a Llama-family decoder, one device's part at a time. Knows nothing of communication.
 
-Every block returns a partial sum: added over the devices it is what the whole block would give.
+Every block returns a partial sum: added over the devices it is what the whole block would give. It
+has three steps, for systems that cut the positions too: `enter` and `leave` work on any rows (one
+product each), `mix` between them wants all of the new positions.
 Shape legend: T new positions, S positions so far, h hidden, a own heads, b own KV heads, g query
 heads per own KV head, d head dimension, c own FFN columns, v vocabulary.
 """
@@ -120,9 +122,19 @@ class AttentionBlock:
 
     def __call__(self, x: torch.Tensor, weights: Weights, position: int) -> torch.Tensor:
         """x (T, h) at positions position .. position + T - 1 -> partial (T, h)."""
-        num_new, past = x.shape[0], position + x.shape[0]
-        normed = rms_norm(x, weights["norm"], self.eps)
-        qkv = project(normed, weights["qkv"], weights.get("qkv_bias"))
+        return self.leave(self.mix(self.enter(self.norm(x, weights), weights), position), weights)
+
+    def norm(self, x: torch.Tensor, weights: Weights) -> torch.Tensor:
+        """(T, h) -> (T, h)."""
+        return rms_norm(x, weights["norm"], self.eps)
+
+    def enter(self, normed: torch.Tensor, weights: Weights) -> torch.Tensor:
+        """Rows of the normed state (t, h) -> their queries, keys and values (t, (a + 2 b) d)."""
+        return project(normed, weights["qkv"], weights.get("qkv_bias"))
+
+    def mix(self, qkv: torch.Tensor, position: int) -> torch.Tensor:
+        """All new positions' (T, (a + 2 b) d), and those in the cache -> mixed heads (T, a d)."""
+        num_new, past = qkv.shape[0], position + qkv.shape[0]
         heads = qkv.view(num_new, self.a + 2 * self.b, self.d).transpose(0, 1)  # (a + 2b, T, d)
         queries_keys, new_values = heads.split((self.a + self.b, self.b))
         queries, new_keys = self.rotary.rotate(queries_keys, position).split((self.a, self.b))
@@ -130,7 +142,10 @@ class AttentionBlock:
         self.cache.values[:, position:past] = new_values
         keys, values = self.cache.keys[:, :past], self.cache.values[:, :past]
         attend = self._decode if num_new == 1 else self._prefill
-        mixed = attend(queries, keys, values).transpose(0, 1).reshape(num_new, self.a * self.d)
+        return attend(queries, keys, values).transpose(0, 1).reshape(num_new, self.a * self.d)
+
+    def leave(self, mixed: torch.Tensor, weights: Weights) -> torch.Tensor:
+        """Rows of the mixed heads (t, a d) -> rows of the partial sum (t, h)."""
         return project(mixed, weights["o"], weights.get("o_bias"))
 
     def _decode(
@@ -172,11 +187,24 @@ class FeedForwardBlock:
 
     def __call__(self, x: torch.Tensor, weights: Weights, position: int) -> torch.Tensor:
         """x (T, h) -> partial (T, h)."""
-        both = project(
-            rms_norm(x, weights["norm"], self.eps), weights["gate_up"], weights.get("gate_up_bias")
-        )
+        return self.leave(self.mix(self.enter(self.norm(x, weights), weights), position), weights)
+
+    def norm(self, x: torch.Tensor, weights: Weights) -> torch.Tensor:
+        """(T, h) -> (T, h)."""
+        return rms_norm(x, weights["norm"], self.eps)
+
+    def enter(self, normed: torch.Tensor, weights: Weights) -> torch.Tensor:
+        """Rows of the normed state (t, h) -> gate and up (t, 2 c)."""
+        return project(normed, weights["gate_up"], weights.get("gate_up_bias"))
+
+    def mix(self, both: torch.Tensor, position: int) -> torch.Tensor:
+        """(T, 2 c) -> (T, c). Each position by itself, whatever `position`."""
         gate, up = both.chunk(2, dim=-1)
-        return project(F.silu(gate) * up, weights["down"], weights.get("down_bias"))
+        return F.silu(gate) * up
+
+    def leave(self, mixed: torch.Tensor, weights: Weights) -> torch.Tensor:
+        """(t, c) -> rows of the partial sum (t, h)."""
+        return project(mixed, weights["down"], weights.get("down_bias"))
 
 
 def embed(token_ids: list[int], weights: Weights) -> torch.Tensor:

@@ -6,6 +6,7 @@ Pure Python, so that a bad model is refused before torch is loaded or a process 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -73,6 +74,12 @@ class ModelConfig:
     def group(self) -> int:
         """Query heads per KV head."""
         return self.num_heads // self.num_kv_heads
+
+    @property
+    def layer_parameters(self) -> int:
+        """Parameters of one layer."""
+        shapes = self.tensor_shapes().items()
+        return sum(math.prod(s) for name, s in shapes if name.startswith("model.layers.0."))
 
     def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
         """Every tensor of the checkpoint, by its Hugging Face name."""

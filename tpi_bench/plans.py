@@ -54,10 +54,14 @@ class Site:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """`shards[rank]` in execution order; rank 0 is the master and owns input and output."""
+    """`shards[rank]` in execution order; rank 0 is the master and owns input and output.
+
+    `chain` are the ranks that the layers of a pipeline pass, the master first; others are idle.
+    """
 
     scheme: Literal["tensor", "layers"]
     shards: tuple[tuple[Shard, ...], ...]
+    chain: tuple[int, ...] = ()
 
     @property
     def num_devices(self) -> int:
@@ -149,23 +153,43 @@ def layer_parallel(
     intermediate: int,
     proportions: Sequence[float],
 ) -> Plan:
-    """Every device owns some consecutive whole layers (pipeline parallelism)."""
+    """Every device owns some consecutive whole layers, in the order of ranks."""
     num_devices = len(proportions)
     if num_devices > num_layers:
         raise ValueError(
             f"testbed.num_devices={num_devices} is more than the model's {num_layers} layers; "
             f"system=pipeline takes 1 to {num_layers} devices"
         )
-    shards = []
-    for rank, (first, last) in enumerate(split_proportional(num_layers, proportions)):
+    ranges = split_proportional(num_layers, proportions)
+    return layer_chain(
+        [(rank, first, last) for rank, (first, last) in enumerate(ranges)],
+        num_devices=num_devices,
+        num_heads=num_heads,
+        num_kv_heads=num_kv_heads,
+        intermediate=intermediate,
+    )
+
+
+def layer_chain(
+    stages: Sequence[tuple[int, int, int]],
+    *,
+    num_devices: int,
+    num_heads: int,
+    num_kv_heads: int,
+    intermediate: int,
+) -> Plan:
+    """Layers [first, last) on a rank for each stage, in the order of the layers."""
+    shards: list[tuple[Shard, ...]] = [()] * num_devices
+    for rank, first, last in stages:
         own = []
         for layer in range(first, last):
             own.append(
                 Shard(kind="attn", layer=layer, heads=(0, num_heads), kv_heads=(0, num_kv_heads))
             )
             own.append(Shard(kind="ffn", layer=layer, columns=(0, intermediate)))
-        shards.append(_with_ends(rank, own))
-    return Plan(scheme="layers", shards=tuple(shards))
+        shards[rank] = _with_ends(rank, own)
+    chain = tuple(rank for rank, _, _ in stages)
+    return Plan(scheme="layers", shards=tuple(shards), chain=chain)
 
 
 def _with_ends(rank: int, own: list[Shard]) -> tuple[Shard, ...]:
@@ -186,6 +210,13 @@ def head_groups(heads: Range, kv_heads: Range, group: int) -> list[list[int]]:
         groups.append([head - first for head in members])
     longest = max(len(members) for members in groups)
     return [members + members[-1:] * (longest - len(members)) for members in groups]
+
+
+def split_positions(num_new: int, num_devices: int) -> list[Range]:
+    """Consecutive positions a device, as even as can be; the first devices get what is over."""
+    base, over = divmod(num_new, num_devices)
+    ends = list(itertools.accumulate(base + (rank < over) for rank in range(num_devices)))
+    return list(zip([0, *ends[:-1]], ends, strict=True))
 
 
 def tree_groups(world_size: int) -> list[list[int]]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tpi_bench import cache, metrics, text, theory
+from tpi_bench.calibrate import ThisHost
 from tpi_bench.config import Settings
 from tpi_bench.helper import in_helper
 from tpi_bench.job import Job, Outcome
@@ -66,7 +67,7 @@ def prepare(settings: Settings) -> Prepared:
     )
     site = Site(
         proportions=shares,
-        devices=tuple(devices),
+        devices=_planned_devices(settings, devices, cache_dir),
         memory_bytes=tuple(device.memory_bytes for device in devices) or None,
         network=settings.network,
         bytes_per_value=BYTES_PER_VALUE[model.dtype],
@@ -95,6 +96,16 @@ def prepare(settings: Settings) -> Prepared:
         trace=settings.testbed.trace,
     )
     return Prepared(settings=settings, model=model, job=job)
+
+
+def _planned_devices(
+    settings: Settings, devices: list[DeviceProfile], cache_dir: Path
+) -> tuple[DeviceProfile, ...]:
+    """What a planner is told of the devices; on this host, all are as this host was calibrated."""
+    if devices or not getattr(settings.system, "needs_profiles", False):
+        return tuple(devices)
+    threads = settings.testbed.threads(settings.num_devices)
+    return (ThisHost(threads=threads).load(cache_dir),) * settings.num_devices
 
 
 def _check_testbed(settings: Settings) -> None:

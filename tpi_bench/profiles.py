@@ -62,6 +62,10 @@ class DeviceProfile:
         return self.memory_gb_per_s * 1e9 * min(1.0, 2 * self.num_used / self.cores)
 
     @property
+    def disk_bps(self) -> float:
+        return self.disk_gb_per_s * 1e9
+
+    @property
     def flops_per_s(self) -> float:
         return self.peak_gflops * 1e9 * self.num_used / self.cores
 

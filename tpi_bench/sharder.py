@@ -111,7 +111,7 @@ def _name_files(checkpoint: Checkpoint, plan: Plan) -> tuple[list[Any], dict[str
     shards: dict[str, Shard] = {}
     for rank, own in enumerate(plan.shards):
         entries = []
-        first_layer = min(shard.layer for shard in own if shard.layer >= 0)
+        first_layer = min((shard.layer for shard in own if shard.layer >= 0), default=0)
         for shard in own:
             layer = min(shard.layer, first_layer) if share_layers else shard.layer
             name = f"rank{rank}.{shard.kind}_{layer}" if layer >= 0 else f"rank{rank}.{shard.kind}"

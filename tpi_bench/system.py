@@ -34,6 +34,11 @@ class System(Protocol):
     ]  # 1 for single-process systems: their rows never name a network
     stand_in: ClassVar[str | None]  # None: runs in virtual time too; else what to run there
 
+    @property
+    def needs_profiles(self) -> bool:
+        """Whether `plan` must know what the devices can do, on this host too."""
+        ...
+
     def plan(self, config: ModelConfig, site: Site) -> Plan | None:
         """Who owns what. Raises ValueError when these devices cannot share this model."""
         ...
@@ -61,6 +66,11 @@ class EngineSystem:
     max_devices: ClassVar[int | None] = None
     stand_in: ClassVar[str | None] = None
 
+    @property
+    def needs_profiles(self) -> bool:
+        """Whether `plan` must know what the devices can do, on this host too."""
+        return False
+
     def files(self, model: Model, cache_dir: Path) -> Path | None:
         return None
 
@@ -73,6 +83,7 @@ class LibrarySystem:
 
     max_devices: ClassVar[int | None] = 1
     stand_in: ClassVar[str | None] = "system=tpi testbed.num_devices=1"
+    needs_profiles: ClassVar[bool] = False
     # Whether it needs what a device process has loaded from the start: see `caps.py`.
     uses_torch: ClassVar[bool] = True
 

@@ -62,6 +62,16 @@ def tensor_parallel_steps(collective: str, num_devices: int, num_layers: int) ->
     return 1 + steps - (2 if collective == "tree" and num_devices > 2 else 1)
 
 
+def galaxy_steps(num_devices: int, num_layers: int) -> int:
+    """One-way latencies of one token of Galaxy (arXiv 2405.17245): one round of the ring a block.
+
+    A new position is one tile, of the master. Its all-gather goes round in N - 1 steps, and so does
+    the sum back to it; but each device adds its part as soon as the tile has passed, right behind
+    it, so that both take N steps together.
+    """
+    return 2 * num_layers * num_devices if num_devices > 1 else 0
+
+
 def pipeline_steps(num_devices: int) -> int:
     """One-way latencies of one token: through every device and back to the master."""
     return num_devices if num_devices > 1 else 0

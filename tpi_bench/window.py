@@ -106,9 +106,7 @@ class WeightSource(Protocol):
     def close(self) -> None: ...
 
 
-def weight_source(
-    rt: Runtime, blocks: Sequence[BlockFile], config: WindowConfig
-) -> WeightSource:
+def weight_source(rt: Runtime, blocks: Sequence[BlockFile], config: WindowConfig) -> WeightSource:
     """Where the device gets its weights from."""
     return MappedWeights(rt, blocks) if config.loading == "mmap" else Window(rt, blocks, config)
 
