@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 FLOORS = {
-    0: "cache profiles fabric page_cache edgeshard plans links workload metrics results provenance "
+    0: "cache profiles fabric paging edgeshard plans links workload metrics results provenance "
     "theory",
     1: "models checkpoints weights runtime llama sampling sharder job gguf_import demo_model",
     2: "collectives window",

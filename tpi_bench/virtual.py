@@ -22,7 +22,7 @@ from tpi_bench.costs import Costs
 from tpi_bench.disk import map_file
 from tpi_bench.fabric import Fabric
 from tpi_bench.links import NetworkConfig
-from tpi_bench.page_cache import READS_IN_FLIGHT, PageCache
+from tpi_bench.paging import READS_IN_FLIGHT, PageCache
 from tpi_bench.profiles import DeviceProfile, DiskQueue
 from tpi_bench.runtime import BlockReadError, DeviceLost, Key, ReadHandle, SpanLog, kind_of
 from tpi_bench.weights import BlockFile

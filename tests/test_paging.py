@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.test_virtual import IDEAL, Scripted, world_of
-from tpi_bench.page_cache import PageCache
+from tpi_bench.paging import PageCache
 from tpi_bench.virtual import VirtualRuntime
 from tpi_bench.weights import BlockFile, TensorView
 from tpi_bench.window import MappedWeights
