@@ -12,6 +12,7 @@ from tpi_bench.results import read_runs
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 COLUMN_INCHES = 3.4
@@ -79,6 +80,15 @@ def log_milliseconds(axes: Axes) -> None:
     axes.yaxis.set_minor_formatter(NullFormatter())
 
 
+def plain_numbers(axis: Axis) -> None:
+    """Labels of a logarithmic axis as plain numbers."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axis.set_major_locator(LogLocator(subs=(1.0,)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
 def log_values(axes: Axes, values: Sequence[float]) -> None:
     """A logarithmic x axis with a tick at each value that was swept."""
     from matplotlib.ticker import FuncFormatter, NullLocator
@@ -89,18 +99,40 @@ def log_values(axes: Axes, values: Sequence[float]) -> None:
     axes.xaxis.set_minor_locator(NullLocator())
 
 
-def system_label(row: Mapping[Any, Any]) -> str:
-    """How a run's system is named in tables and legends."""
+_NAMES = {
+    "tpi": "TPI",
+    "transformers": "Transformers",
+    "accelerate": "Accelerate",
+    "llamacpp": "llama.cpp",
+    "galaxy": "Galaxy",
+    "edgeshard": "EdgeShard",
+}
+# Real libraries run in one process, wherever the others have several devices.
+LIBRARIES = ("transformers", "accelerate", "llamacpp")
+_UNSET = ("off", "False", "None", "nan", "auto", "0")
+
+
+def system_name(row: Mapping[Any, Any]) -> str:
+    """How a run's system is named, without how many devices it has."""
     system = str(row["system"])
-    if system == "transformers":
-        return "Transformers, 1 device"
-    parts = ["TPI" if system == "tpi" else system]
+    parts = [_NAMES.get(system, system)]
     if system == "tpi":
         parts.append(str(row["system_collective"]))
-    window = str(row.get("system_window"))
-    if window not in ("off", "False", "None", "nan"):
-        parts.append(f"window {window}")
+    for column, pattern in (
+        ("weights", "{}"),
+        ("window", "window {}"),
+        ("retain_every", "keep {}"),
+    ):
+        value = str(row.get(f"system_{column}"))
+        if value not in _UNSET:
+            parts.append(pattern.format(value))
     return " ".join(parts)
+
+
+def system_label(row: Mapping[Any, Any]) -> str:
+    """How a run's system is named in tables and legends of several devices."""
+    name = system_name(row)
+    return f"{name}, 1 device" if row["system"] in LIBRARIES else name
 
 
 # What tells lines apart when it varies among the rows, and how it is written.
@@ -111,7 +143,6 @@ _VARYING = {
     "topology": "{}",
     "bandwidth_mbps": "{:g} Mbit/s",
     "jitter_ms": "jitter {:g} ms",
-    "system_retain_every": "retain {}",
     "system_resident_io": "resident io {}",
     "threads_per_device": "{:.0f} threads",
     "prompt_tokens": "prompt {:.0f}",
@@ -135,6 +166,12 @@ def labels(rows: pd.DataFrame, along: Sequence[str] = ()) -> list[str]:
             for name, value, count in zip(names, values, kinds, strict=True)
         ]
     return names
+
+
+def median_and_range(values: pd.Series, pattern: str) -> str:
+    """As `12 [11, 15]`."""
+    middle, low, high = (pattern.format(v) for v in (values.median(), values.min(), values.max()))
+    return f"{middle} [{low}, {high}]"
 
 
 def redraw(
