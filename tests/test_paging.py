@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+from collections import OrderedDict
 from dataclasses import replace
 from typing import Any
 
@@ -9,6 +11,7 @@ import pytest
 
 from tests.test_virtual import IDEAL, Scripted, world_of
 from tpi_bench.paging import PageCache
+from tpi_bench.profiles import DiskQueue
 from tpi_bench.virtual import VirtualRuntime
 from tpi_bench.weights import BlockFile, TensorView
 from tpi_bench.window import MappedWeights
@@ -16,39 +19,71 @@ from tpi_bench.window import MappedWeights
 
 def scan(cache: PageCache, num_files: int, nbytes: int, capacity: int) -> int:
     """Bytes that a pass over all files reads from the disk."""
-    return sum(sum(cache.touch(f"f{i}", nbytes, capacity)) for i in range(num_files))
+    return sum(cache.touch(f"f{i}", nbytes, capacity) for i in range(num_files))
 
 
 def test_what_fits_is_read_once() -> None:
-    cache = PageCache(part_bytes=10)
+    cache = PageCache()
     assert [scan(cache, 4, 25, 100) for _ in range(3)] == [100, 0, 0]
 
 
 def test_a_cyclic_scan_of_more_than_fits_hits_nothing() -> None:
-    cache = PageCache(part_bytes=10)
+    cache = PageCache()
     assert [scan(cache, 4, 25, 99) for _ in range(3)] == [100, 100, 100]
 
 
-def test_the_last_touched_stays() -> None:
-    cache = PageCache(part_bytes=10)
-    scan(cache, 4, 20, 60)
-    assert cache.touch("f3", 20, 60) == []
-    assert cache.touch("f1", 20, 60) == []
-    assert cache.touch("f0", 20, 60) == [10, 10]
-    assert cache.touch("f2", 20, 60) == [10, 10]  # the least recently used made room for f0
-
-
 def test_less_memory_evicts_at_once() -> None:
-    cache = PageCache(part_bytes=10)
+    cache = PageCache()
     scan(cache, 2, 20, 40)
-    assert cache.touch("f1", 20, 20) == []
-    assert cache.touch("f0", 20, 40) == [10, 10]
+    assert cache.touch("f1", 20, 20) == 0
+    assert cache.touch("f0", 20, 40) == 20
 
 
-def test_a_longer_look_at_a_file_reads_the_rest() -> None:
-    cache = PageCache(part_bytes=10)
-    assert cache.touch("f", 4, 100) == [4]
-    assert cache.touch("f", 25, 100) == [6, 10, 5]
+class PageByPage:
+    """The same, a page (a byte) at a time, as the kernel would."""
+
+    def __init__(self) -> None:
+        self.held: OrderedDict[tuple[str, int, int], None] = OrderedDict()
+
+    def touch(self, path: str, nbytes: int, capacity: int) -> int:
+        missing = 0
+        while len(self.held) > capacity:
+            self.held.popitem(last=False)
+        for page in range(nbytes):
+            missing += (path, nbytes, page) not in self.held
+            self.held.pop((path, nbytes, page), None)
+            self.held[path, nbytes, page] = None
+            while len(self.held) > capacity:
+                self.held.popitem(last=False)
+        return missing
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_it_counts_as_a_cache_of_single_pages_does(seed: int) -> None:
+    draw = random.Random(seed)
+    sizes = [draw.randint(1, 12) for _ in range(5)]
+    ours, pages, capacity = PageCache(), PageByPage(), draw.randint(1, 40)
+    for step in range(200):
+        name = step % 5 if seed % 2 else draw.randrange(5)
+        if draw.random() < 0.1:
+            capacity = draw.randint(1, 40)
+        asked = (f"f{name}", sizes[name], capacity)
+        assert ours.touch(*asked) == pages.touch(*asked)
+
+
+@pytest.mark.parametrize("latency_us", [0, 40, 300])
+@pytest.mark.parametrize("in_flight", [1, 2, 4])
+@pytest.mark.parametrize("nbytes", [1, 100_000, 250_000, 1_000_000])
+def test_a_stream_takes_as_long_as_its_parts(latency_us: int, in_flight: int, nbytes: int) -> None:
+    """Parts of 100 kB at 1 GB/s, one asked for when the one `in_flight` before it has come."""
+    device = replace(IDEAL, disk_gb_per_s=1.0, disk_latency_us=latency_us, disk_queue_depth=4)
+    disk, ends = DiskQueue(device), [5_000] * in_flight
+    for start in range(0, nbytes, 100_000):
+        size = min(100_000, nbytes - start)
+        ends.append(disk.read(ends[-in_flight], size))
+    assert DiskQueue(device).stream(5_000, nbytes, 100_000, in_flight) == pytest.approx(
+        ends[-1], abs=2
+    )
 
 
 def block(number: int, nbytes: int) -> BlockFile:

@@ -149,3 +149,22 @@ class DiskQueue:
         end = start + round(nbytes / self._gb_per_s)
         self._recent = [*self._recent[1:], end]
         return end
+
+    def stream(self, now_ns: int, nbytes: int, part_bytes: int, in_flight: int) -> int:
+        """When `nbytes` have come that are read in parts, so many at once, one after another.
+
+        A part is asked for when the one `in_flight` before it has come; whole rounds of them take a
+        latency and a transfer where the latency is longer than the transfers that hide it.
+        """
+        in_flight = min(in_flight, len(self._recent))
+        start = max(now_ns, self._recent[-1])
+        num_parts = -(-nbytes // part_bytes)
+        part_ns = part_bytes / self._gb_per_s
+        if self._latency_ns <= (in_flight - 1) * part_ns:
+            took = self._latency_ns + num_parts * part_ns
+        else:
+            rounds, last = divmod(num_parts - 1, in_flight)
+            took = (rounds + 1) * (self._latency_ns + part_ns) + last * part_ns
+        end = start + round(took - (num_parts * part_bytes - nbytes) / self._gb_per_s)
+        self._recent = [end] * len(self._recent)
+        return end

@@ -22,7 +22,7 @@ from tpi_bench.costs import Costs
 from tpi_bench.disk import map_file
 from tpi_bench.fabric import Fabric
 from tpi_bench.links import NetworkConfig
-from tpi_bench.paging import READS_IN_FLIGHT, PageCache
+from tpi_bench.paging import READ_AHEAD_BYTES, READS_IN_FLIGHT, PageCache
 from tpi_bench.profiles import DeviceProfile, DiskQueue
 from tpi_bench.runtime import BlockReadError, DeviceLost, Key, ReadHandle, SpanLog, kind_of
 from tpi_bench.weights import BlockFile
@@ -197,12 +197,10 @@ class VirtualRuntime:
         """
         room = self.device.memory_bytes - sum(self.ledger_bytes.values())
         now = self._scheduler.now_ns
-        ends = [now] * READS_IN_FLIGHT
-        for size in self._page_cache.touch(block.path, nbytes, room):
-            ends = [*ends[1:], self._disk.read(ends[0], size)]
-            self.bytes_read += size
-        self._paged_in_ns = max(ends)
-        if self._paged_in_ns > now:
+        missing = self._page_cache.touch(block.path, nbytes, room)
+        if missing:
+            self._paged_in_ns = self._disk.stream(now, missing, READ_AHEAD_BYTES, READS_IN_FLIGHT)
+            self.bytes_read += missing
             self.log.add("read", block.key, now, self._paged_in_ns)
         data = self._mapped.get(block.path)
         if data is None:
