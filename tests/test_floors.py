@@ -12,7 +12,7 @@ FLOORS = {
     0: "cache profiles fabric plans links workload metrics results provenance theory",
     1: "models checkpoints weights runtime llama sampling sharder job gguf_import demo_model",
     2: "collectives window",
-    3: "engine generation",
+    3: "engine generation hf_generation",
     # injected, 3' in the design
     4: "aio disk handshake tcp wall memory device launch_target processes helper "
     "costs virtual virtual_testbed calibrate",
@@ -25,6 +25,7 @@ RANK_PROGRAMS = [
     "window",
     "engine",
     "generation",
+    "hf_generation",
     "sampling",
     "llama",
     "tpi",

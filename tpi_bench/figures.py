@@ -94,6 +94,8 @@ def system_label(row: Mapping[Any, Any]) -> str:
     system = str(row["system"])
     if system == "transformers":
         return "Transformers, 1 device"
+    if system == "accelerate":
+        return f"Accelerate, {row['system_offload']}, 1 device"
     parts = ["TPI" if system == "tpi" else system]
     if system == "tpi":
         parts.append(str(row["system_collective"]))

@@ -54,7 +54,8 @@ def prepare(settings: Settings) -> Prepared:
         loaded = [d.load(cache_dir) if hasattr(d, "load") else d for d in settings.devices]
         devices = devices_for(loaded, num_devices)
     shares = settings.shares(devices)
-    cpus = settings.testbed.cpus(num_devices)
+    threads = settings.system.num_threads(settings.testbed.threads(num_devices))
+    cpus = settings.testbed.cpus(num_devices, threads)
     model = _load_model(settings.model, cache_dir)
     request = make_request(
         settings.workload,
@@ -88,7 +89,7 @@ def prepare(settings: Settings) -> Prepared:
         blocks=blocks,
         request=request,
         network=settings.network,
-        threads_per_device=settings.testbed.threads(num_devices),
+        threads_per_device=threads,
         devices=tuple(devices),
         cpus=cpus,
         files=None if files is None else str(files),
@@ -226,7 +227,7 @@ def _identity(settings: Settings) -> dict[str, Any]:
         "model": settings.raw["model"].get("name")
         or settings.raw["model"].get("path")
         or "smollm2_135m",
-        "dtype": settings.raw["model"]["dtype"],
+        "dtype": settings.system.compute_dtype(settings.raw["model"]["dtype"]),
         "num_devices": settings.num_devices,
         "topology": network.topology,
         "link_latency_ms": network.link_latency_ms,

@@ -46,6 +46,14 @@ class System(Protocol):
         """How many blocks a device holds at once."""
         ...
 
+    def num_threads(self, offered: int) -> int:
+        """Threads of each device, of which the testbed offers so many."""
+        ...
+
+    def compute_dtype(self, model_dtype: str) -> str:
+        """What it computes in, where `model.dtype` is this."""
+        ...
+
     def sync_steps(self, job: Job) -> int:
         """One-way link latencies on the critical path of one token (see `theory.py`)."""
         ...
@@ -66,6 +74,12 @@ class EngineSystem:
 
     def window_config(self) -> WindowConfig:
         return WindowConfig()
+
+    def num_threads(self, offered: int) -> int:
+        return offered
+
+    def compute_dtype(self, model_dtype: str) -> str:
+        return model_dtype
 
 
 class LibrarySystem:
@@ -88,6 +102,12 @@ class LibrarySystem:
     def window_config(self) -> WindowConfig:
         return WindowConfig()
 
+    def num_threads(self, offered: int) -> int:
+        return offered
+
+    def compute_dtype(self, model_dtype: str) -> str:
+        return model_dtype
+
     def sync_steps(self, job: Job) -> int:
         return 0
 
@@ -97,4 +117,4 @@ class LibrarySystem:
         values = sum(rows * (cols[0] if cols else 1) for rows, *cols in shapes.values())
         if not job.config.tied_embeddings:
             values -= job.config.vocab * job.config.hidden
-        return values * BYTES_PER_VALUE[job.dtype]
+        return values * BYTES_PER_VALUE[self.compute_dtype(job.dtype)]
