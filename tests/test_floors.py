@@ -13,7 +13,7 @@ FLOORS = {
     "theory",
     1: "models checkpoints weights runtime llama sampling sharder job gguf_import demo_model",
     2: "collectives window",
-    3: "engine generation",
+    3: "engine generation hf_generation",
     # injected, 3' in the design
     4: "aio disk handshake tcp wall memory device launch_target processes helper "
     "costs virtual virtual_testbed calibrate",
@@ -26,6 +26,7 @@ RANK_PROGRAMS = [
     "window",
     "engine",
     "generation",
+    "hf_generation",
     "sampling",
     "llama",
     "tpi",

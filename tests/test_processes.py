@@ -213,8 +213,8 @@ def test_threads_and_pins_follow_the_cores() -> None:
     assert ProcessesTestbed().threads(1) == len(cores)
     assert ProcessesTestbed().threads(1000) == 1
     assert ProcessesTestbed(threads_per_device=3).threads(1000) == 3
-    assert ProcessesTestbed().cpus(4) is None
-    pins = ProcessesTestbed(pin_cpus=True).cpus(4)
+    assert ProcessesTestbed().cpus(4, 1) is None
+    pins = ProcessesTestbed(pin_cpus=True).cpus(4, 1)
     assert pins is not None
     assert [pin[0] for pin in pins] == [cores[rank % len(cores)] for rank in range(4)]
 

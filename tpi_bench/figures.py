@@ -109,7 +109,7 @@ _NAMES = {
 }
 # Real libraries run in one process, wherever the others have several devices.
 LIBRARIES = ("transformers", "accelerate", "llamacpp")
-_UNSET = ("off", "False", "None", "nan", "auto", "0")
+_UNSET = ("off", "False", "None", "nan", "auto", "disk", "0")
 
 
 def system_name(row: Mapping[Any, Any]) -> str:
@@ -120,6 +120,7 @@ def system_name(row: Mapping[Any, Any]) -> str:
         parts.append(str(row["system_collective"]))
     for column, pattern in (
         ("weights", "{}"),
+        ("offload", "{}"),
         ("window", "window {}"),
         ("retain_every", "keep {}"),
     ):

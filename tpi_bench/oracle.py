@@ -38,7 +38,8 @@ def compare_with_oracle(
 def _oracle_answer(settings: Settings, model: Model, job: Job, cache_dir: Path) -> Path:
     """The file of the oracle's logits; its tokens lie beside it as JSON."""
     request = replace(job.request, max_decode_ns=None, warmup_tokens=0)
-    key = cache.digest([model.checkpoint.identity, model.dtype, asdict(request)])
+    oracle = asdict(settings.oracle)
+    key = cache.digest([model.checkpoint.identity, model.dtype, asdict(request), oracle])
     path = cache_dir / "oracle" / f"{key}.pt"
     with cache.locked(path):
         if path.is_file() and path.with_suffix(".json").is_file():
@@ -52,7 +53,7 @@ def _oracle_answer(settings: Settings, model: Model, job: Job, cache_dir: Path) 
                 plan=None,
                 blocks=[],
                 request=request,
-                threads_per_device=len(available_cpus()),
+                threads_per_device=settings.oracle.num_threads(len(available_cpus())),
                 cpus=None,
                 files=str(hugging_face_folder(model, cache_dir)),
                 logits_path=str(temporary),

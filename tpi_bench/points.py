@@ -55,7 +55,8 @@ def prepare(settings: Settings) -> Prepared:
         loaded = [d.load(cache_dir) if hasattr(d, "load") else d for d in settings.devices]
         devices = devices_for(loaded, num_devices)
     shares = settings.shares(devices)
-    cpus = settings.testbed.cpus(num_devices)
+    threads = settings.system.num_threads(settings.testbed.threads(num_devices))
+    cpus = settings.testbed.cpus(num_devices, threads)
     model = _load_model(settings.model, cache_dir)
     request = make_request(
         settings.workload,
@@ -89,7 +90,7 @@ def prepare(settings: Settings) -> Prepared:
         blocks=blocks,
         request=request,
         network=settings.network,
-        threads_per_device=settings.testbed.threads(num_devices),
+        threads_per_device=threads,
         devices=tuple(devices),
         cpus=cpus,
         files=None if files is None else str(files),
@@ -102,7 +103,7 @@ def _planned_devices(
     settings: Settings, devices: list[DeviceProfile], cache_dir: Path
 ) -> tuple[DeviceProfile, ...]:
     """What a planner is told of the devices; on this host, all are as this host was calibrated."""
-    if devices or not getattr(settings.system, "needs_profiles", False):
+    if devices or not settings.system.needs_profiles:
         return tuple(devices)
     threads = settings.testbed.threads(settings.num_devices)
     return (ThisHost(threads=threads).load(cache_dir),) * settings.num_devices
@@ -237,7 +238,7 @@ def _identity(settings: Settings) -> dict[str, Any]:
         "model": settings.raw["model"].get("name")
         or settings.raw["model"].get("path")
         or "smollm2_135m",
-        "dtype": settings.raw["model"]["dtype"],
+        "dtype": settings.system.compute_dtype(settings.raw["model"]["dtype"]),
         "num_devices": settings.num_devices,
         "topology": network.topology,
         "link_latency_ms": network.link_latency_ms,

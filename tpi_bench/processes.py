@@ -63,7 +63,7 @@ class ProcessesTestbed:
         """Run the job with one process a device."""
         return run_job(job, on_token)
 
-    def cpus(self, num_devices: int) -> list[list[int]] | None:
+    def cpus(self, num_devices: int, threads: int) -> list[list[int]] | None:
         """The cores each device is pinned to, round robin; None when it is left to the kernel."""
         if not self.pin_cpus:
             return None
@@ -71,7 +71,7 @@ class ProcessesTestbed:
             raise ValueError(
                 "testbed.pin_cpus=true is not possible on this system; set it to false"
             )
-        cores, threads = available_cpus(), self.threads(num_devices)
+        cores = available_cpus()
         return [
             [cores[(rank * threads + i) % len(cores)] for i in range(threads)]
             for rank in range(num_devices)

@@ -51,6 +51,14 @@ class System(Protocol):
         """How many blocks a device holds at once."""
         ...
 
+    def num_threads(self, offered: int) -> int:
+        """Threads of each device, of which the testbed offers so many."""
+        ...
+
+    def compute_dtype(self, model_dtype: str) -> str:
+        """What it computes in, where `model.dtype` is this."""
+        ...
+
     def sync_steps(self, job: Job) -> int:
         """One-way link latencies on the critical path of one token (see `theory.py`)."""
         ...
@@ -60,30 +68,38 @@ class System(Protocol):
         ...
 
 
-class EngineSystem:
+class _Defaults:
+    """What most systems say."""
+
+    @property
+    def needs_profiles(self) -> bool:
+        return False
+
+    def window_config(self) -> WindowConfig:
+        return WindowConfig()
+
+    def num_threads(self, offered: int) -> int:
+        return offered
+
+    def compute_dtype(self, model_dtype: str) -> str:
+        return model_dtype
+
+
+class EngineSystem(_Defaults):
     """A rank program over the runtime and block files: any number of devices, any testbed."""
 
     max_devices: ClassVar[int | None] = None
     stand_in: ClassVar[str | None] = None
 
-    @property
-    def needs_profiles(self) -> bool:
-        """Whether `plan` must know what the devices can do, on this host too."""
-        return False
-
     def files(self, model: Model, cache_dir: Path) -> Path | None:
         return None
 
-    def window_config(self) -> WindowConfig:
-        return WindowConfig()
 
-
-class LibrarySystem:
+class LibrarySystem(_Defaults):
     """A real library in one process of this host, on files of its own."""
 
     max_devices: ClassVar[int | None] = 1
     stand_in: ClassVar[str | None] = "system=tpi testbed.num_devices=1"
-    needs_profiles: ClassVar[bool] = False
     # Whether it needs what a device process has loaded from the start: see `caps.py`.
     uses_torch: ClassVar[bool] = True
 
@@ -96,9 +112,6 @@ class LibrarySystem:
 
         return hugging_face_folder(model, cache_dir)
 
-    def window_config(self) -> WindowConfig:
-        return WindowConfig()
-
     def sync_steps(self, job: Job) -> int:
         return 0
 
@@ -108,4 +121,4 @@ class LibrarySystem:
         values = sum(rows * (cols[0] if cols else 1) for rows, *cols in shapes.values())
         if not job.config.tied_embeddings:
             values -= job.config.vocab * job.config.hidden
-        return values * BYTES_PER_VALUE[job.dtype]
+        return values * BYTES_PER_VALUE[self.compute_dtype(job.dtype)]

@@ -64,7 +64,7 @@ class VirtualTestbed:
         """Threads of each device's measured computations."""
         return self.threads_per_device
 
-    def cpus(self, num_devices: int) -> None:
+    def cpus(self, num_devices: int, threads: int) -> None:
         """Nothing is pinned."""
 
     def run(self, job: Job, on_token: Callable[[int], None] | None, cache_dir: Path) -> Outcome:
