@@ -76,10 +76,16 @@ def resident_bytes() -> tuple[float, float]:
     """(anonymous, file-backed and shared) resident bytes of this process."""
     if sys.platform != "linux":
         return psutil.Process().memory_info().rss, math.nan
-    values = {"RssAnon": 0, "RssFile": 0, "RssShmem": 0}
+    anon, file, shared = status_bytes("RssAnon", "RssFile", "RssShmem")
+    return anon, file + shared
+
+
+def status_bytes(*names: str) -> list[int]:
+    """Sizes of this process by their names in /proc/self/status. Linux only."""
+    values = dict.fromkeys(names, 0)
     with open("/proc/self/status") as file:
         for line in file:
             name, _, rest = line.partition(":")
             if name in values:
                 values[name] = int(rest.split()[0]) * 1024
-    return values["RssAnon"], values["RssFile"] + values["RssShmem"]
+    return list(values.values())

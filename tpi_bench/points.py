@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tpi_bench import cache, metrics, text, theory
+from tpi_bench import cache, metrics, page_cache, text, theory
 from tpi_bench.config import Settings
 from tpi_bench.helper import in_helper
 from tpi_bench.job import Job, Outcome
@@ -53,6 +53,10 @@ def prepare(settings: Settings) -> Prepared:
     if settings.testbed.clock == "virtual":
         loaded = [d.load(cache_dir) if hasattr(d, "load") else d for d in settings.devices]
         devices = devices_for(loaded, num_devices)
+    memory_bytes = settings.memory_bytes
+    if memory_bytes and devices:
+        caps = zip(devices, memory_bytes, strict=True)
+        devices = [replace(device, memory_gb=nbytes / 1e9) for device, nbytes in caps]
     shares = settings.shares(devices)
     cpus = settings.testbed.cpus(num_devices)
     model = _load_model(settings.model, cache_dir)
@@ -67,7 +71,7 @@ def prepare(settings: Settings) -> Prepared:
     site = Site(
         proportions=shares,
         devices=tuple(devices),
-        memory_bytes=tuple(device.memory_bytes for device in devices) or None,
+        memory_bytes=tuple(device.memory_bytes for device in devices) or memory_bytes,
         network=settings.network,
         bytes_per_value=BYTES_PER_VALUE[model.dtype],
         num_positions=request.length,
@@ -91,6 +95,8 @@ def prepare(settings: Settings) -> Prepared:
         threads_per_device=settings.testbed.threads(num_devices),
         devices=tuple(devices),
         cpus=cpus,
+        memory_bytes=memory_bytes,
+        timeout_s=settings.timeout_s,
         files=None if files is None else str(files),
         trace=settings.testbed.trace,
     )
@@ -179,6 +185,7 @@ def measure(prepared: Prepared, on_token: Callable[[int], None] | None = None) -
     checked: dict[str, Any] = {}
     job = replace(job, stream=on_token is not None)
     cache_dir = cache.cache_folder(settings.cache_dir)
+    found = _page_cache(prepared)
     if settings.check:
         with tempfile.TemporaryDirectory(prefix="tpi_bench-") as scratch:
             job = replace(job, logits_path=str(Path(scratch) / "logits.pt"))
@@ -187,6 +194,7 @@ def measure(prepared: Prepared, on_token: Callable[[int], None] | None = None) -
                 checked = compare_with_oracle(prepared.settings, prepared.model, job, outcome)
     else:
         outcome = settings.testbed.run(job, on_token, cache_dir)
+    checked |= found
     record = _record(prepared, outcome, limits, started, checked)
     if limits is not None and _beats_its_limit(record):  # the host was busy then, and is less now
         again = _measure_limits(prepared)
@@ -200,6 +208,14 @@ def _measure_limits(prepared: Prepared) -> HostLimits | None:
     if prepared.job.devices:
         return None
     return in_helper(measure_limits, len(available_cpus()), _streamed_blocks(prepared))
+
+
+def _page_cache(prepared: Prepared) -> dict[str, Any]:
+    """Drop the point's files from the page cache if asked to; columns that say what it held."""
+    if prepared.job.devices:
+        return {"cache": "virtual", "cached_bytes_start": math.nan}
+    said, cached = page_cache.begin(prepared.job, prepared.settings.cache)
+    return {"cache": said, "cached_bytes_start": cached}
 
 
 def _beats_its_limit(record: dict[str, Any]) -> bool:
@@ -234,7 +250,16 @@ def _identity(settings: Settings) -> dict[str, Any]:
         "bandwidth_mbps": network.bandwidth_mbps,
         "clock": settings.testbed.clock,
         "cost": settings.testbed.cost,
+        "memory_mb": _smallest(settings.memory_mb),
+        "timeout_s": math.nan if settings.timeout_s is None else settings.timeout_s,
     }
+
+
+def _smallest(memory_mb: float | list[float] | None) -> float:
+    """One number a row; the device table has each device's own."""
+    if memory_mb is None:
+        return math.nan
+    return float(min(memory_mb) if isinstance(memory_mb, list) else memory_mb)
 
 
 def _record(
@@ -267,22 +292,24 @@ def _record(
         run |= metrics.summarise(generation)
     run |= _round_trip(job, outcome) | _limits(prepared, outcome, limits) | checked | provenance()
     modes = {device.read_mode for device in outcome.devices} - {"none"}
-    unread = "unknown" if job.blocks else "warm (weights mapped from files)"
+    unread = "unknown" if job.blocks else f"files of a library, {run['cache']} at the start"
     run["page_cache"] = ", ".join(sorted(modes)) or unread
-    run["peak_anon_bytes"] = max((d.peak_anon_bytes for d in outcome.devices), default=math.nan)
+    for name in ("peak_anon_bytes", "peak_file_bytes"):
+        run[name] = max((getattr(d, name) for d in outcome.devices), default=math.nan)
+    names = ("memory_cap", "peak_cgroup_bytes", "pss_interval_s", "wall_s")
+    run |= {name: getattr(outcome, name) for name in names}
     ledgers = [sum(device.ledger_bytes.values()) for device in outcome.devices]
     run["ledger_bytes"] = max(ledgers, default=math.nan)
     run["num_events"] = outcome.num_events
     devices = [asdict(d) for d in sorted(outcome.devices, key=lambda d: d.rank)]
-    names = ("kind", "key", "start_ns", "end_ns")
+    fields = ("kind", "key", "start_ns", "end_ns")
     spans = [
-        {"rank": device["rank"]} | dict(zip(names, span, strict=True))
+        {"rank": device["rank"]} | dict(zip(fields, span, strict=True))
         for device in devices
         for span in device.pop("spans")
     ]
     for device in devices:
         device["ledger_bytes"] = sum(device["ledger_bytes"].values())
-        device["peak_cgroup_bytes"] = math.nan
     tokens = metrics.token_rows(generation) if generation is not None else []
     return {
         "run": run,
