@@ -18,6 +18,7 @@ from __future__ import annotations
 import errno
 import math
 import sys
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +31,7 @@ from tpi_bench.page_cache import opened_files
 NO_CAP = "none"
 RESERVED = "limit on anonymous memory (RLIMIT_DATA)"
 NOT_ENFORCED = "not enforced on this system"
+_STACK_BYTES = 1 << 20
 
 
 class CapTooSmall(ValueError):
@@ -60,6 +62,7 @@ class Cap:
         elif not math.isnan(limit) and sys.platform == "linux":
             import resource
 
+            threading.stack_size(_STACK_BYTES)  # the usual 8 MB each would count in full
             _, most = resource.getrlimit(resource.RLIMIT_DATA)
             soft = status_bytes("VmData")[0] + int(limit)
             soft = soft if most == resource.RLIM_INFINITY else min(soft, most)

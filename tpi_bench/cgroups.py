@@ -109,7 +109,7 @@ def make_groups(
     done so yet.
     """
     for kind, parent in _parents(proc, may_enable):
-        remove_stale(kind, parent)
+        remove_stale(parent)
         name = f"tpi_bench-{os.getpid()}-{secrets.token_hex(3)}"
         groups = [kind(parent / f"{name}-rank{rank}") for rank in range(num_devices)]
         if _made(groups):
@@ -132,13 +132,14 @@ def _made(groups: list[MemoryGroup]) -> bool:
     return False
 
 
-def remove_stale(kind: type[MemoryGroup], parent: Path) -> None:
-    """Remove the groups of launchers that are no more."""
+def remove_stale(parent: Path) -> None:
+    """Remove the empty groups of launchers that are no more; their devices end by themselves."""
     with contextlib.suppress(OSError):
         for folder in list(parent.iterdir()):
             match = _NAME.fullmatch(folder.name)
             if match and not Path(f"/proc/{match[1]}").exists():
-                kind(folder).remove()
+                with contextlib.suppress(OSError):
+                    folder.rmdir()
 
 
 def _parents(proc: Path, may_enable: bool) -> list[tuple[type[MemoryGroup], Path]]:

@@ -251,7 +251,7 @@ def _identity(settings: Settings) -> dict[str, Any]:
         "clock": settings.testbed.clock,
         "cost": settings.testbed.cost,
         "memory_mb": _smallest(settings.memory_mb),
-        "timeout_s": math.nan if settings.timeout_s is None else settings.timeout_s,
+        "timeout_s": math.nan if settings.timeout_s is None else float(settings.timeout_s),
     }
 
 
