@@ -405,7 +405,7 @@ def test_a_sweep_with_caps(cache_dir: Path, tmp_path: Path) -> None:
     assert found.pop(("off", 300.0)) == "oom"
     assert found == {("2", 300.0): "ok", ("2", 0.0): "ok", ("off", 0.0): "ok"}
     (error,) = runs.error.dropna()
-    assert "its weights are 333 MB; device.memory_mb=300 allows " in error
+    assert "; its weights are 344.2 MB; device.memory_mb=300 allows " in error
     assert error.endswith("try system.window=2, or a larger device.memory_mb")
     assert set(runs.cache) == {"cold"}
     assert (runs.pss_interval_s >= 0.5).all()

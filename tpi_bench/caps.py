@@ -15,6 +15,7 @@ a device changes after the fork are charged a second time, so the cap errs on th
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import math
 import sys
@@ -55,9 +56,11 @@ class Cap:
                 f"device.memory_mb={_mb(self.asked_bytes or 0)} is not above the {_mb(base)} MB "
                 "that a device has before it loads anything; give it more"
             )
-        if self.group is not None:
-            if not math.isnan(limit):
-                self.group.set_limit(int(limit))
+        if self.group is not None and math.isnan(limit):
+            with contextlib.suppress(OSError):  # it would only have been measured
+                self.group.join()
+        elif self.group is not None:
+            self.group.set_limit(int(limit))
             self.group.join()
         elif not math.isnan(limit) and sys.platform == "linux":
             import resource

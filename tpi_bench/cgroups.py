@@ -47,9 +47,8 @@ class MemoryGroup:
         self._write("cgroup.procs", os.getpid())
 
     def peak_bytes(self) -> float:
-        """The most that was charged; NaN where the kernel does not say."""
-        text = self._read(self.peak_file)
-        return float(text) if text else math.nan
+        """The most that was charged; NaN where the kernel does not say, or nobody was there."""
+        return float(self._read(self.peak_file) or 0) or math.nan
 
     def num_kills(self) -> int:
         """Processes of the group that the kernel killed for want of memory."""

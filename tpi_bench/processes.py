@@ -212,6 +212,7 @@ class Launch:
         device = self._running()[0]
         doing = "starting"
         if all(other.port for other in self._devices):
+            device.status = {}  # the last answer may be old
             self._say(device, b"status")
             self._listen(_ANSWER_S, until=lambda: bool(device.status))
             peer = device.status.get("waiting_for")

@@ -56,6 +56,6 @@ def how_it_died(exit_code: int | None) -> str:
     """Of a device that ended without a word."""
     if exit_code is not None and exit_code < 0:
         name = signal.Signals(-exit_code).name
-        hint = "; it may have run out of memory" if name == "SIGKILL" else ""
+        hint = "; it may have run out of memory" if name in ("SIGKILL", "SIGABRT") else ""
         return f"was killed by signal {-exit_code} ({name}){hint}"
     return f"ended without a result (exit status {exit_code})"
