@@ -62,14 +62,10 @@ class Cap:
         elif self.group is not None:
             self.group.set_limit(int(limit))
             self.group.join()
-        elif not math.isnan(limit) and sys.platform == "linux":
-            import resource
-
-            threading.stack_size(_STACK_BYTES)  # the usual 8 MB each would count in full
-            _, most = resource.getrlimit(resource.RLIMIT_DATA)
-            soft = status_bytes("VmData")[0] + int(limit)
-            soft = soft if most == resource.RLIM_INFINITY else min(soft, most)
-            resource.setrlimit(resource.RLIMIT_DATA, (soft, most))
+        elif sys.platform != "linux":
+            limit = math.nan
+        elif not math.isnan(limit):
+            _limit_reserved(int(limit))
         return Limit(limit_bytes=limit, base_bytes=base)
 
 
@@ -137,6 +133,17 @@ class Caps:
             f"ran out of memory: {reason}; its weights are {_mb(_weight_bytes(self._job, rank))} "
             f"MB; {allowed}; {_advice(self._job)}"
         )
+
+
+def _limit_reserved(nbytes: int) -> None:
+    """Let this process reserve `nbytes` more of private memory."""
+    import resource
+
+    threading.stack_size(_STACK_BYTES)  # the usual 8 MB each would count in full
+    _, most = resource.getrlimit(resource.RLIMIT_DATA)
+    soft = status_bytes("VmData")[0] + nbytes
+    soft = soft if most == resource.RLIM_INFINITY else min(soft, most)
+    resource.setrlimit(resource.RLIMIT_DATA, (soft, most))
 
 
 def is_out_of_memory(error: Exception) -> bool:
