@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import time
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from tpi_bench.job import Job
 from tpi_bench.tpi import TpiSystem
+
+NUM_BYTES = 400_000_000
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,13 @@ class Saboteur:
             if self.harm == "loop":
                 while True:
                     time.sleep(0.1)
+            if self.harm == "allocate":
+                held = np.ones(NUM_BYTES, dtype=np.uint8)
+                time.sleep(held[0] * 0.1)
+            if self.harm == "map":  # the file that a library would be given
+                with open(job.files, "rb") as file:
+                    mapped = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
+                    mapped[:: mmap.PAGESIZE]  # reads every page
             if self.harm == "slow":
                 rt.compute(("attn",), lambda: time.sleep(2.0))
         return TpiSystem().run_device(rt, job, output)

@@ -16,9 +16,10 @@ FLOORS = {
     3: "engine generation hf_generation",
     # injected, 3' in the design
     4: "aio disk handshake tcp wall memory device launch_target processes helper "
+    "clean_fork cgroups caps page_cache pss verdict "
     "costs virtual virtual_testbed calibrate",
     5: "system tpi figures sources text probe",
-    6: "sweeper config oracle points reports app __main__",
+    6: "sweeper config oracle limits points reports app __main__",
 }
 FLOOR_OF = {name: floor for floor, names in FLOORS.items() for name in names.split()}
 RANK_PROGRAMS = [
@@ -42,6 +43,12 @@ NO_TORCH = [
     "sharder",
     "job",
     "processes",
+    "clean_fork",
+    "cgroups",
+    "caps",
+    "page_cache",
+    "pss",
+    "verdict",
     "app",
 ]
 NO_TORCH += [

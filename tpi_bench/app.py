@@ -30,7 +30,7 @@ from tpi_bench import cache, sweeper
 from tpi_bench.config import Settings, build_settings
 from tpi_bench.helper import HelperDied
 from tpi_bench.reports import error_report, generation_text, point_line, run_report
-from tpi_bench.results import ResultsFolder
+from tpi_bench.results import ResultsFolder, is_result
 
 CONFIG_FOLDER = Path(__file__).resolve().parent.parent / "conf"
 _OVERRIDES_FILE = "overrides.json"
@@ -222,7 +222,7 @@ def finish_experiment(folder: Path, figure: str | None, report: str) -> bool:
 
     runs = ResultsFolder(folder).write_tables()["runs"]
     failed = runs[runs.status != "ok"]
-    is_good = bool(runs.status.isin(["ok", "oom"]).all())  # what does not fit is a result
+    is_good = bool(is_result(runs).all())
     written = [folder / "runs.csv"]
     if "token_latency_s" in runs and figure:
         experiment = importlib.import_module(figure)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import math
 import re
 import types
 import typing
@@ -14,7 +15,7 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
-from tpi_bench import cache
+from tpi_bench import cache, page_cache
 from tpi_bench.links import NetworkConfig
 from tpi_bench.plans import check_proportions
 from tpi_bench.profiles import DeviceProfile
@@ -32,6 +33,7 @@ _NOT_PART_OF_A_POINT = (
     "figure",
     "oracle",
     "prompt",
+    "timeout_s",
 )
 
 
@@ -42,6 +44,7 @@ _PLAIN: dict[str, Any] = {
     "figure": str | None,
     "repeat": int,
     "check": bool,
+    "timeout_s": float | None,
 }
 
 
@@ -62,6 +65,9 @@ class Settings:
     model: Any
     testbed: Any
     devices: tuple[Any, ...]
+    memory_mb: float | list[float] | None
+    cache: str
+    timeout_s: float | None
     network: NetworkConfig
     workload: Workload
     raw: dict[str, Any]
@@ -81,6 +87,21 @@ class Settings:
         return check_proportions(self.num_devices, self.testbed.proportions)
 
     @property
+    def memory_bytes(self) -> tuple[int, ...] | None:
+        """The cap of each device. Raises ValueError when a list has another length."""
+        if self.memory_mb is None:
+            return None
+        each = self.memory_mb
+        if not isinstance(each, list):
+            each = [each] * self.num_devices
+        if len(each) != self.num_devices:
+            raise ValueError(
+                f"device.memory_mb={each} names {len(each)} devices, but there are "
+                f"{self.num_devices}; give one number for all, or one for each"
+            )
+        return tuple(round(megabytes * 1e6) for megabytes in each)
+
+    @property
     def config_hash(self) -> str:
         """Names the configuration apart from the repeat; equal for points that measure the same."""
         return cache.digest({k: v for k, v in self._relevant().items() if k != "repeat"})
@@ -94,6 +115,8 @@ class Settings:
         relevant = {k: v for k, v in self.raw.items() if k not in _NOT_PART_OF_A_POINT}
         if self.testbed.clock == "wall":
             del relevant["device"]
+        else:
+            del relevant["cache"]
         if self.system.max_devices == 1:
             testbed = {
                 k: v
@@ -115,6 +138,8 @@ def build_settings(cfg: DictConfig, overrides: Sequence[str] = ()) -> Settings:
     _check_choice("task", raw["task"], TASKS)
     _check_choice("report", raw["report"], REPORTS)
     values: dict[str, Any] = {str(k): v for k, v in raw.items()}
+    _check_choice("cache", raw["cache"], page_cache.MODES)
+    values["memory_mb"] = _take_memory(values["device"])
     values["device"] = _devices_in_order(values["device"], overrides)
     groups = {
         name: _make(values[name], name)
@@ -126,6 +151,9 @@ def build_settings(cfg: DictConfig, overrides: Sequence[str] = ()) -> Settings:
             raise ValueError(
                 f"{name}={values[name]} has the wrong type; it must be {_describe(hint)}"
             )
+    timeout_s = values["timeout_s"]
+    if timeout_s is not None and not 0 < timeout_s < math.inf:
+        raise ValueError(f"timeout_s={timeout_s} must be above 0 seconds, or null")
     if not re.fullmatch(r"[\w.-]*\w[\w.-]*", values["name"]):
         raise ValueError(
             f"name={values['name']} names a folder; use letters, digits, '_', '-', '.'"
@@ -138,11 +166,25 @@ def build_settings(cfg: DictConfig, overrides: Sequence[str] = ()) -> Settings:
         **plain,
         **groups,
         devices=tuple(_make(device, "device") for device in values["device"]),
+        **{name: values[name] for name in ("memory_mb", "cache", "timeout_s")},
         workload=workload,
         repeat=values["repeat"],
         check=values["check"],
         raw=values,
     )
+
+
+def _take_memory(group: dict[str, Any]) -> Any:
+    """`device.memory_mb`, which stands beside the profiles, taken out of their group."""
+    given = group.pop("memory_mb", None)
+    each = given if isinstance(given, list) else [given] * (given is not None)
+    good = all(_fits(value, float) and 0 < value < math.inf for value in each)
+    if not good or given == []:
+        raise ValueError(
+            f"device.memory_mb={given} must be a number above 0 for all devices, a list with one "
+            "for each, or null"
+        )
+    return given
 
 
 def _devices_in_order(profiles: dict[str, Any], overrides: Sequence[str]) -> list[Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import signal
 import sys
@@ -20,11 +21,13 @@ from typing import Any
 import torch
 
 from tpi_bench import engine  # noqa: F401  (loaded once in the clean interpreter that devices are forked from)
-from tpi_bench.disk import DirectReader
+from tpi_bench.caps import Cap, CapTooSmall, is_out_of_memory
+from tpi_bench.disk import DirectReader, disk_bytes_read
 from tpi_bench.handshake import Listener, connect_mesh
 from tpi_bench.job import DeviceReport, Job, Output
 from tpi_bench.links import NetworkConfig
 from tpi_bench.memory import MemorySampler
+from tpi_bench.pss import pss_bytes
 from tpi_bench.runtime import BlockReadError, DeviceLost, Runtime
 from tpi_bench.tcp import Mesh
 from tpi_bench.wall import WallRuntime
@@ -32,31 +35,30 @@ from tpi_bench.wall import WallRuntime
 _CONNECT_S = 20.0
 
 
-def device_main(rank: int, job: Job, control: Connection) -> None:
+def device_main(rank: int, job: Job, cap: Cap, control: Connection) -> None:
     """Entry point of a device process; every way it can end is told to the launcher."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the launcher's to handle
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(message)s")
     try:
-        _run(rank, job, control)
+        _run(rank, job, cap, control)
     except DeviceLost as error:
         _tell(control, event="lost", peer=error.rank, reason=error.reason)
-    except BlockReadError as error:
-        _tell(control, event="failed", status="error", reason=str(error))
-    except MemoryError as error:
-        _tell(control, event="failed", status="oom", reason=f"out of memory: {error}")
     except Exception as error:
-        is_oom = isinstance(error, RuntimeError) and "allocate memory" in str(error)
-        if not is_oom:
+        is_oom, is_clear = is_out_of_memory(error), isinstance(error, (BlockReadError, CapTooSmall))
+        if not is_oom and not is_clear:
             traceback.print_exc()
         reason = str(error).strip().split("\n")[0]
-        status = "oom" if is_oom else "error"
-        _tell(control, event="failed", status=status, reason=f"{type(error).__name__}: {reason}")
+        if not is_clear:
+            reason = f"{type(error).__name__}: {reason}".removesuffix(": ")
+        _tell(control, event="failed", status="oom" if is_oom else "error", reason=reason)
     else:
         return
     os._exit(1)
 
 
-def _run(rank: int, job: Job, control: Connection) -> None:
+def _run(rank: int, job: Job, cap: Cap, control: Connection) -> None:
+    limit = cap.enter()
+    _tell(control, event="entered", limit=asdict(limit))
     torch.set_num_threads(job.threads_per_device)
     torch.inference_mode().__enter__()
     if job.cpus and hasattr(os, "sched_setaffinity"):
@@ -65,7 +67,7 @@ def _run(rank: int, job: Job, control: Connection) -> None:
     _tell(control, event="listening", port=listener.port)
     setup = json.loads(control.recv_bytes())
     secret = bytes.fromhex(setup["secret"])
-    memory = MemorySampler()
+    memory, disk_before = MemorySampler(), disk_bytes_read()
     sockets = connect_mesh(rank, setup["ports"], listener, secret, _CONNECT_S)
     mesh = Mesh(rank, sockets, job.network, is_watched=True)
     reader = DirectReader()
@@ -82,6 +84,7 @@ def _run(rank: int, job: Job, control: Connection) -> None:
         if logits and job.logits_path:
             torch.save(torch.stack(logits), job.logits_path)
         memory.sample()
+        pss, disk_after = pss_bytes("self"), disk_bytes_read()
     finally:
         reader.close()
         mesh.close()
@@ -96,6 +99,9 @@ def _run(rank: int, job: Job, control: Connection) -> None:
         weight_bytes_read=reader.bytes_read,
         ledger_bytes=dict(rt.ledger_bytes),
         read_mode=reader.mode,
+        disk_bytes_read=disk_after - disk_before,
+        peak_pss_bytes=pss if job.blocks else math.nan,  # a library has let its model go by now
+        memory_limit_bytes=limit.limit_bytes,
         spans=[[s.kind, s.key, s.start_ns, s.end_ns] for s in rt.log.spans],
     )
     result: dict[str, Any] = {"report": asdict(report)}

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import math
 import mmap
 import os
 import threading
@@ -17,6 +18,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -208,6 +210,19 @@ class PendingRead:
         if self._error:
             reason = self._error.strerror or str(self._error)
             raise BlockReadError(f"cannot read block {self.block.path}: {reason}")
+
+
+def disk_bytes_read() -> float:
+    """What this process has made the disk read so far, page-ins of mapped files included.
+
+    NaN where the system keeps no such count.
+    """
+    try:
+        lines = Path("/proc/self/io").read_text().splitlines()
+    except OSError:
+        return math.nan
+    counts = dict(line.split(": ") for line in lines)
+    return float(counts["read_bytes"])
 
 
 def aligned_page() -> memoryview:

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from tqdm import tqdm
 
-from tpi_bench.processes import fork_context
+from tpi_bench.clean_fork import fork_context
 
 T = TypeVar("T")
 
@@ -25,10 +25,11 @@ class HelperDied(RuntimeError):
     """The helper process ended without an answer."""
 
 
-def in_helper(fn: Callable[..., T], *args: Any) -> T:
+def in_helper(fn: Callable[..., T], *args: Any, timeout_s: float | None = None) -> T:
     """Call the module-level function `fn(*args)` in a fresh process; its result is pickled.
 
     ValueError and OSError come back as ValueError with the same text; nothing is left running.
+    Raises TimeoutError when there is no result after `timeout_s`.
     """
     context = fork_context()
     ours, theirs = context.Pipe()
@@ -36,6 +37,8 @@ def in_helper(fn: Callable[..., T], *args: Any) -> T:
     process.start()
     theirs.close()
     try:
+        if not ours.poll(timeout_s):
+            raise TimeoutError
         kind, value = ours.recv()
     except EOFError:
         process.join()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
@@ -42,6 +43,8 @@ class Job:
     threads_per_device: int
     devices: tuple[DeviceProfile, ...] = ()  # of the virtual testbed
     cpus: list[list[int]] | None = None
+    memory_bytes: tuple[int, ...] | None = None  # caps, one a device
+    timeout_s: float | None = None  # of the whole run, in wall time
     files: str | None = None  # what a library opens
     trace: bool = False
     stream: bool = False
@@ -58,7 +61,10 @@ class Output:
 
 @dataclass(kw_only=True)
 class DeviceReport:
-    """What one device measured of itself. Bytes and nanoseconds."""
+    """What was measured of one device, most of it by itself. Bytes and nanoseconds.
+
+    `memory_limit_bytes` and `peak_cgroup_bytes` leave out what a forked device starts with.
+    """
 
     rank: int
     pid: int
@@ -69,6 +75,10 @@ class DeviceReport:
     weight_bytes_read: int
     ledger_bytes: dict[str, int]
     read_mode: str
+    disk_bytes_read: float = math.nan
+    peak_cgroup_bytes: float = math.nan
+    peak_pss_bytes: float = math.nan
+    memory_limit_bytes: float = math.nan
     profile: str = "this host"
     spans: list[list[Any]] = field(default_factory=list)
 
@@ -83,3 +93,7 @@ class Outcome:
     devices: list[DeviceReport] = field(default_factory=list)
     round_trips_ns: list[int] = field(default_factory=list)
     num_events: int = 0  # of a virtual run
+    memory_cap: str = "none"  # what enforces the caps
+    peak_cgroup_bytes: float = math.nan  # the largest of any device, also of one that died
+    pss_interval_s: float = math.nan
+    wall_s: float = math.nan  # from the start of the devices to the end of the last

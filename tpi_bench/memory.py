@@ -59,12 +59,15 @@ def anonymous_area(nbytes: int) -> np.ndarray:
     """Private memory of `nbytes` (uint8) that begins a huge page and is whole ones; not touched.
 
     Direct reads into huge pages were 2.6 times as fast as into small ones on a virtual disk, and a
-    small window fits none by luck. Below half a huge page, small pages do.
+    small window fits none by luck. Below half a huge page, small pages do. Raises MemoryError.
     """
     is_huge = nbytes >= _HUGE_PAGE // 2 and hasattr(mmap, "MADV_HUGEPAGE")
     whole = (-(-nbytes // _HUGE_PAGE) + 1) * _HUGE_PAGE if is_huge else max(nbytes, mmap.PAGESIZE)
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-    area = mmap.mmap(-1, whole, flags=flags)
+    try:
+        area = mmap.mmap(-1, whole, flags=flags)
+    except OSError as error:
+        raise MemoryError(f"{whole / 1e6:.4g} MB could not be had") from error
     if is_huge:
         area.madvise(mmap.MADV_HUGEPAGE)
     data = np.frombuffer(area, dtype=np.uint8)
@@ -76,10 +79,16 @@ def resident_bytes() -> tuple[float, float]:
     """(anonymous, file-backed and shared) resident bytes of this process."""
     if sys.platform != "linux":
         return psutil.Process().memory_info().rss, math.nan
-    values = {"RssAnon": 0, "RssFile": 0, "RssShmem": 0}
+    anon, file, shared = status_bytes("RssAnon", "RssFile", "RssShmem")
+    return anon, file + shared
+
+
+def status_bytes(*names: str) -> list[int]:
+    """Sizes of this process by their names in /proc/self/status. Linux only."""
+    values = dict.fromkeys(names, 0)
     with open("/proc/self/status") as file:
         for line in file:
             name, _, rest = line.partition(":")
             if name in values:
                 values[name] = int(rest.split()[0]) * 1024
-    return values["RssAnon"], values["RssFile"] + values["RssShmem"]
+    return list(values.values())

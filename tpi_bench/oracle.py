@@ -55,6 +55,8 @@ def _oracle_answer(settings: Settings, model: Model, job: Job, cache_dir: Path) 
                 request=request,
                 threads_per_device=settings.oracle.num_threads(len(available_cpus())),
                 cpus=None,
+                memory_bytes=None,
+                timeout_s=None,
                 files=str(hugging_face_folder(model, cache_dir)),
                 logits_path=str(temporary),
             )

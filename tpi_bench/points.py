@@ -12,24 +12,23 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tpi_bench import cache, metrics, text, theory
+from tpi_bench import cache, metrics, page_cache, text
 from tpi_bench.calibrate import ThisHost
 from tpi_bench.config import Settings
 from tpi_bench.helper import in_helper
 from tpi_bench.job import Job, Outcome
+from tpi_bench.limits import limits_of_host, point_limits
 from tpi_bench.links import VIRTUAL_ONLY
 from tpi_bench.models import BYTES_PER_VALUE
 from tpi_bench.oracle import compare_with_oracle
-from tpi_bench.plans import Site, place_blocks
-from tpi_bench.probe import HostLimits, last_level_cache_bytes, measure_limits
+from tpi_bench.plans import Site
+from tpi_bench.probe import HostLimits
 from tpi_bench.processes import available_cpus
 from tpi_bench.profiles import DeviceProfile, device_names, devices_for
 from tpi_bench.provenance import provenance
 from tpi_bench.sharder import find_shards, shard, shard_folder
 from tpi_bench.sources import Model
-from tpi_bench.system import LibrarySystem
 from tpi_bench.weights import BlockFile, planned_blocks, rank_blocks
-from tpi_bench.window import resident_indices
 from tpi_bench.workload import make_request
 
 
@@ -54,6 +53,10 @@ def prepare(settings: Settings) -> Prepared:
     if settings.testbed.clock == "virtual":
         loaded = [d.load(cache_dir) if hasattr(d, "load") else d for d in settings.devices]
         devices = devices_for(loaded, num_devices)
+    memory_bytes = settings.memory_bytes
+    if memory_bytes and devices:
+        caps = zip(devices, memory_bytes, strict=True)
+        devices = [replace(device, memory_gb=nbytes / 1e9) for device, nbytes in caps]
     shares = settings.shares(devices)
     threads = settings.system.num_threads(settings.testbed.threads(num_devices))
     cpus = settings.testbed.cpus(num_devices, threads)
@@ -69,7 +72,7 @@ def prepare(settings: Settings) -> Prepared:
     site = Site(
         proportions=shares,
         devices=_planned_devices(settings, devices, cache_dir),
-        memory_bytes=tuple(device.memory_bytes for device in devices) or None,
+        memory_bytes=tuple(device.memory_bytes for device in devices) or memory_bytes,
         network=settings.network,
         bytes_per_value=BYTES_PER_VALUE[model.dtype],
         num_positions=request.length,
@@ -93,6 +96,8 @@ def prepare(settings: Settings) -> Prepared:
         threads_per_device=threads,
         devices=tuple(devices),
         cpus=cpus,
+        memory_bytes=memory_bytes,
+        timeout_s=settings.timeout_s,
         files=None if files is None else str(files),
         trace=settings.testbed.trace,
     )
@@ -187,10 +192,11 @@ def measure(prepared: Prepared, on_token: Callable[[int], None] | None = None) -
     """Run the point and make its record. A device that fails gives a record that says so."""
     job, settings = prepared.job, prepared.settings
     started = datetime.datetime.now(datetime.UTC).isoformat()
-    limits = _measure_limits(prepared)
+    limits = limits_of_host(settings.system, job)
     checked: dict[str, Any] = {}
     job = replace(job, stream=on_token is not None)
     cache_dir = cache.cache_folder(settings.cache_dir)
+    found = _page_cache(prepared)
     if settings.check:
         with tempfile.TemporaryDirectory(prefix="tpi_bench-") as scratch:
             job = replace(job, logits_path=str(Path(scratch) / "logits.pt"))
@@ -199,19 +205,21 @@ def measure(prepared: Prepared, on_token: Callable[[int], None] | None = None) -
                 checked = compare_with_oracle(prepared.settings, prepared.model, job, outcome)
     else:
         outcome = settings.testbed.run(job, on_token, cache_dir)
+    checked |= found
     record = _record(prepared, outcome, limits, started, checked)
     if limits is not None and _beats_its_limit(record):  # the host was busy then, and is less now
-        again = _measure_limits(prepared)
+        again = limits_of_host(settings.system, job)
         assert again is not None
         record = _record(prepared, outcome, limits.best(again), started, checked)
     return record
 
 
-def _measure_limits(prepared: Prepared) -> HostLimits | None:
-    """What this host can do right now; virtual devices have their profiles."""
+def _page_cache(prepared: Prepared) -> dict[str, Any]:
+    """Drop the point's files from the page cache if asked to; columns that say what it held."""
     if prepared.job.devices:
-        return None
-    return in_helper(measure_limits, len(available_cpus()), _streamed_blocks(prepared))
+        return {"cache": "virtual", "cached_bytes_start": math.nan}
+    said, cached = page_cache.begin(prepared.job, prepared.settings.cache)
+    return {"cache": said, "cached_bytes_start": cached}
 
 
 def _beats_its_limit(record: dict[str, Any]) -> bool:
@@ -246,7 +254,16 @@ def _identity(settings: Settings) -> dict[str, Any]:
         "bandwidth_mbps": network.bandwidth_mbps,
         "clock": settings.testbed.clock,
         "cost": settings.testbed.cost,
+        "memory_mb": _smallest(settings.memory_mb),
+        "timeout_s": math.nan if settings.timeout_s is None else float(settings.timeout_s),
     }
+
+
+def _smallest(memory_mb: float | list[float] | None) -> float:
+    """One number a row; the device table has each device's own."""
+    if memory_mb is None:
+        return math.nan
+    return float(min(memory_mb) if isinstance(memory_mb, list) else memory_mb)
 
 
 def _record(
@@ -277,24 +294,31 @@ def _record(
     generation = outcome.generation
     if generation is not None and outcome.status == "ok":
         run |= metrics.summarise(generation)
-    run |= _round_trip(job, outcome) | _limits(prepared, outcome, limits) | checked | provenance()
+    run |= (
+        _round_trip(job, outcome)
+        | point_limits(job, outcome, limits, settings.testbed)
+        | checked
+        | provenance()
+    )
     modes = {device.read_mode for device in outcome.devices} - {"none"}
-    unread = "unknown" if job.blocks else "warm (weights mapped from files)"
+    unread = "unknown" if job.blocks else f"files of a library, {run['cache']} at the start"
     run["page_cache"] = ", ".join(sorted(modes)) or unread
-    run["peak_anon_bytes"] = max((d.peak_anon_bytes for d in outcome.devices), default=math.nan)
+    for name in ("peak_anon_bytes", "peak_file_bytes"):
+        run[name] = max((getattr(d, name) for d in outcome.devices), default=math.nan)
+    names = ("memory_cap", "peak_cgroup_bytes", "pss_interval_s", "wall_s")
+    run |= {name: getattr(outcome, name) for name in names}
     ledgers = [sum(device.ledger_bytes.values()) for device in outcome.devices]
     run["ledger_bytes"] = max(ledgers, default=math.nan)
     run["num_events"] = outcome.num_events
     devices = [asdict(d) for d in sorted(outcome.devices, key=lambda d: d.rank)]
-    names = ("kind", "key", "start_ns", "end_ns")
+    fields = ("kind", "key", "start_ns", "end_ns")
     spans = [
-        {"rank": device["rank"]} | dict(zip(names, span, strict=True))
+        {"rank": device["rank"]} | dict(zip(fields, span, strict=True))
         for device in devices
         for span in device.pop("spans")
     ]
     for device in devices:
         device["ledger_bytes"] = sum(device["ledger_bytes"].values())
-        device["peak_cgroup_bytes"] = math.nan
     tokens = metrics.token_rows(generation) if generation is not None else []
     return {
         "run": run,
@@ -313,74 +337,3 @@ def _round_trip(job: Job, outcome: Outcome) -> dict[str, float]:
         "link_round_trip_s": statistics.median(trips) if trips else math.nan,
         "link_round_trip_min_s": min(trips, default=math.nan),
     }
-
-
-def _limits(prepared: Prepared, outcome: Outcome, limits: HostLimits | None) -> dict[str, float]:
-    """What a token costs at least, for this system. See `theory.token_limit_s`."""
-    job = prepared.job
-    generation = outcome.generation
-    sizes = _token_bytes(prepared, len(generation.token_ids) if generation else 2)
-    one_way_s = min(outcome.round_trips_ns, default=0) / 2e9
-    if job.num_devices > 1 and (job.network.is_emulated or job.devices):
-        one_way_s = job.network.one_way_ns / 1e9
-    network_s = prepared.settings.system.sync_steps(job) * one_way_s
-    is_tensor = job.plan is not None and job.plan.scheme == "tensor"
-    if limits is None:
-        memory_bps = [device.memory_bps for device in job.devices]
-        disk_bps = [device.disk_gb_per_s * 1e9 for device in job.devices]
-        times = theory.own_rates(sizes, memory_bps, disk_bps, is_tensor=is_tensor)
-        if prepared.settings.testbed.shares_disk:
-            disk_s = sum(size.streamed for size in sizes) / disk_bps[0]
-            times = replace(times, disk_s=disk_s)
-    else:
-        memory_bps, disk_bps = [limits.memory_bps], [limits.disk_bps]
-        cached = 2 * last_level_cache_bytes()
-        times = theory.shared_rates(
-            sizes, limits.memory_bps, limits.disk_bps, is_tensor=is_tensor, cache_bytes=cached
-        )
-    return {
-        "memory_bps": min(memory_bps),
-        "disk_bps": min(disk_bps),
-        "limit_memory_s": times.memory_s,
-        "limit_disk_s": times.disk_s,
-        "limit_network_s": network_s,
-        "limit_token_s": theory.token_limit_s(times, network_s),
-    }
-
-
-def _token_bytes(prepared: Prepared, num_tokens: int) -> list[theory.TokenBytes]:
-    """Of each device, a token after the first of `num_tokens`.
-
-    A look-up in the embedding touches a row and counts as nothing.
-    """
-    job, system = prepared.job, prepared.settings.system
-    if isinstance(system, LibrarySystem):
-        return [theory.TokenBytes(layers=system.token_weight_bytes(job), head=0, streamed=0)]
-    if not job.blocks:
-        return [theory.TokenBytes(layers=0, head=0, streamed=0)] * job.num_devices
-    window = system.window_config()
-    num_gaps = max(1, num_tokens - 1)
-    sizes = []
-    for blocks in job.blocks:
-        resident = resident_indices(blocks, window)
-        streamed = [block.nbytes for i, block in enumerate(blocks) if i not in resident]
-        ahead = place_blocks(streamed, window.size or 0)[1] if streamed else 0
-        sizes.append(
-            theory.TokenBytes(
-                layers=sum(block.weight_bytes for block in blocks if block.layer >= 0),
-                head=sum(block.weight_bytes for block in blocks if block.kind == "output"),
-                # What lies in the window at the first token is not read during the later ones.
-                streamed=max(0, round(sum(streamed) - ahead / num_gaps)),
-            )
-        )
-    return sizes
-
-
-def _streamed_blocks(prepared: Prepared) -> list[BlockFile]:
-    """The blocks of all devices that every token reads from the disk."""
-    window = prepared.settings.system.window_config()
-    streamed = []
-    for blocks in prepared.job.blocks:
-        resident = resident_indices(blocks, window)
-        streamed += [block for i, block in enumerate(blocks) if i not in resident]
-    return streamed

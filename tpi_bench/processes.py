@@ -2,32 +2,35 @@
 
 Devices are forked from one clean interpreter that has torch loaded (multiprocessing's fork
 server), so a point starts in a fraction of a second and still in fresh processes. While they run,
-the launcher sleeps on their control pipes; a device that dies, fails or hangs ends the job with
-its rank and the reason, and nothing is left behind. Control messages are JSON over local pipes;
-devices talk TCP.
+the launcher sleeps on their control pipes; a device that dies, fails or hangs, or a job that takes
+longer than it may, ends the job with its rank and the reason, and nothing is left behind. Control
+messages are JSON over local pipes; devices talk TCP.
 """
 
 from __future__ import annotations
 
 import json
-import multiprocessing
+import math
 import os
 import secrets
-import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any, ClassVar
 
+from tpi_bench.caps import Caps, Limit
+from tpi_bench.clean_fork import fork_context
 from tpi_bench.job import DeviceReport, Job, Outcome
+from tpi_bench.pss import PssSampler
+from tpi_bench.verdict import Trouble, how_it_died
 from tpi_bench.workload import Generation
 
 _GRACE_S = 0.6  # how long causes are collected after the first sign of trouble
 _START_S = 60.0
+_ANSWER_S = 0.3  # how long a device may take to say what it was at
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,23 +88,6 @@ def available_cpus() -> list[int]:
     return list(range(os.cpu_count() or 1))
 
 
-def fork_context() -> multiprocessing.context.ForkServerContext:
-    """The fork server's context; its interpreter loads torch and the engine once.
-
-    It is started with SIGINT blocked, and so are its children until they unblock it: Ctrl-C goes to
-    the whole process group, and while they start they could only die of it with a traceback.
-    """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tpi_bench.device"])
-    resource_tracker.ensure_running()  # its start unblocks SIGINT
-    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        forkserver.ensure_running()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
-    return context
-
-
 @dataclass
 class _Device:
     rank: int
@@ -113,19 +99,7 @@ class _Device:
     answered_s: float = 0.0  # when it last answered
     moved_s: float = 0.0  # when it was last seen to get on with its work
     status: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass
-class _Trouble:
-    """What was heard of a failing job, by rank."""
-
-    failed: dict[int, tuple[str, str]] = field(default_factory=dict)
-    died: dict[int, str] = field(default_factory=dict)
-    lost: list[tuple[int, int, str]] = field(default_factory=list)
-    hangs: dict[int, str] = field(default_factory=dict)
-
-    def __bool__(self) -> bool:
-        return bool(self.failed or self.died or self.lost or self.hangs)
+    limit: Limit = field(default_factory=Limit)
 
 
 class Launch:
@@ -136,16 +110,20 @@ class Launch:
         self._on_token = on_token
         self._devices: list[_Device] = []
         self._outcome = Outcome(status="ok")
-        self._trouble = _Trouble()
+        self._trouble = Trouble()
+        self._caps = Caps(job)
+        self._pss = PssSampler()
+        self._start_s = time.monotonic()
 
     def run(self) -> Outcome:
         try:
+            self._caps.make()
             self._start()
             self._connect()
             self._watch(until=lambda: all(device.is_done for device in self._devices), asks=True)
             if self._trouble:
                 self._collect_causes()
-                self._outcome.status, self._outcome.error = self._verdict()
+                self._outcome.status, self._outcome.error = self._trouble.verdict()
         finally:
             self._end()
         return self._outcome
@@ -158,7 +136,7 @@ class Launch:
             ours, theirs = context.Pipe()
             process = context.Process(
                 target=run_device_process,
-                args=(rank, self._job, theirs),
+                args=(rank, self._job, self._caps.of(rank), theirs),
                 name=f"rank {rank}",
                 daemon=True,
             )
@@ -188,9 +166,13 @@ class Launch:
         for device in self._devices:
             device.answered_s = device.moved_s = start
         while not until() and not self._trouble:
-            self._handle_ready(interval_s)
+            pauses = (interval_s, self._left_s(), self._pss.due_in_s())
+            self._handle_ready(max(0.0, min(pause for pause in pauses if pause is not None)))
+            self._pss.sample({d.rank: d.process.pid or 0 for d in self._running()})
             now = time.monotonic()
-            if asks and now - start >= self._job.network.timeout_s / 4:
+            if self._left_s() <= 0 and not until() and not self._trouble:
+                self._note_late()
+            elif asks and now - start >= self._job.network.timeout_s / 4:
                 start = now
                 self._check_life(now)
             elif timeout_s is not None and now - start > timeout_s and not until():
@@ -205,9 +187,7 @@ class Launch:
         """
         limit_s = self._job.network.timeout_s
         limit = f"{limit_s:g} s (network.timeout_s)"
-        running = [
-            device for device in self._devices if not device.is_closed and not device.is_done
-        ]
+        running = self._running()
         for device in running:
             if now_s - device.answered_s > limit_s:
                 self._trouble.hangs[device.rank] = f"hangs: it has not answered for {limit}"
@@ -219,6 +199,28 @@ class Launch:
         for device in running:
             self._say(device, b"status")
 
+    def _running(self) -> list[_Device]:
+        return [device for device in self._devices if not device.is_closed and not device.is_done]
+
+    def _left_s(self) -> float:
+        """Until the job has taken as long as it may."""
+        limit_s = self._job.timeout_s
+        return math.inf if limit_s is None else self._start_s + limit_s - time.monotonic()
+
+    def _note_late(self) -> None:
+        """Name the first device that is not done, and what it says that it is doing."""
+        device = self._running()[0]
+        doing = "starting"
+        if all(other.port for other in self._devices):
+            device.status = {}  # the last answer may be old
+            self._say(device, b"status")
+            self._listen(_ANSWER_S, until=lambda: bool(device.status))
+            peer = device.status.get("waiting_for")
+            doing = "computing" if device.status.get("is_computing") else "running"
+            doing = doing if peer is None else f"waiting for rank {peer}"
+        limit = f"{self._job.timeout_s:g} s (timeout_s)"
+        self._trouble.late[device.rank] = f"was still {doing} after {limit}"
+
     def _handle_ready(self, timeout_s: float | None) -> None:
         open_devices = [device for device in self._devices if not device.is_closed]
         by_control = {device.control: device for device in open_devices}
@@ -228,26 +230,25 @@ class Launch:
                 message = json.loads(device.control.recv_bytes())
             except (EOFError, OSError):
                 device.is_closed = True
-                if not device.is_done and device.rank not in self._trouble.failed:
+                if not device.is_done:
                     self._note_death(device)
             else:
                 self._handle(device, message)
 
     def _note_death(self, device: _Device) -> None:
         device.process.join(1.0)
-        code = device.process.exitcode
-        if any(rank == device.rank for rank, _, _ in self._trouble.lost):
-            return  # it told what it saw and ended; the cause is elsewhere
-        if code is not None and code < 0:
-            reason = f"was killed by signal {-code} ({signal.Signals(-code).name})"
-            reason += "; it may have run out of memory" if -code == signal.SIGKILL else ""
-        else:
-            reason = f"ended without a result (exit status {code})"
-        self._trouble.died[device.rank] = reason
+        rank = device.rank
+        if self._caps.was_killed(rank):
+            reason = self._caps.oom_text(rank, device.limit, None)
+            self._trouble.out_of_memory[rank] = reason
+        elif not self._trouble.told(rank):  # else the cause is known, or elsewhere
+            self._trouble.died[rank] = how_it_died(device.process.exitcode)
 
     def _handle(self, device: _Device, message: dict[str, Any]) -> None:
         event = message["event"]
-        if event == "listening":
+        if event == "entered":
+            device.limit = Limit(**message["limit"])
+        elif event == "listening":
             device.port = message["port"]
         elif event == "token":
             if self._on_token:
@@ -258,6 +259,9 @@ class Launch:
             if device.rank == 0:
                 self._outcome.generation = Generation(**message["generation"])
                 self._outcome.round_trips_ns = message["round_trips_ns"]
+        elif event == "failed" and message["status"] == "oom":
+            reason = self._caps.oom_text(device.rank, device.limit, message["reason"])
+            self._trouble.out_of_memory[device.rank] = reason
         elif event == "failed":
             self._trouble.failed[device.rank] = (message["status"], message["reason"])
         elif event == "lost":
@@ -270,26 +274,13 @@ class Launch:
 
     def _collect_causes(self) -> None:
         """The first sign is often a consequence: listen a little longer."""
-        deadline = time.monotonic() + (0.0 if self._trouble.hangs else _GRACE_S)
-        while (remaining := deadline - time.monotonic()) > 0:
-            if all(device.is_closed for device in self._devices):
-                return
-            self._handle_ready(remaining)
+        if not self._trouble.is_final:
+            self._listen(_GRACE_S, until=lambda: all(d.is_closed for d in self._devices))
 
-    def _verdict(self) -> tuple[str, str]:
-        trouble = self._trouble
-        if trouble.failed:
-            rank = min(trouble.failed)
-            status, reason = trouble.failed[rank]
-            return status, f"rank {rank} failed: {reason}"
-        if trouble.died:
-            rank = min(trouble.died)
-            return "device_lost", f"rank {rank} {trouble.died[rank]}"
-        if trouble.hangs:
-            rank = min(trouble.hangs)
-            return "timeout", f"rank {rank} {trouble.hangs[rank]}"
-        _, peer, reason = trouble.lost[0]
-        return "device_lost", f"rank {peer} {reason}"
+    def _listen(self, duration_s: float, until: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + duration_s
+        while not until() and (remaining := deadline - time.monotonic()) > 0:
+            self._handle_ready(remaining)
 
     def _say(self, device: _Device, message: bytes) -> None:
         try:
@@ -299,7 +290,7 @@ class Launch:
             self._note_death(device)
 
     def _end(self) -> None:
-        """No device outlives its job."""
+        """No device outlives its job, nor does its group."""
         for device in self._devices:
             device.process.join(2.0 if device.is_done and not self._trouble else 0.0)
             if device.process.is_alive():
@@ -307,6 +298,21 @@ class Launch:
                 device.process.join()
             device.control.close()
             device.process.close()
+        self._outcome.wall_s = time.monotonic() - self._start_s
+        self._complete_reports()
+        self._caps.remove()
+
+    def _complete_reports(self) -> None:
+        """Add what is known here only."""
+        outcome, caps = self._outcome, self._caps
+        outcome.memory_cap, outcome.pss_interval_s = caps.kind, self._pss.interval_s
+        peaks = [caps.peak_bytes(device.rank) for device in self._devices]
+        known = [peak for peak in peaks if not math.isnan(peak)]
+        outcome.peak_cgroup_bytes = max(known, default=math.nan)
+        for report in outcome.devices:
+            report.peak_cgroup_bytes = peaks[report.rank]
+            self._pss.note(report.rank, report.peak_pss_bytes)
+            report.peak_pss_bytes = self._pss.peaks.get(report.rank, math.nan)
 
 
 def run_job(job: Job, on_token: Callable[[int], None] | None = None) -> Outcome:

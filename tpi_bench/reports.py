@@ -87,6 +87,8 @@ def generation_text(record: dict[str, Any]) -> str:
             "mapped files, "
             f"{device['weight_bytes_read'] / 1e6:.0f} MB read, {device['num_threads']} threads"
         )
+    if run["memory_cap"] not in ("none", "virtual"):
+        lines.append(f"memory cap     {_cap_text(run, record['devices'])}")
     if "tokens_equal" in run:
         verdict = "equal those" if run["tokens_equal"] else "DIFFER from those"
         lines.append(
@@ -103,6 +105,17 @@ def generation_text(record: dict[str, Any]) -> str:
             f"note: {run['num_devices']} devices share {run['cores']} cores; real devices would not"
         )
     return "\n".join(lines)
+
+
+def _cap_text(run: dict[str, Any], devices: list[dict[str, Any]]) -> str:
+    """What bounded the devices, and how near they came to it."""
+    used = ", ".join(
+        f"{device['peak_cgroup_bytes'] / 1e6:.0f} of {device['memory_limit_bytes'] / 1e6:.0f} MB"
+        for device in devices
+        if not math.isnan(device["peak_cgroup_bytes"])
+    )
+    beside = f"; used beside what a device starts with: {used}" if used else ""
+    return f"{run['memory_mb']:g} MB, {run['memory_cap']}{beside}"
 
 
 def point_line(record: dict[str, Any] | None) -> str:

@@ -70,6 +70,17 @@ class ResultsFolder:
         return tables
 
 
+def is_result(runs: pd.DataFrame) -> pd.Series:
+    """Which rows answer what was asked: also that it does not fit, or takes too long.
+
+    A timeout that `timeout_s` did not bring about is a device that hangs, and no answer.
+    """
+    answers = runs.status.isin(["ok", "oom"])
+    if {"timeout_s", "wall_s"} <= set(runs.columns):
+        answers |= (runs.status == "timeout") & (runs.wall_s >= runs.timeout_s)
+    return answers
+
+
 def read_runs(folder: Path) -> pd.DataFrame:
     """The run table of a results folder. Raises ValueError when there is none."""
     import pandas as pd

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import os
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -78,7 +79,13 @@ class VirtualTestbed:
             from tpi_bench.calibrate import ThisHost
 
             host = ThisHost(threads=self.threads_per_device).load(cache_dir)
-        outcome = in_helper(run_virtual, job, self, cache_dir, host)
+        start_s = time.monotonic()
+        try:
+            outcome = in_helper(run_virtual, job, self, cache_dir, host, timeout_s=job.timeout_s)
+        except TimeoutError:
+            reason = f"virtual time had not come to its end after {job.timeout_s:g} s (timeout_s)"
+            outcome = Outcome(status="timeout", error=reason)
+        outcome.memory_cap, outcome.wall_s = "virtual", time.monotonic() - start_s
         if on_token and outcome.generation is not None and self.cost == "measured":
             for token in outcome.generation.token_ids:
                 on_token(token)
@@ -168,6 +175,7 @@ def _reports(world: World, testbed: VirtualTestbed) -> list[DeviceReport]:
             weight_bytes_read=runtime.bytes_read,
             ledger_bytes=dict(runtime.ledger_bytes),
             read_mode="virtual" if runtime.bytes_read else "none",
+            memory_limit_bytes=runtime.device.memory_bytes,
             profile=runtime.device.name,
             spans=[[s.kind, s.key, s.start_ns, s.end_ns] for s in runtime.log.spans],
         )

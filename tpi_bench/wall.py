@@ -32,6 +32,7 @@ class WallRuntime:
         self.ledger_bytes: dict[str, int] = defaultdict(int)
         self.is_computing = False
         self.num_steps = 0  # grows with every computation, message and read: a sign of life
+        self._areas: list[torch.Tensor] = []  # kept for the look at memory after the program
         self._mesh = mesh
         self._reader = reader
 
@@ -70,6 +71,7 @@ class WallRuntime:
         self.is_computing = True  # touching tens of gigabytes takes a while
         tensor.zero_()
         self.is_computing = False
+        self._areas.append(tensor)
         return tensor
 
     def hold(self, kind: str, nbytes: int) -> None:
