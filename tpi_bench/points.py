@@ -294,12 +294,8 @@ def _record(
     generation = outcome.generation
     if generation is not None and outcome.status == "ok":
         run |= metrics.summarise(generation)
-    run |= (
-        _round_trip(job, outcome)
-        | point_limits(job, outcome, limits, settings.testbed)
-        | checked
-        | provenance()
-    )
+    run |= point_limits(settings.system, job, outcome, limits, settings.testbed)
+    run |= _round_trip(job, outcome) | checked | provenance()
     modes = {device.read_mode for device in outcome.devices} - {"none"}
     unread = "unknown" if job.blocks else f"files of a library, {run['cache']} at the start"
     run["page_cache"] = ", ".join(sorted(modes)) or unread
