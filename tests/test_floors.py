@@ -10,7 +10,8 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 FLOORS = {
     0: "cache profiles fabric plans links workload metrics results provenance theory",
-    1: "models checkpoints weights runtime llama sampling sharder job gguf_import demo_model",
+    1: "models checkpoints weights runtime llama sampling sharder job demo_model "
+    "gguf_import gguf_export gguf_vocab",
     2: "collectives window",
     3: "engine generation",
     # injected, 3' in the design
@@ -38,6 +39,8 @@ NO_TORCH = [
     "checkpoints",
     "weights",
     "sharder",
+    "gguf_export",
+    "gguf_vocab",
     "job",
     "processes",
     "app",
