@@ -140,6 +140,7 @@ class _Server:
         import xllamacpp
 
         assert job.files is not None
+        _read_ahead(Path(job.files))
         params = _server_params(system, job)
         # It must listen somewhere. A socket in a private folder that is gone once it has started
         # is one that nobody can reach.
@@ -211,6 +212,18 @@ class _Stream:
             self.is_done = should_stop(self._request, self.result, self._limit)
         # At the limit the server ends by itself, and is then idle.
         return self.is_done and len(self.result.token_ids) < self._limit
+
+
+def _read_ahead(path: Path) -> None:
+    """Bring the file into the page cache, as llama.cpp will.
+
+    It holds Python's lock as long as it loads, and a device that does not answer would be taken for
+    one that hangs.
+    """
+    piece = bytearray(8 << 20)
+    with path.open("rb", buffering=0) as file:
+        while file.readinto(piece):
+            pass
 
 
 def _server_params(system: LlamaCppSystem, job: Job) -> Any:
