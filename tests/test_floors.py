@@ -11,7 +11,8 @@ ROOT = Path(__file__).resolve().parent.parent
 FLOORS = {
     0: "cache profiles fabric paging edgeshard plans links workload metrics results provenance "
     "theory",
-    1: "models checkpoints weights runtime llama sampling sharder job gguf_import demo_model",
+    1: "models checkpoints weights runtime llama sampling sharder job demo_model "
+    "gguf_import gguf_export gguf_vocab",
     2: "collectives window",
     3: "engine generation hf_generation",
     # injected, 3' in the design
@@ -41,6 +42,8 @@ NO_TORCH = [
     "checkpoints",
     "weights",
     "sharder",
+    "gguf_export",
+    "gguf_vocab",
     "job",
     "processes",
     "clean_fork",

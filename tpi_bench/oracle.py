@@ -7,6 +7,7 @@ of its own, and kept in the cache.
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,10 @@ from tpi_bench.sources import Model, hugging_face_folder
 def compare_with_oracle(
     settings: Settings, model: Model, job: Job, outcome: Outcome
 ) -> dict[str, Any]:
-    """`tokens_equal` and `max_logit_diff` (over all steps up to the first differing token)."""
+    """`tokens_equal` and `max_logit_diff` (over all steps up to the first differing token).
+
+    The difference is NaN for a system that gave no logits.
+    """
     assert outcome.generation is not None
     cache_dir = cache.cache_folder(settings.cache_dir)
     answer = _oracle_answer(settings, model, job, cache_dir)
@@ -31,7 +35,10 @@ def compare_with_oracle(
     same = next(
         (i for i, (a, b) in enumerate(zip(found, expected, strict=False)) if a != b), len(found)
     )
-    difference = in_helper(largest_difference, Path(job.logits_path or ""), answer, same + 1)
+    logits = Path(job.logits_path or "")
+    difference = math.nan
+    if logits.is_file():
+        difference = in_helper(largest_difference, logits, answer, same + 1)
     return {"tokens_equal": found == expected[: len(found)], "max_logit_diff": difference}
 
 

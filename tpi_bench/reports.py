@@ -23,7 +23,10 @@ def run_report(record: dict[str, Any]) -> dict[str, Any]:
         "limit_token_s": _number(run.get("limit_token_s")),
     }
     if "max_logit_diff" in run:
-        report |= {"tokens_equal": run["tokens_equal"], "max_logit_diff": run["max_logit_diff"]}
+        report |= {
+            "tokens_equal": run["tokens_equal"],
+            "max_logit_diff": _number(run["max_logit_diff"]),
+        }
     if run.get("error"):
         report["error"] = run["error"]
     return report
@@ -91,10 +94,9 @@ def generation_text(record: dict[str, Any]) -> str:
         lines.append(f"memory cap     {_cap_text(run, record['devices'])}")
     if "tokens_equal" in run:
         verdict = "equal those" if run["tokens_equal"] else "DIFFER from those"
-        lines.append(
-            f"check          tokens {verdict} of the oracle, largest logit difference "
-            f"{run['max_logit_diff']:.1e}"
-        )
+        difference = _number(run["max_logit_diff"])
+        logits = "no logits" if difference is None else f"largest logit difference {difference:.1e}"
+        lines.append(f"check          tokens {verdict} of the oracle, {logits}")
     if run["clock"] == "virtual":
         lines.append(
             f"note: virtual time with {run['cost']} cost"
