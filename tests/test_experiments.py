@@ -27,12 +27,23 @@ TINY = {
         "network.bandwidth_mbps=50",
     ],
     "fig_fidelity": ["model=debug", "repeat=0", "network.link_latency_ms=0.5"],
+    "fig_comparison": [
+        "model=debug",
+        "repeat=0",
+        "device.memory_mb=null",
+        "network.link_latency_ms=0",
+        "system=tpi_window2,galaxy,accelerate,llamacpp",
+    ],
+    "tab_case_study": ["model=debug", "repeat=0", "system=tpi_window4", "device.memory_mb=null"],
+    "tab_equivalence": ["model=debug", "prompt=one", "model.dtype=float32"],
     "exactness": ["model=debug"],
     "exactness_product": ["model=debug", "system.window=2", "workload.prompt_tokens=3"],
 }
 
 
-WITH_PROMPT = ("fig_latency", "fig_fidelity", "exactness")
+WITH_PROMPT = ("fig_latency", "fig_fidelity", "exactness", "tab_equivalence")
+
+OWN_DEVICES = ("fig_allreduce", "tab_case_study")
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
@@ -46,7 +57,7 @@ def test_an_experiment_runs_tiny(name: str, cache_dir: Path, tmp_path: Path) -> 
             "workload.num_new_tokens=3",
             *TINY[name],
             *(["workload.prompt_ids=[1,2,3]"] if name in WITH_PROMPT else []),
-            *(["testbed.num_devices=2"] if name != "fig_allreduce" else []),
+            *(["testbed.num_devices=2"] if name not in OWN_DEVICES else []),
             f"results_dir={tmp_path}",
             f"cache_dir={cache_dir}",
         ],

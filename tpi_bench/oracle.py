@@ -23,9 +23,10 @@ from tpi_bench.sources import Model, hugging_face_folder
 def compare_with_oracle(
     settings: Settings, model: Model, job: Job, outcome: Outcome
 ) -> dict[str, Any]:
-    """`tokens_equal` and `max_logit_diff` (over all steps up to the first differing token).
+    """What a row says of its tokens and logits beside the oracle's.
 
-    The difference is NaN for a system that gave no logits.
+    `num_same_tokens` at their places, `num_leading_tokens` before the first that differs, and
+    `max_logit_diff` over all steps up to it; NaN for a system that gave no logits.
     """
     assert outcome.generation is not None
     cache_dir = cache.cache_folder(settings.cache_dir)
@@ -39,7 +40,12 @@ def compare_with_oracle(
     difference = math.nan
     if logits.is_file():
         difference = in_helper(largest_difference, logits, answer, same + 1)
-    return {"tokens_equal": found == expected[: len(found)], "max_logit_diff": difference}
+    return {
+        "tokens_equal": found == expected[: len(found)],
+        "num_same_tokens": sum(a == b for a, b in zip(found, expected, strict=False)),
+        "num_leading_tokens": same,
+        "max_logit_diff": difference,
+    }
 
 
 def _oracle_answer(settings: Settings, model: Model, job: Job, cache_dir: Path) -> Path:
