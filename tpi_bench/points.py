@@ -19,6 +19,7 @@ from tpi_bench.helper import in_helper
 from tpi_bench.job import Job, Outcome
 from tpi_bench.limits import limits_of_host, point_limits
 from tpi_bench.links import VIRTUAL_ONLY
+from tpi_bench.memory import resident_bytes
 from tpi_bench.models import BYTES_PER_VALUE
 from tpi_bench.oracle import compare_with_oracle
 from tpi_bench.plans import Site
@@ -30,6 +31,8 @@ from tpi_bench.sharder import find_shards, shard, shard_folder
 from tpi_bench.sources import Model
 from tpi_bench.weights import BlockFile, planned_blocks, rank_blocks
 from tpi_bench.workload import make_request
+
+_PLANNED_SHARE = 0.95  # of a device's memory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +75,7 @@ def prepare(settings: Settings) -> Prepared:
     site = Site(
         proportions=shares,
         devices=_planned_devices(settings, devices, cache_dir),
-        memory_bytes=tuple(device.memory_bytes for device in devices) or memory_bytes,
+        memory_bytes=_rooms(tuple(d.memory_bytes for d in devices), memory_bytes),
         network=settings.network,
         bytes_per_value=BYTES_PER_VALUE[model.dtype],
         num_positions=request.length,
@@ -112,6 +115,22 @@ def _planned_devices(
         return tuple(devices)
     threads = settings.testbed.threads(settings.num_devices)
     return (ThisHost(threads=threads).load(cache_dir),) * settings.num_devices
+
+
+def _rooms(
+    virtual_bytes: tuple[int, ...], capped_bytes: tuple[int, ...] | None
+) -> tuple[int, ...] | None:
+    """What a planner may fill of each device's memory, less what a device of this host begins with.
+
+    Some is left for hidden states and for heads that cannot be cut.
+    """
+    if not virtual_bytes and capped_bytes is None:
+        return None
+    base = 0 if virtual_bytes else round(in_helper(resident_bytes)[0])
+    return tuple(
+        round(_PLANNED_SHARE * max(0, memory - base))
+        for memory in virtual_bytes or capped_bytes or ()
+    )
 
 
 def _check_testbed(settings: Settings) -> None:
