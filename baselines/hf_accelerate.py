@@ -67,8 +67,7 @@ class AccelerateSystem(LibrarySystem):
         logging.getLogger("accelerate").setLevel(logging.ERROR)  # it warns of every offload
         if self.offload == "cpu":
             return _with_layers_on_cpu(load_model(job.files, job.dtype))
-        if job.memory_bytes:
-            _give_freed_memory_back()
+        _give_freed_memory_back()
         layers = [f"model.layers.{i}" for i in range(job.config.num_layers)]
         device_map = dict.fromkeys(_IN_MEMORY, "cpu") | dict.fromkeys(layers, "disk")
         return load_model(job.files, job.dtype, device_map=device_map)
@@ -79,8 +78,7 @@ def _give_freed_memory_back() -> None:
 
     Weights that are converted at every use are allocated and freed all the time. glibc 2.36, left
     alone, ended with 0.2 to 0.6 GB in holes it does not use again, for a model of 0.4 GB in fp32,
-    and was killed with 0.4 GB of memory, where 0.1 GB does; the price is fresh pages at every use. So
-    it is done only where memory is capped.
+    and was killed with 0.4 GB of memory, where 0.1 GB does; the price is fresh pages at every use.
     """
     import ctypes
 
