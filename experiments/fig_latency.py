@@ -8,6 +8,7 @@ it again from stored rows with `python -m experiments.fig_latency FOLDER`.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from tpi_bench import figures
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 NAME = "fig_latency"
+_ALONE = "0.35"  # the colour of lines of one device
+_NAME_HEIGHT = 0.055  # of a panel
 
 
 def has_rows(runs: pd.DataFrame) -> bool:
@@ -70,11 +73,12 @@ def table(runs: pd.DataFrame) -> str:
 def draw(runs: pd.DataFrame) -> Figure:
     """Median token latency with the range of the repeats; dashed, each system's physical limit.
 
-    Measured rows and those of virtual time are panels side by side.
+    Measured rows and those of virtual time are panels side by side. What one device does alone is
+    a level grey line, named at the right.
     """
     good = _good(runs)
     clocks = [clock for clock in ("wall", "virtual") if (good.clock == clock).any()]
-    labels = list(dict.fromkeys(good.line))
+    labels = list(dict.fromkeys(good[good.num_devices > 1].line))
     colours = figures.palette(labels)
     figure = figures.new_figure(2.9, num_columns=len(clocks))
     panels = figure.subplots(1, len(clocks), squeeze=False)[0]
@@ -82,14 +86,14 @@ def draw(runs: pd.DataFrame) -> Figure:
         rows = good[good.clock == clock]
         latencies = sorted(rows.loc[rows.num_devices > 1, "link_latency_ms"].unique())
         for label, marker in zip(labels, figures.MARKERS, strict=False):
-            line = rows[rows.line == label]
-            if line.empty:
-                continue
-            if (line.num_devices == 1).all():
-                _draw_flat(axes, line, latencies, label, colours[label])
-            else:
+            line = rows[(rows.line == label) & (rows.num_devices > 1)]
+            if not line.empty:
                 _draw_line(axes, line, label, colours[label], marker)
+        alone = rows[rows.num_devices == 1]
+        for _, line in alone.groupby("line"):
+            _draw_flat(axes, line, latencies)
         figures.log_milliseconds(axes)
+        _name_at_right(axes, alone.groupby("line").token_latency_s.median() * 1e3)
         topology = rows.loc[rows.num_devices > 1, "topology"]
         hops = f", {topology.iloc[0]} topology" if len(topology) else ""
         axes.set_xlabel(f"link latency (ms a hop{hops})")
@@ -99,6 +103,8 @@ def draw(runs: pd.DataFrame) -> Figure:
     for axes in panels:
         lines, names = axes.get_legend_handles_labels()
         handles |= dict(zip(names, lines, strict=True))
+    if (good.num_devices == 1).any():
+        handles["one device alone"] = panels[0].plot([], [], color=_ALONE)[0]
     (limit,) = panels[0].plot([], [], color="0.4", linestyle="--", linewidth=0.7)
     handles["physical limit of each"] = limit
     columns = 2 * len(clocks)
@@ -131,26 +137,39 @@ def _draw_line(axes: Axes, rows: pd.DataFrame, label: str, colour: object, marke
     axes.plot(limit.index, limit, color=colour, linestyle="--", linewidth=0.7)
 
 
-def _draw_flat(
-    axes: Axes, rows: pd.DataFrame, latencies: list[float], label: str, colour: object
-) -> None:
+def _draw_flat(axes: Axes, rows: pd.DataFrame, latencies: list[float]) -> None:
     """A single device knows no link: a line across, with the range as a band."""
     ends = [min(latencies, default=0.0), max(latencies, default=1.0)]
     times = rows.token_latency_s * 1e3
-    axes.plot(ends, [times.median()] * 2, color=colour, label=label)
-    axes.fill_between(ends, times.min(), times.max(), color=colour, alpha=0.2, linewidth=0)
-    axes.plot(
-        ends, [rows.limit_token_s.median() * 1e3] * 2, color=colour, linestyle="--", linewidth=0.7
-    )
+    axes.plot(ends, [times.median()] * 2, color=_ALONE)
+    axes.fill_between(ends, times.min(), times.max(), color=_ALONE, alpha=0.2, linewidth=0)
+    limit = rows.limit_token_s.median() * 1e3
+    axes.plot(ends, [limit] * 2, color=_ALONE, linestyle="--", linewidth=0.7)
+
+
+def _name_at_right(axes: Axes, times: pd.Series) -> None:
+    """The names of level lines beside the panel, each at its line's height or just above others."""
+    low, high = (math.log(end) for end in axes.get_ylim())
+    height = -1.0
+    for name, time in times.sort_values().items():
+        height = max((math.log(time) - low) / (high - low), height + _NAME_HEIGHT)
+        axes.text(
+            1.01,
+            height,
+            str(name),
+            color=_ALONE,
+            fontsize=6,
+            verticalalignment="center",
+            transform=axes.transAxes,
+        )
 
 
 def _line_name(row: dict) -> str:
     """As in the legend of both panels: without what the virtual panel's title says of all lines."""
     if row["clock"] == "wall":
-        return row["label"]
+        return row["label"].removesuffix(", 1 device")
     name = row["label"].partition(f", {row['num_devices']} device")[0]
-    name = name.removesuffix(f" window {row['system_window']}")
-    return f"{name}, 1 device" if row["num_devices"] == 1 else name
+    return name.removesuffix(f" window {row['system_window']}")
 
 
 def _good(runs: pd.DataFrame) -> pd.DataFrame:

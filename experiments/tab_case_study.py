@@ -23,6 +23,10 @@ NAME = "tab_case_study"
 PAPER_ROWS = Path(__file__).with_name("paper_table3.csv")
 # Who stands for whom where a real library knows no virtual time.
 _STANDS_FOR = {"mmap": "transformers", "blocking": "accelerate"}
+_TITLES = {
+    "virtual": "laptops of the paper, virtual time (mmap and blocking for the libraries)",
+    "wall": "measured here",
+}
 
 
 def has_rows(runs: pd.DataFrame) -> bool:
@@ -99,7 +103,7 @@ def draw(runs: pd.DataFrame) -> Figure:
         axes.set_yscale("log")
         figures.plain_numbers(axes.yaxis)
         axes.grid(False, axis="x")
-        title = "laptops of the paper, virtual time" if clock == "virtual" else "measured here"
+        title = _TITLES[clock]
         axes.set_title(title, fontsize=7.5)
     panels[0].set_ylabel("token latency (s)")
     handles = [panels[0].bar([0], [np.nan], color=colours[case], label=case) for case in cases]

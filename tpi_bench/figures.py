@@ -163,10 +163,14 @@ def labels(rows: pd.DataFrame, along: Sequence[str] = ()) -> list[str]:
         kinds = rows[column].groupby(names).transform("nunique")
         values = rows[column].tolist()
         names = [
-            f"{name}, {pattern.format(value)}" if count > 1 else name
+            f"{name}, {_singular(pattern.format(value))}" if count > 1 else name
             for name, value, count in zip(names, values, kinds, strict=True)
         ]
     return names
+
+
+def _singular(words: str) -> str:
+    return words.removesuffix("s") if words.startswith("1 ") else words
 
 
 def median_and_range(values: pd.Series, pattern: str) -> str:
