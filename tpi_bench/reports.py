@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from tpi_bench.figures import system_name
+
 _DEVICE_FIELDS = ("rank", "peak_anon_bytes", "peak_file_bytes", "weight_bytes_read")
 
 
@@ -125,12 +127,11 @@ def point_line(record: dict[str, Any] | None) -> str:
     if record is None:
         return "no record"
     run = record["run"]
-    name = " ".join(
-        str(part)
-        for part in (run["system"], run.get("system_collective"), run.get("system_window"))
-        if part not in (None, "None") and part == part
-    )
-    where = f"{name}, {run['num_devices']} devices, {run['link_latency_ms']:g} ms a hop"
+    where = f"{system_name(run)}, {run['num_devices']} device"
+    if run["num_devices"] > 1:
+        where += f"s, {run['link_latency_ms']:g} ms a hop"
+    if not math.isnan(run["memory_mb"]):
+        where += f", {run['memory_mb']:g} MB"
     where += f", repeat {run['repeat']}"
     if run["status"] != "ok":
         return f"{where}: {run['status']}: {run['error']}"
