@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+TEST_WORKERS ?= 2
 
 .DEFAULT_GOAL := help
 .PHONY: help install fig_latency exactness test test_product lint types check clean clean_cache
@@ -26,8 +27,8 @@ fig_latency: $(STAMP)  ## The main job: token latency against link latency, tabl
 exactness: $(STAMP)  ## Tokens and logits of every system against Transformers, on the demo model
 	$(BIN)/python -m tpi_bench +experiment=exactness
 
-test: $(STAMP)  ## All tests
-	$(BIN)/python -m pytest
+test: $(STAMP)  ## All tests, TEST_WORKERS=2 at a time
+	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist worksteal
 
 test_product: $(STAMP)  ## Every variant x devices x collective x window x prompt against Transformers (an hour)
 	$(BIN)/python -m pytest -m product tests/test_exact.py

@@ -52,12 +52,12 @@ def draw(runs: pd.DataFrame) -> Figure:
     labels = list(dict.fromkeys(rows.label))
     kinds = list(dict.fromkeys(rows.precision))
     shares = np.full((len(labels), len(kinds)), np.nan)
-    figure = figures.new_figure(0.9 + 0.19 * len(labels))
+    figure = figures.new_figure(0.9 + 0.25 * len(labels))
     axes = figure.subplots()
     for row in rows.to_dict("records"):
         at = labels.index(row["label"]), kinds.index(row["precision"])
         shares[at] = row["same"] / row["num"]
-        logits = f" ({row['logits']:.0e})" if row["logits"] == row["logits"] else ""
+        logits = f"\n{row['logits']:.1g}" if row["logits"] == row["logits"] else ""
         colour = "w" if shares[at] < 0.5 else "k"
         text = f"{shares[at]:.0%}{logits}"
         axes.text(at[1], at[0], text, ha="center", va="center", fontsize=5.5, color=colour)
@@ -65,15 +65,21 @@ def draw(runs: pd.DataFrame) -> Figure:
     axes.set_xticks(range(len(kinds)), kinds)
     axes.set_yticks(range(len(labels)), labels)
     axes.grid(False)
-    axes.set_title("tokens equal to Transformers' (largest logit difference)", fontsize=7)
+    axes.set_title("tokens equal to Transformers'\nand largest logit difference", fontsize=7)
     return figure
 
 
 def _summary(runs: pd.DataFrame) -> pd.DataFrame:
     """A row a system and precision, over all its prompts."""
     rows = _checked(runs)
-    rows["label"] = [figures.system_name(row) for row in rows.to_dict("records")]
-    rows["precision"] = rows.dtype
+    rows["label"] = [
+        figures.system_name(row).removesuffix(f" {row.get('system_weights')}")
+        for row in rows.to_dict("records")
+    ]
+    rows["precision"] = [
+        weights if str(weights).startswith("Q") else dtype
+        for weights, dtype in zip(rows.get("system_weights", rows.dtype), rows.dtype, strict=True)
+    ]
     groups = rows.groupby(["label", "precision"], sort=False)
     return groups.agg(
         equal_runs=("tokens_equal", lambda equal: f"{int(equal.sum())}/{len(equal)}"),

@@ -14,10 +14,10 @@ EXPERIMENTS = sorted(path.stem for path in (ROOT / "conf" / "experiment").glob("
 
 
 TINY = {
-    "fig_latency": ["model=debug", "repeat=0", "network.link_latency_ms=0,0.5"],
+    "fig_latency": ["model=debug", "repeat=0", "network.link_latency_ms=0.5"],
     "fig_allreduce": [
         "system.collective=star,direct",
-        "testbed.num_devices=2,4",
+        "testbed.num_devices=3",
         "network.link_latency_ms=0.5",
     ],
     "fig_scaling": [
@@ -35,9 +35,19 @@ TINY = {
         "system=tpi_window2,galaxy,accelerate,llamacpp",
     ],
     "tab_case_study": ["model=debug", "repeat=0", "system=tpi_window4", "device.memory_mb=null"],
-    "tab_equivalence": ["model=debug", "prompt=one", "model.dtype=float32"],
+    "tab_equivalence": [
+        "model=debug",
+        "prompt=one",
+        "model.dtype=float32",
+        "system=tpi,galaxy,accelerate,llamacpp,llamacpp_q8_0",
+    ],
     "exactness": ["model=debug"],
-    "exactness_product": ["model=debug", "system.window=2", "workload.prompt_tokens=3"],
+    "exactness_product": [
+        "model=debug",
+        "system=tpi,tpi_tree",
+        "system.window=2",
+        "workload.prompt_tokens=3",
+    ],
 }
 
 

@@ -25,12 +25,13 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from tpi_bench import cache, sweeper
 from tpi_bench.config import Settings, build_settings
 from tpi_bench.helper import HelperDied
 from tpi_bench.reports import error_report, generation_text, point_line, run_report
-from tpi_bench.results import ResultsFolder, is_result
+from tpi_bench.results import ResultsFolder, differs_from_oracle, is_result
 
 CONFIG_FOLDER = Path(__file__).resolve().parent.parent / "conf"
 _OVERRIDES_FILE = "overrides.json"
@@ -65,14 +66,23 @@ def main() -> None:
     except BrokenPipeError:  # whoever read our output has gone, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    except (*_HYDRA_ERRORS, ValueError, OSError) as error:
+    except (*_HYDRA_ERRORS, YAMLError, ValueError, OSError) as error:
         _fail("json" if "report=json" in arguments else "text", one_line(error))
 
 
 def run_task(cfg: DictConfig) -> None:
-    """One point. In a sweep a failed point is a row; bad input always ends the program."""
+    """One point. In a sweep a failed point is a row; bad input ends the program.
+
+    Where a sweep has begun well, settings that do not go together are left out of it.
+    """
     try:
-        settings = build_settings(cfg, HydraConfig.get().overrides.task)
+        try:
+            settings = build_settings(cfg, HydraConfig.get().overrides.task)
+        except ValueError as error:
+            if _is_later_point():
+                print(f"left out: {one_line(error)}", file=sys.stderr)
+                return
+            raise
         if settings.task == "calibrate":
             _calibrate(settings)
         elif settings.task == "generate":
@@ -90,6 +100,11 @@ def run_task(cfg: DictConfig) -> None:
         _fail(cfg.report, f"{type(error).__name__}: {one_line(error)} (a defect; please report it)")
 
 
+def _is_later_point() -> bool:
+    config = HydraConfig.get()
+    return config.mode == RunMode.MULTIRUN and int(config.job.num) > 0
+
+
 def _generate(settings: Settings) -> None:
     from tpi_bench import points, text
 
@@ -97,7 +112,7 @@ def _generate(settings: Settings) -> None:
     if settings.report == "json":
         record = points.measure(prepared)
         print(json.dumps(run_report(record)), flush=True)
-        _exit_unless_ok(record, None)
+        _exit_unless_good(record)
         return
     stream = text.TextStream(prepared.model.folder) if prepared.model.folder else None
     print(points.describe(prepared), file=sys.stderr)
@@ -106,9 +121,10 @@ def _generate(settings: Settings) -> None:
         print(stream.add(token) if stream else f"{token} ", end="", flush=True)
 
     record = points.measure(prepared, show)
-    _exit_unless_ok(record, record["run"]["error"])
-    print("\n")
-    print(generation_text(record))
+    if record["run"]["status"] == "ok":
+        print("\n")
+        print(generation_text(record))
+    _exit_unless_good(record)
 
 
 def _calibrate(settings: Settings) -> None:
@@ -131,7 +147,10 @@ def _measure(settings: Settings, folder: Path) -> None:
     try:
         record = points.measure(points.prepare(settings))
     except (ValueError, OSError, HelperDied) as error:
-        record = points.failure_record(settings, error)
+        record = points.failure_record(settings, one_line(error))
+    except Exception as error:  # a defect of one system is no reason to lose the others' points
+        traceback.print_exc()
+        record = points.failure_record(settings, f"{type(error).__name__}: {one_line(error)}")
     results.save(settings.point, record)
 
 
@@ -148,15 +167,18 @@ def _measure_alone(settings: Settings) -> None:
     if settings.report == "json":
         print(json.dumps(run_report(record)), flush=True)
     else:
-        print(generation_text(record))
+        if record["run"]["status"] == "ok":
+            print(generation_text(record))
         print(f"rows: {folder}")
-    _exit_unless_ok(record, record["run"]["error"])
+    _exit_unless_good(record)
 
 
-def _exit_unless_ok(record: dict[str, Any], message: str | None) -> None:
-    if record["run"]["status"] != "ok":
-        if message:
-            print(f"\n{record['run']['status']}: {message}", file=sys.stderr)
+def _exit_unless_good(record: dict[str, Any]) -> None:
+    """With `check=true` other tokens than the oracle's are a failure too."""
+    run = record["run"]
+    if run["status"] != "ok":
+        print(f"{run['status']}: {run['error']}", file=sys.stderr)
+    if run["status"] != "ok" or not run.get("tokens_equal", True):
         sys.exit(1)
 
 
@@ -195,7 +217,10 @@ class ExperimentCallback(Callback):
             return
         self._bar.update()
         if self._bar.disable:
-            settings = build_settings(job_return.cfg, job_return.overrides)
+            try:
+                settings = build_settings(job_return.cfg, job_return.overrides)
+            except ValueError:  # said and left out
+                return
             record = ResultsFolder(Path(config.hydra.sweep.dir)).load(settings.point)
             done = int(config.hydra.job.num) + 1
             print(
@@ -221,8 +246,8 @@ def finish_experiment(folder: Path, figure: str | None, report: str) -> bool:
     from tpi_bench import figures
 
     runs = ResultsFolder(folder).write_tables()["runs"]
-    failed = runs[runs.status != "ok"]
-    is_good = bool(is_result(runs).all())
+    failed, differing = runs[runs.status != "ok"], runs[differs_from_oracle(runs)]
+    is_good = bool(is_result(runs).all()) and differing.empty
     written = [folder / "runs.csv"]
     if "token_latency_s" in runs and figure:
         experiment = importlib.import_module(figure)
@@ -241,6 +266,8 @@ def finish_experiment(folder: Path, figure: str | None, report: str) -> bool:
         print(runs[shown].to_string(index=False))
     for row in failed.to_dict("records"):
         print(f"failed: {point_line({'run': row})}", file=sys.stderr)
+    for row in differing.to_dict("records"):
+        print(f"not the oracle's tokens: {point_line({'run': row})}", file=sys.stderr)
     print(*written, sep="\n", file=sys.stderr)
     if report == "json":
         counts = {
@@ -256,9 +283,10 @@ def num_points(config: DictConfig) -> int:
     """How many points Hydra's own sweeper will make of the experiment and the command line."""
     parts = config.hydra.sweeper
     arguments = [text for text in sys.argv[1:] if "=" in text and not text.startswith("-")]
-    return len(
-        sweeper.jobs_of_grids(parts.get("params") or {}, parts.get("grids") or [{}], arguments)
+    jobs, _ = sweeper.jobs_of_grids(
+        parts.get("params") or {}, parts.get("grids") or [{}], arguments
     )
+    return len(jobs)
 
 
 def with_stored_overrides(arguments: list[str]) -> list[str]:

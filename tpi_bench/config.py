@@ -207,8 +207,12 @@ def _make(values: dict[str, Any], group: str) -> Any:
     module, _, name = target.rpartition(".")
     try:
         cls = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, SyntaxError) as error:
         raise ValueError(f"{group}._target_={target} cannot be loaded: {error}") from error
+    if not dataclasses.is_dataclass(cls):
+        raise ValueError(f"{group}._target_={target} is not a dataclass; give it @dataclass")
+    if missing := getattr(cls, "__abstractmethods__", None):
+        raise ValueError(f"{group}._target_={target} does not define {', '.join(sorted(missing))}")
     return make_dataclass(cls, {k: v for k, v in values.items() if k != "_target_"}, group)
 
 

@@ -74,10 +74,11 @@ class Plan:
 def split_proportional(total: int, proportions: Sequence[float]) -> list[Range]:
     """Cut range(total) into consecutive parts near `proportions`, each at least 1 long.
 
-    Largest remainder; ties go to the lower rank.
+    Largest remainder; ties go to the lower rank. Raises ValueError for more parts than there is.
     """
     num_parts = len(proportions)
-    assert total >= num_parts
+    if total < num_parts:
+        raise ValueError(f"{total} cannot be cut into {num_parts} parts; use fewer devices")
     spare = total - num_parts
     weight = sum(proportions)
     ideal = [max(0.0, total * p / weight - 1) for p in proportions]

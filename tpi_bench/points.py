@@ -168,7 +168,8 @@ def describe(prepared: Prepared) -> str:
         else ", sharing cores"
     )
     return (
-        f"{settings.system.name}: {prepared.model.name} on {job.num_devices} devices "
+        f"{settings.system.name}: {prepared.model.name} on {job.num_devices} device"
+        f"{'s' if job.num_devices > 1 else ''} "
         f"({job.threads_per_device} threads each{share}; "
         f"{links if job.num_devices > 1 else 'no network'})"
     )
@@ -220,10 +221,13 @@ def measure(prepared: Prepared, on_token: Callable[[int], None] | None = None) -
         with tempfile.TemporaryDirectory(prefix="tpi_bench-") as scratch:
             job = replace(job, logits_path=str(Path(scratch) / "logits.pt"))
             outcome = settings.testbed.run(job, on_token, cache_dir)
-            if outcome.status == "ok":
+            if outcome.status == "ok" and outcome.generation and outcome.generation.token_ids:
                 checked = compare_with_oracle(prepared.settings, prepared.model, job, outcome)
     else:
         outcome = settings.testbed.run(job, on_token, cache_dir)
+    generation = outcome.generation
+    if outcome.status == "ok" and (generation is None or not generation.token_ids):
+        outcome.status, outcome.error = "error", "rank 0 generated no token"
     checked |= found
     record = _record(prepared, outcome, limits, started, checked)
     if limits is not None and _beats_its_limit(record):  # the host was busy then, and is less now
@@ -246,10 +250,10 @@ def _beats_its_limit(record: dict[str, Any]) -> bool:
     return bool(run["status"] == "ok" and run["token_latency_s"] < run["limit_token_s"])
 
 
-def failure_record(settings: Settings, error: Exception) -> dict[str, Any]:
-    """The record of a point that could not be prepared."""
+def failure_record(settings: Settings, error: str) -> dict[str, Any]:
+    """The record of a point that could not be prepared or run."""
     started = datetime.datetime.now(datetime.UTC).isoformat()
-    run = _identity(settings) | {"started": started, "status": "error", "error": str(error)}
+    run = _identity(settings) | {"started": started, "status": "error", "error": error}
     return {"run": run | provenance(), "tokens": [], "devices": []}
 
 

@@ -195,7 +195,8 @@ class Launch:
                 self._trouble.hangs[device.rank] = f"hangs: it has made no progress for {limit}"
         if running and all(now_s - device.moved_s > 2 * limit_s for device in running):
             rank = running[0].rank
-            self._trouble.hangs.setdefault(rank, f"hangs: all devices have waited for {limit}")
+            waited = f"{2 * limit_s:g} s (twice network.timeout_s)"
+            self._trouble.hangs.setdefault(rank, f"hangs: all devices have waited for {waited}")
         for device in running:
             self._say(device, b"status")
 

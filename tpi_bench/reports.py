@@ -48,10 +48,8 @@ def error_report(message: str) -> dict[str, Any]:
 
 
 def generation_text(record: dict[str, Any]) -> str:
-    """Speed beside its limit, and each device's memory, in a few lines."""
+    """Speed beside its limit, and each device's memory, in a few lines, of a point that is ok."""
     run = record["run"]
-    if run["status"] != "ok":
-        return f"{run['status']}: {run['error']}"
     latency, limit = run["token_latency_s"], run["limit_token_s"]
     lines = [
         f"TTFT           {run['ttft_s'] * 1e3:9.1f} ms   ({run['prompt_tokens']} prompt tokens)"
@@ -104,6 +102,10 @@ def generation_text(record: dict[str, Any]) -> str:
             f"note: virtual time with {run['cost']} cost"
             + ("; the tokens mean nothing" if run["cost"] == "modelled" else "")
         )
+    if latency < limit:
+        lines.append(
+            "note: faster than its limit, so the host was busier when the limit was measured"
+        )
     if run["devices_share_cores"]:
         lines.append(
             f"note: {run['num_devices']} devices share {run['cores']} cores; real devices would not"
@@ -135,9 +137,10 @@ def point_line(record: dict[str, Any] | None) -> str:
     where += f", repeat {run['repeat']}"
     if run["status"] != "ok":
         return f"{where}: {run['status']}: {run['error']}"
-    return (
-        f"{where}: {run['token_latency_s'] * 1e3:.1f} ms a token, TTFT {run['ttft_s'] * 1e3:.1f} ms"
-    )
+    where += f": {run['token_latency_s'] * 1e3:.1f} ms a token, TTFT {run['ttft_s'] * 1e3:.1f} ms"
+    if run.get("tokens_equal") in (True, False):  # NaN in a table with rows that were not checked
+        where += ", tokens as the oracle's" if run["tokens_equal"] else ", OTHER TOKENS"
+    return where
 
 
 def _ms(seconds: float) -> str:

@@ -81,6 +81,18 @@ def is_result(runs: pd.DataFrame) -> pd.Series:
     return answers
 
 
+def differs_from_oracle(runs: pd.DataFrame) -> pd.Series:
+    """Which rows should have the oracle's tokens and have others: fp32, in values and weights.
+
+    Narrower numbers round differently, and are compared but not judged.
+    """
+    if "tokens_equal" not in runs:
+        return runs.status.isna()
+    weights = runs.get("system_weights", runs.status).astype(str)
+    is_exact = (runs.dtype == "float32") & ~weights.str.startswith("Q")
+    return is_exact & (runs.status == "ok") & runs.tokens_equal.eq(False)
+
+
 def read_runs(folder: Path) -> pd.DataFrame:
     """The run table of a results folder. Raises ValueError when there is none."""
     import pandas as pd

@@ -1,17 +1,21 @@
 """Hydra's sweeper for several products of values in one experiment, one after another.
 
 `hydra.sweeper.params` holds what all of them sweep, each entry of `hydra.sweeper.grids` what one of
-them adds or changes; the command line overrides both. Without grids it does what Hydra's basic
-sweeper does, and launcher plug-ins work as with that one.
+them adds or changes; the command line overrides both. Then two grids can name the same point, which
+is run once, and one can set what another system has and this one has not: such points are left out.
+Without grids it does what Hydra's basic sweeper does, and launcher plug-ins work as with that one.
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
@@ -22,6 +26,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 NAME = "hydra_plugins.tpi_bench.GridSweeper"
+SYSTEMS_FOLDER = Path(__file__).resolve().parent.parent / "conf" / "system"
 
 
 def register() -> None:
@@ -58,7 +63,9 @@ class GridSweeper(Sweeper):
         folder = Path(self.config.hydra.sweep.dir)
         folder.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(self.config, folder / "multirun.yaml")
-        jobs = jobs_of_grids(self._params, self._grids, arguments)
+        jobs, left_out = jobs_of_grids(self._params, self._grids, arguments)
+        for reason, count in left_out.items():
+            print(f"{count} points are left out: {reason}", file=sys.stderr)
         self.validate_batch_is_legal(jobs)
         results = self.launcher.launch(jobs, initial_job_idx=0)
         for result in results:
@@ -68,20 +75,53 @@ class GridSweeper(Sweeper):
 
 def jobs_of_grids(
     params: Mapping[str, Any], grids: Sequence[Mapping[str, Any]], arguments: Sequence[str]
-) -> list[list[str]]:
-    """The overrides of every job: for each grid the product of all choices, the last key fastest.
+) -> tuple[list[list[str]], dict[str, int]]:
+    """The overrides of every job, and how many points are left out for which reason.
 
-    A key that is given again keeps its place and takes the later choices.
+    For each grid the product of all choices, the last key fastest. A key that is given again keeps
+    its place and takes the later choices.
     """
     parser = OverridesParser.create()
-    jobs: list[list[str]] = []
+    given = {override.get_key_element() for override in parser.parse_overrides(list(arguments))}
+    jobs: dict[frozenset[str], list[str]] = {}
+    left_out: dict[str, int] = {}
     for grid in grids:
         texts = [f"{key}={value}" for key, value in [*params.items(), *grid.items()]]
         choices: dict[str, list[str]] = {}
         for override in parser.parse_overrides([*texts, *arguments]):
             choices[override.get_key_element()] = _choices(override)
-        jobs += [list(job) for job in itertools.product(*choices.values())]
-    return jobs
+        for job in itertools.product(*choices.values()):
+            if reason := _misfit(job, given):
+                left_out[reason] = left_out.get(reason, 0) + 1
+            else:
+                jobs.setdefault(frozenset(job), list(job))
+    return list(jobs.values()), left_out
+
+
+def _misfit(job: Sequence[str], given: set[str]) -> str | None:
+    """A setting of an experiment that the job's system does not have.
+
+    What was `given` by hand is left to Hydra, which refuses it.
+    """
+    values = dict(text.split("=", 1) for text in job if "=" in text)
+    known = _settings_of(values.get("system", ""))
+    for key in values:
+        if known and key.startswith("system.") and key not in given:
+            name = key.removeprefix("system.")
+            if name not in known:
+                return f"system={values['system']} has no {name}"
+    return None
+
+
+@functools.cache
+def _settings_of(system: str) -> frozenset[str]:
+    """The keys of a system's YAML with what it builds on; empty for one that is not in `conf`."""
+    path = SYSTEMS_FOLDER / f"{system}.yaml"
+    if not path.is_file():
+        return frozenset()
+    own = yaml.safe_load(path.read_text())
+    below = [name for name in own.get("defaults", []) if name != "_self_"]
+    return frozenset(own).union(*(_settings_of(name) for name in below))
 
 
 def _choices(override: Override) -> list[str]:

@@ -8,6 +8,7 @@ on block files (`baselines/pipeline.py`), `LibrarySystem` a real library in one 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
@@ -85,7 +86,7 @@ class _Defaults:
         return model_dtype
 
 
-class EngineSystem(_Defaults):
+class EngineSystem(_Defaults, ABC):
     """A rank program over the runtime and block files: any number of devices, any testbed."""
 
     max_devices: ClassVar[int | None] = None
@@ -94,8 +95,20 @@ class EngineSystem(_Defaults):
     def files(self, model: Model, cache_dir: Path) -> Path | None:
         return None
 
+    @abstractmethod
+    def plan(self, config: ModelConfig, site: Site) -> Plan | None:
+        """As in `System`."""
 
-class LibrarySystem(_Defaults):
+    @abstractmethod
+    def sync_steps(self, job: Job) -> int:
+        """As in `System`."""
+
+    @abstractmethod
+    def run_device(self, rt: Runtime, job: Job, output: Output) -> Generation | None:
+        """As in `System`."""
+
+
+class LibrarySystem(_Defaults, ABC):
     """A real library in one process of this host, on files of its own."""
 
     max_devices: ClassVar[int | None] = 1
@@ -114,6 +127,10 @@ class LibrarySystem(_Defaults):
 
     def sync_steps(self, job: Job) -> int:
         return 0
+
+    @abstractmethod
+    def run_device(self, rt: Runtime, job: Job, output: Output) -> Generation | None:
+        """As in `System`."""
 
     def token_weight_bytes(self, job: Job) -> int:
         """Bytes of weights that a token touches, all but the rows it looks up in an embedding."""

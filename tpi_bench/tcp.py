@@ -94,8 +94,9 @@ class Mesh:
     def recv(self, src: int, out: np.ndarray) -> None:
         """The next frame from `src` into `out` (contiguous uint8 of exactly the frame's length)."""
         self.waiting_for = src
-        self._fill(src, [self._header, out.data])
+        self._fill(src, out)
         flight = self._check_header(src, out.nbytes)
+        self._received[src] = (self._received[src] + 1) & 0xFFFFFFFF
         if self._network.is_emulated:
             sleep_until(self._arrival(src, flight, out.nbytes))
         self.waiting_for = None
@@ -107,14 +108,17 @@ class Mesh:
         for connection in self._sockets.values():
             connection.close()
 
-    def _fill(self, src: int, parts: list[memoryview]) -> None:
+    def _fill(self, src: int, out: np.ndarray) -> None:
         connection = self._sockets[src]
+        parts = [memoryview(self._header), out.data]
         patience_s = self._network.timeout_s * (_WATCHED_PATIENCE if self._is_watched else 1)
         deadline_ns = time.monotonic_ns() + round(patience_s * 1e9)
         while parts:
             try:
                 got = connection.recvmsg_into(parts)[0]
             except BlockingIOError:
+                if len(parts) == 1:  # of a frame that is too short, no more will come
+                    self._check_header(src, out.nbytes)
                 self._wait_readable(src, deadline_ns)
                 continue
             except OSError as error:
@@ -146,7 +150,6 @@ class Mesh:
                 f"sent a frame of {length} bytes, number {sequence}, where {nbytes} bytes, "
                 f"number {self._received[src]}, were due",
             )
-        self._received[src] = (sequence + 1) & 0xFFFFFFFF
         return Flight(first_ns, last_ns)
 
     def _arrival(self, src: int, flight: Flight, nbytes: int) -> int:
