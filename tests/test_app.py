@@ -332,21 +332,27 @@ runpy.run_module("tpi_bench", run_name="__main__")
     assert (done.returncode, done.stderr) == (130, "stopped\n")
 
 
-def test_a_seed_fixes_sampled_tokens(cache_dir: Path) -> None:
-    def tokens(seed: int) -> list[int]:
-        done = run(
-            "report=json",
-            "model=debug",
-            "workload.prompt_ids=[1,2,3]",
-            "workload.temperature=1.5",
-            f"workload.seed={seed}",
-            "workload.num_new_tokens=12",
-            cache_dir=cache_dir,
-        )
-        return report_of(done)["token_ids"]
-
-    assert tokens(1) == tokens(1)
-    assert tokens(1) != tokens(2)
+def test_a_seed_fixes_sampled_tokens(cache_dir: Path, tmp_path: Path) -> None:
+    done = run(
+        "-m",
+        "task=measure",
+        "name=seeds",
+        "model=debug",
+        "workload.prompt_ids=[1,2,3]",
+        "workload.temperature=1.5",
+        "workload.seed=1,2",
+        "workload.num_new_tokens=12",
+        "repeat=0,1",
+        f"results_dir={tmp_path}",
+        cache_dir=cache_dir,
+    )
+    assert done.returncode == 0, done.stderr
+    (folder,) = (tmp_path / "seeds").iterdir()
+    tokens = pd.read_parquet(folder / "tokens.parquet").groupby("point", sort=False).token_id
+    first, again, other, other_again = (tuple(ids) for _, ids in tokens)
+    assert first == again
+    assert other == other_again
+    assert first != other
 
 
 def test_num_points_counts_overrides_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,12 @@ EXPERIMENTS = sorted(path.stem for path in (ROOT / "conf" / "experiment").glob("
 
 
 TINY = {
-    "fig_latency": ["model=debug", "repeat=0", "network.link_latency_ms=0.5"],
+    "fig_latency": [
+        "model=debug",
+        "repeat=0",
+        "network.link_latency_ms=0.5",
+        "system=tpi,tpi_window2,pipeline",
+    ],
     "fig_allreduce": [
         "system.collective=star,direct",
         "testbed.num_devices=3",
@@ -26,7 +31,12 @@ TINY = {
         "device.paper_emulated.used_cores=1",
         "network.bandwidth_mbps=50",
     ],
-    "fig_fidelity": ["model=debug", "repeat=0", "network.link_latency_ms=0.5"],
+    "fig_fidelity": [
+        "model=debug",
+        "repeat=0",
+        "network.link_latency_ms=0.5",
+        "system=tpi,tpi_window2,pipeline",
+    ],
     "fig_comparison": [
         "model=debug",
         "repeat=0",
@@ -41,10 +51,11 @@ TINY = {
         "model.dtype=float32",
         "system=tpi,galaxy,accelerate,llamacpp,llamacpp_q8_0",
     ],
-    "exactness": ["model=debug"],
+    "exactness": ["model=debug", "system=tpi,tpi_direct,pipeline"],
     "exactness_product": [
         "model=debug",
-        "system=tpi,tpi_tree",
+        "system=tpi",
+        "system.collective=tree",
         "system.window=2",
         "workload.prompt_tokens=3",
     ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from hydra import compose, initialize_config_dir
 
@@ -99,11 +100,21 @@ def test_a_device_that_fails_is_a_row(
     assert reason in report["error"]
 
 
-@pytest.mark.parametrize("network", ["none", "switch", "paper", "wifi", "wan", "mesh"])
-def test_every_network_runs_and_says_what_it_is(network: str, cache_dir: Path) -> None:
+def test_every_network_runs_and_says_what_it_is(cache_dir: Path, tmp_path: Path) -> None:
+    names = ["none", "switch", "paper", "wifi", "wan", "mesh"]
     done = run(
-        *VIRTUAL, f"network={network}", "testbed.num_devices=3", "report=json", cache_dir=cache_dir
+        "-m",
+        "task=measure",
+        "name=networks",
+        *VIRTUAL,
+        f"network={','.join(names)}",
+        "testbed.num_devices=3",
+        f"results_dir={tmp_path}",
+        cache_dir=cache_dir,
     )
-    report = report_of(done)
-    assert report["status"] == "ok"
-    assert min(report["token_latencies_s"]) > report["limit_token_s"]
+    assert done.returncode == 0, done.stderr
+    (folder,) = (tmp_path / "networks").iterdir()
+    runs = pd.read_parquet(folder / "runs.parquet")
+    assert (runs.status == "ok").all()
+    assert runs.topology.tolist() == names
+    assert (runs.token_latency_s > runs.limit_token_s).all()
