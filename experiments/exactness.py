@@ -49,7 +49,7 @@ def draw(runs: pd.DataFrame) -> Figure:
     colours = figures.palette(labels)
     figure = figures.new_figure()
     axes = figure.subplots()
-    for label, marker in zip(labels, figures.MARKERS, strict=False):
+    for label, marker in figures.with_markers(labels):
         line = rows[rows.label == label].groupby("num_devices").max_logit_diff.max()
         axes.plot(line.index, line, marker=marker, color=colours[label], label=label)
     axes.axhline(BOUND, color="0.4", linestyle="--", linewidth=0.7, label="accepted")
@@ -70,4 +70,4 @@ def _checked(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 if __name__ == "__main__":
-    figures.redraw(NAME, table, draw)
+    figures.redraw(NAME, has_rows, table, draw)

@@ -78,7 +78,7 @@ def draw(runs: pd.DataFrame) -> Figure:
 def _lines(axes: Axes, rows: pd.DataFrame, along: str) -> None:
     names = list(_COLLECTIVES)
     colours = figures.palette(names)
-    for name, marker in zip(names, figures.MARKERS, strict=False):
+    for name, marker in figures.with_markers(names):
         line = rows[rows.system_collective == name].sort_values(along)
         if line.empty:
             continue
@@ -110,4 +110,4 @@ def _good(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 if __name__ == "__main__":
-    figures.redraw(NAME, table, draw)
+    figures.redraw(NAME, has_rows, table, draw)

@@ -94,4 +94,4 @@ def _name(row: dict) -> str:
 
 
 if __name__ == "__main__":
-    figures.redraw(NAME, table, draw)
+    figures.redraw(NAME, has_rows, table, draw)

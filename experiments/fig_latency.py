@@ -55,7 +55,7 @@ def table(runs: pd.DataFrame) -> str:
             "limit ms": (rows.limit * 1e3).map("{:.1f}".format),
             "round trip ms": (rows.round_trip * 1e3).map("{:.2f}".format).replace("nan", "-"),
             "x limit": (rows.token / rows.limit).map("{:.1f}".format),
-            "peak MB": (rows.memory / 1e6).map("{:.0f}".format),
+            "anon MB": (rows.memory / 1e6).map("{:.0f}".format),
         }
     ).rename(columns={"label": "system"})
     columns = [
@@ -67,7 +67,7 @@ def table(runs: pd.DataFrame) -> str:
         "token ms [min, max]",
         "limit ms",
     ]
-    return shown[[*columns, "x limit", "peak MB", "repeats"]].to_string(index=False)
+    return shown[[*columns, "x limit", "anon MB", "repeats"]].to_string(index=False)
 
 
 def draw(runs: pd.DataFrame) -> Figure:
@@ -85,7 +85,7 @@ def draw(runs: pd.DataFrame) -> Figure:
     for axes, clock in zip(panels, clocks, strict=True):
         rows = good[good.clock == clock]
         latencies = sorted(rows.loc[rows.num_devices > 1, "link_latency_ms"].unique())
-        for label, marker in zip(labels, figures.MARKERS, strict=False):
+        for label, marker in figures.with_markers(labels):
             line = rows[(rows.line == label) & (rows.num_devices > 1)]
             if not line.empty:
                 _draw_line(axes, line, label, colours[label], marker)
@@ -104,7 +104,9 @@ def draw(runs: pd.DataFrame) -> Figure:
         lines, names = axes.get_legend_handles_labels()
         handles |= dict(zip(names, lines, strict=True))
     if (good.num_devices == 1).any():
-        handles["one device alone"] = panels[0].plot([], [], color=_ALONE)[0]
+        threads = good[(good.num_devices == 1) & (good.clock == "wall")].threads_per_device
+        number = f", {threads.max():.0f} threads" if len(threads) else ""
+        handles[f"one device alone{number}"] = panels[0].plot([], [], color=_ALONE)[0]
     (limit,) = panels[0].plot([], [], color="0.4", linestyle="--", linewidth=0.7)
     handles["physical limit of each"] = limit
     columns = 2 * len(clocks)
@@ -118,11 +120,14 @@ def _title(rows: pd.DataFrame) -> str:
     devices = int(rows.num_devices.max())
     if (rows.clock == "virtual").all():
         largest = rows.loc[rows.num_devices.idxmax()]
-        is_streamed = largest.system_window not in ("off", "False", "None")
-        window = f", window {largest.system_window}" if is_streamed else ""
-        return f"{largest.model}, {largest.device}{window}, virtual time"
+        windows = set(rows.get("system_window", rows.status).astype(str))
+        windows -= {"off", "False", "None", "nan"}
+        window = f"window {windows.pop()} or none, " if len(windows) == 1 else ""
+        return f"{largest.model}, {largest.device},\n{window}virtual time"
     shared = " (sharing cores)" if rows.devices_share_cores.any() else ""
-    return f"{rows.model.iloc[0]}, {devices} devices{shared}, measured"
+    own = rows[rows.num_devices > 1].threads_per_device
+    threads = f" of {own.iloc[0]:.0f} thread{'s' * int(own.iloc[0] > 1)}" if len(own) else ""
+    return f"{rows.model.iloc[0]}, {devices} devices{threads}{shared}, measured"
 
 
 def _draw_line(axes: Axes, rows: pd.DataFrame, label: str, colour: object, marker: str) -> None:
@@ -164,12 +169,12 @@ def _name_at_right(axes: Axes, times: pd.Series) -> None:
         )
 
 
-def _line_name(row: dict) -> str:
+def _line_name(row: dict, of_all: str) -> str:
     """As in the legend of both panels: without what the virtual panel's title says of all lines."""
     if row["clock"] == "wall":
         return row["label"].removesuffix(", 1 device")
     name = row["label"].partition(f", {row['num_devices']} device")[0]
-    return name.removesuffix(f" window {row['system_window']}")
+    return name.removesuffix(of_all)
 
 
 def _good(runs: pd.DataFrame) -> pd.DataFrame:
@@ -177,12 +182,17 @@ def _good(runs: pd.DataFrame) -> pd.DataFrame:
 
     `memory_bytes` is the anonymous peak of measured rows and the ledger of virtual ones.
     """
+    if "token_latency_s" not in runs:
+        return runs[:0].assign(line="", label="")
     good = runs[(runs.status == "ok") & runs.token_latency_s.notna()].copy()
     good["label"] = [""] * len(good)
     for clock in good.clock.unique():
         rows = good.clock == clock
         good.loc[rows, "label"] = figures.labels(good[rows])
-    good["line"] = [_line_name(row) for row in good.to_dict("records")]
+    virtual = good[good.clock == "virtual"]
+    shared = set(virtual.get("system_window", virtual.status).astype(str)) - {"off", "nan", "None"}
+    of_all = f" window {shared.pop()}" if len(shared) == 1 else ""
+    good["line"] = [_line_name(row, of_all) for row in good.to_dict("records")]
     good["memory_bytes"] = good.peak_anon_bytes.fillna(good.get("ledger_bytes"))
     good["latency_label"] = [
         "-" if row["num_devices"] == 1 else f"{row['link_latency_ms']:g}"
@@ -198,4 +208,4 @@ def _good(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 if __name__ == "__main__":
-    figures.redraw(NAME, table, draw)
+    figures.redraw(NAME, has_rows, table, draw)

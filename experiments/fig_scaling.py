@@ -57,7 +57,7 @@ def draw(runs: pd.DataFrame) -> Figure:
         rows = good
         for other in others:
             rows = rows[rows[other] == good[other].mode().iloc[0]]
-        for label, marker in zip(labels, figures.MARKERS, strict=False):
+        for label, marker in figures.with_markers(labels):
             line = rows[rows.line == label].sort_values(name).drop_duplicates(name)
             _draw_line(axes, line, name, label, colours[label], marker)
         figures.log_values(axes, rows[name])
@@ -99,4 +99,4 @@ def _good(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 if __name__ == "__main__":
-    figures.redraw(NAME, table, draw)
+    figures.redraw(NAME, has_rows, table, draw)

@@ -98,4 +98,4 @@ def _checked(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 if __name__ == "__main__":
-    figures.redraw(NAME, table, draw)
+    figures.redraw(NAME, has_rows, table, draw)

@@ -42,9 +42,22 @@ def test_settings_that_a_system_does_not_have() -> None:
     jobs, left_out = jobs_of_grids({}, grids, [])
     assert len(jobs) == 1 + 2
     assert left_out == {"system=galaxy has no window": 2}
-    jobs, left_out = jobs_of_grids({}, grids, ["system=galaxy"])
-    assert jobs == [["system=galaxy", "n=1"]]
-    assert left_out == {"system=galaxy has no window": 2}
+    jobs, left_out = jobs_of_grids({}, grids, ["system=edgeshard,allreduce"])
+    assert len(jobs) == 2 + 2
+    assert left_out == {"system=allreduce has no window": 2}
     jobs, left_out = jobs_of_grids({}, [{}], ["system=galaxy", "system.window=2"])
     assert jobs == [["system=galaxy", "system.window=2"]]
     assert not left_out
+
+
+def test_a_system_takes_part_where_it_is_named() -> None:
+    """And everywhere when it is named nowhere."""
+    grids = [{"system": "tpi,pipeline", "n": "1"}, {"system": "tpi", "n": "2"}, {"m": "3"}]
+    jobs, _ = jobs_of_grids({}, grids, ["system=pipeline,mmap"])
+    assert jobs == [
+        ["system=pipeline", "n=1"],
+        ["system=mmap", "n=1"],
+        ["system=mmap", "n=2"],
+        ["m=3", "system=pipeline"],
+        ["m=3", "system=mmap"],
+    ]

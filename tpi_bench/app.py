@@ -36,6 +36,7 @@ from tpi_bench.results import ResultsFolder, differs_from_oracle, is_result
 CONFIG_FOLDER = Path(__file__).resolve().parent.parent / "conf"
 _OVERRIDES_FILE = "overrides.json"
 _STOPPED = 130
+_left_out: list[str] = []  # why points of this sweep have no row
 _HYDRA_ERRORS = (HydraException, OmegaConfBaseException)
 
 
@@ -81,6 +82,7 @@ def run_task(cfg: DictConfig) -> None:
         except ValueError as error:
             if _is_later_point():
                 print(f"left out: {one_line(error)}", file=sys.stderr)
+                _left_out.append(one_line(error))
                 return
             raise
         if settings.task == "calibrate":
@@ -178,8 +180,14 @@ def _exit_unless_good(record: dict[str, Any]) -> None:
     run = record["run"]
     if run["status"] != "ok":
         print(f"{run['status']}: {run['error']}", file=sys.stderr)
-    if run["status"] != "ok" or not run.get("tokens_equal", True):
+    if run["status"] != "ok" or _differ([run]):
         sys.exit(1)
+
+
+def _differ(runs: list[dict[str, Any]]) -> bool:
+    import pandas as pd
+
+    return bool(differs_from_oracle(pd.DataFrame(runs)).any())
 
 
 class ExperimentCallback(Callback):
@@ -237,7 +245,7 @@ class ExperimentCallback(Callback):
         except Exception as error:
             traceback.print_exc()
             _fail(config.report, f"the results could not be drawn: {one_line(error)}")
-        if not is_good:
+        if not is_good or _left_out:
             sys.exit(1)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 COLUMN_INCHES = 3.4
 COLUMN_GAP_INCHES = 0.2
-MARKERS = "osD^vPX*<>hd"
+_MARKERS = "osD^vPX*<>hd"
 
 _STYLE = {
     "font.size": 7.5,
@@ -52,6 +53,11 @@ def palette(names: Sequence[str]) -> dict[str, tuple[float, float, float]]:
     import seaborn as sns
 
     return dict(zip(names, sns.color_palette("colorblind", len(names)), strict=True))
+
+
+def with_markers(names: Sequence[str]) -> list[tuple[str, str]]:
+    """Each name with the marker of its line."""
+    return list(zip(names, itertools.cycle(_MARKERS), strict=False))
 
 
 def save_figure(figure: Figure, folder: Path, name: str) -> list[Path]:
@@ -127,6 +133,8 @@ def system_name(row: Mapping[Any, Any]) -> str:
         value = str(row.get(f"system_{column}"))
         if value not in _UNSET:
             parts.append(pattern.format(value))
+    if system == "tpi" and str(row.get("system_resident_io")) == "True":
+        parts.append("with head")
     return " ".join(parts)
 
 
@@ -144,8 +152,14 @@ _VARYING = {
     "topology": "{}",
     "bandwidth_mbps": "{:g} Mbit/s",
     "jitter_ms": "jitter {:g} ms",
-    "system_resident_io": "resident io {}",
     "threads_per_device": "{:.0f} threads",
+    "system_loading": "{} loading",
+    "system_planner": "{} planner",
+    "system_mmap": "mmap {}",
+    "system_attention": "{} attention",
+    "system_dtype": "in {}",
+    "memory_mb": "{:.0f} MB",
+    "cache": "{} cache",
     "prompt_tokens": "prompt {:.0f}",
     "num_tokens_asked": "{:.0f} tokens",
 }
@@ -180,7 +194,10 @@ def median_and_range(values: pd.Series, pattern: str) -> str:
 
 
 def redraw(
-    name: str, table: Callable[[pd.DataFrame], str], draw: Callable[[pd.DataFrame], Figure]
+    name: str,
+    has_rows: Callable[[pd.DataFrame], bool],
+    table: Callable[[pd.DataFrame], str],
+    draw: Callable[[pd.DataFrame], Figure],
 ) -> None:
     """`python -m experiments.NAME FOLDER`: table and figure again from stored rows."""
     if len(sys.argv) != 2:
@@ -188,6 +205,8 @@ def redraw(
     folder = Path(sys.argv[1])
     try:
         runs = read_runs(folder)
+        if not has_rows(runs):
+            raise ValueError(f"{folder} holds no point of {name} that succeeded")
     except ValueError as error:
         sys.exit(f"error: {error}")
     print(table(runs))

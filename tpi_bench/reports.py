@@ -138,6 +138,8 @@ def point_line(record: dict[str, Any] | None) -> str:
     if run["status"] != "ok":
         return f"{where}: {run['status']}: {run['error']}"
     where += f": {run['token_latency_s'] * 1e3:.1f} ms a token, TTFT {run['ttft_s'] * 1e3:.1f} ms"
+    if run["token_latency_s"] < run["limit_token_s"]:
+        where += ", faster than its limit (the host was busy when that was measured)"
     if run.get("tokens_equal") in (True, False):  # NaN in a table with rows that were not checked
         where += ", tokens as the oracle's" if run["tokens_equal"] else ", OTHER TOKENS"
     return where

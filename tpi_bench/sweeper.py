@@ -1,7 +1,8 @@
 """Hydra's sweeper for several products of values in one experiment, one after another.
 
 `hydra.sweeper.params` holds what all of them sweep, each entry of `hydra.sweeper.grids` what one of
-them adds or changes; the command line overrides both. Then two grids can name the same point, which
+them adds or changes; the command line overrides both. Systems given there that an experiment names
+take part in the grids that name them, others in all. Two grids can then name the same point, which
 is run once, and one can set what another system has and this one has not: such points are left out.
 Without grids it does what Hydra's basic sweeper does, and launcher plug-ins work as with that one.
 """
@@ -66,6 +67,8 @@ class GridSweeper(Sweeper):
         jobs, left_out = jobs_of_grids(self._params, self._grids, arguments)
         for reason, count in left_out.items():
             print(f"{count} points are left out: {reason}", file=sys.stderr)
+        if not jobs:
+            raise ValueError("no point of the experiment is left; give it other systems")
         self.validate_batch_is_legal(jobs)
         results = self.launcher.launch(jobs, initial_job_idx=0)
         for result in results:
@@ -85,17 +88,30 @@ def jobs_of_grids(
     given = {override.get_key_element() for override in parser.parse_overrides(list(arguments))}
     jobs: dict[frozenset[str], list[str]] = {}
     left_out: dict[str, int] = {}
+    named = {name for grid in grids for name in _systems(parser, grid)}
     for grid in grids:
+        own = _systems(parser, grid)
         texts = [f"{key}={value}" for key, value in [*params.items(), *grid.items()]]
         choices: dict[str, list[str]] = {}
         for override in parser.parse_overrides([*texts, *arguments]):
             choices[override.get_key_element()] = _choices(override)
+        if own:
+            elsewhere = {f"system={name}" for name in named - own}
+            choices["system"] = [name for name in choices["system"] if name not in elsewhere]
         for job in itertools.product(*choices.values()):
             if reason := _misfit(job, given):
                 left_out[reason] = left_out.get(reason, 0) + 1
             else:
                 jobs.setdefault(frozenset(job), list(job))
     return list(jobs.values()), left_out
+
+
+def _systems(parser: OverridesParser, grid: Mapping[str, Any]) -> set[str]:
+    """The systems that a grid names."""
+    if "system" not in grid:
+        return set()
+    (override,) = parser.parse_overrides([f"system={grid['system']}"])
+    return {choice.removeprefix("system=") for choice in _choices(override)}
 
 
 def _misfit(job: Sequence[str], given: set[str]) -> str | None:
