@@ -27,6 +27,21 @@ def run(*arguments: str, cache_dir: Path, **kwargs) -> subprocess.CompletedProce
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120, **kwargs)
 
 
+def sweep(*arguments: str, cache_dir: Path, tmp_path: Path) -> Path:
+    """The results folder of a sweep whose points all have answers."""
+    done = run(
+        "-m",
+        "task=measure",
+        "name=sweep",
+        *arguments,
+        f"results_dir={tmp_path}",
+        cache_dir=cache_dir,
+    )
+    assert done.returncode == 0, done.stderr
+    (folder,) = (tmp_path / "sweep").iterdir()
+    return folder
+
+
 def report_of(done: subprocess.CompletedProcess) -> dict:
     return json.loads(done.stdout.strip().split("\n")[-1])
 
@@ -333,21 +348,16 @@ runpy.run_module("tpi_bench", run_name="__main__")
 
 
 def test_a_seed_fixes_sampled_tokens(cache_dir: Path, tmp_path: Path) -> None:
-    done = run(
-        "-m",
-        "task=measure",
-        "name=seeds",
+    folder = sweep(
         "model=debug",
         "workload.prompt_ids=[1,2,3]",
         "workload.temperature=1.5",
         "workload.seed=1,2",
         "workload.num_new_tokens=12",
         "repeat=0,1",
-        f"results_dir={tmp_path}",
         cache_dir=cache_dir,
+        tmp_path=tmp_path,
     )
-    assert done.returncode == 0, done.stderr
-    (folder,) = (tmp_path / "seeds").iterdir()
     tokens = pd.read_parquet(folder / "tokens.parquet").groupby("point", sort=False).token_id
     first, again, other, other_again = (tuple(ids) for _, ids in tokens)
     assert first == again

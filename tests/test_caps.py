@@ -18,7 +18,7 @@ import pytest
 from tests.models_zoo import prompt_of
 from tests.running import make_job, run_ok
 from tests.saboteur import NUM_BYTES, Saboteur
-from tests.test_app import ROOT, run
+from tests.test_app import ROOT, run, sweep
 from tests.test_processes import LONG, no_children_left, signal_later, timed
 from tests.test_virtual_app import settings_of
 from tpi_bench import caps, cgroups, page_cache
@@ -379,10 +379,7 @@ def test_what_took_as_long_as_it_might_is_an_answer_and_a_hang_is_not() -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="no cap is enforced here")
 def test_a_sweep_with_caps(cache_dir: Path, tmp_path: Path) -> None:
     """What fits only with a window runs with a window, with the same tokens; the rest is a row."""
-    done = run(
-        "-m",
-        "task=measure",
-        "name=caps",
+    folder = sweep(
         "model=debug",
         "model.num_layers=24",
         "model.hidden=480",
@@ -393,11 +390,9 @@ def test_a_sweep_with_caps(cache_dir: Path, tmp_path: Path) -> None:
         "workload.num_new_tokens=4",
         "system.window=2,off",
         "device.memory_mb=null,300",
-        f"results_dir={tmp_path}",
         cache_dir=cache_dir,
+        tmp_path=tmp_path,
     )
-    assert done.returncode == 0, done.stderr
-    (folder,) = (tmp_path / "caps").iterdir()
     runs = pd.read_parquet(folder / "runs.parquet")
     names = zip(runs.system_window, runs.memory_mb.fillna(0), strict=True)
     found = dict(zip(names, runs.status, strict=True))

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from hydra import compose, initialize_config_dir
 
-from tests.test_app import report_of, run
+from tests.test_app import report_of, run, sweep
 from tpi_bench import app
 from tpi_bench.config import build_settings
 from tpi_bench.points import prepare
@@ -102,18 +102,13 @@ def test_a_device_that_fails_is_a_row(
 
 def test_every_network_runs_and_says_what_it_is(cache_dir: Path, tmp_path: Path) -> None:
     names = ["none", "switch", "paper", "wifi", "wan", "mesh"]
-    done = run(
-        "-m",
-        "task=measure",
-        "name=networks",
+    folder = sweep(
         *VIRTUAL,
         f"network={','.join(names)}",
         "testbed.num_devices=3",
-        f"results_dir={tmp_path}",
         cache_dir=cache_dir,
+        tmp_path=tmp_path,
     )
-    assert done.returncode == 0, done.stderr
-    (folder,) = (tmp_path / "networks").iterdir()
     runs = pd.read_parquet(folder / "runs.parquet")
     assert (runs.status == "ok").all()
     assert runs.topology.tolist() == names
