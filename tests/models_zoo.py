@@ -41,6 +41,14 @@ class Variant:
     sharded: bool = False
 
 
+# Rows that are whole blocks of quantised weights.
+WIDE = {
+    "hidden_size": 128,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 192,
+}
+
 VARIANTS: dict[str, Variant] = {
     "gqa": Variant(changes={"head_dim": 8}, sharded=True),
     "tied": Variant(changes={"tie_word_embeddings": True}),

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 from safetensors import SafetensorError
 
-from tests.test_app import run
+from tests.command_line import run
 from tpi_bench import cache
 
 

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
+from tests.command_line import report_of, run
 from tests.models_zoo import oracle
-from tests.test_app import report_of, run
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 REPOSITORY = "org/name"

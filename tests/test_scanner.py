@@ -17,8 +17,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.command_line import ROOT
 from tests.models_zoo import oracle
-from tests.test_app import ROOT
 
 NUM_DEVICES = 4
 # what a scanner sends: another protocol, half of a device's first message, or nothing at all

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from hydra import compose, initialize_config_dir
 
-from tests.test_app import report_of, run, sweep
+from tests.command_line import report_of, run, sweep
 from tpi_bench import app
 from tpi_bench.config import build_settings
 from tpi_bench.points import prepare

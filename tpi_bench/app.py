@@ -32,8 +32,8 @@ from tpi_bench.config import Settings, build_settings
 from tpi_bench.helper import HelperDied
 from tpi_bench.reports import error_report, generation_text, point_line, run_report
 from tpi_bench.results import ResultsFolder, differs_from_oracle, is_result
+from tpi_bench.sweeper import CONFIG_FOLDER
 
-CONFIG_FOLDER = Path(__file__).resolve().parent.parent / "conf"
 _OVERRIDES_FILE = "overrides.json"
 _STOPPED = 130
 _left_out: list[str] = []  # why points of this sweep have no row

@@ -20,6 +20,7 @@ from typing import Any
 import filelock
 import platformdirs
 from safetensors import SafetensorError
+from tqdm import tqdm
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -69,6 +70,11 @@ def require_space(folder: Path, num_bytes: int, purpose: str) -> None:
             f"{purpose} needs {_size(num_bytes)} in {folder}, which has {_size(free)} free; "
             "free some space there or choose another folder with cache_dir=DIR"
         )
+
+
+def progress(num_bytes: int, what: str) -> tqdm[Any]:
+    """A bar on the terminal for so many bytes that are written."""
+    return tqdm(total=num_bytes, desc=what, unit="B", unit_scale=True, leave=False, disable=None)
 
 
 def _size(num_bytes: int) -> str:

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from tpi_bench import cache
 from tpi_bench.checkpoints import CHUNK_BYTES, Checkpoint
@@ -172,14 +171,7 @@ def _write(
         assert writer.fout is not None
         file = writer.fout[0]
         writer.write_padding(file, file.tell())
-        with tqdm(
-            total=total,
-            desc=f"writing a GGUF file ({weights})",
-            unit="B",
-            unit_scale=True,
-            leave=False,
-            disable=None,
-        ) as bar:
+        with cache.progress(total, f"writing a GGUF file ({weights})") as bar:
             for tensor in tensors:
                 for chunk in _chunks(checkpoint, tensor):
                     file.write(chunk.data)

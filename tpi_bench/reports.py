@@ -49,7 +49,19 @@ def error_report(message: str) -> dict[str, Any]:
 
 def generation_text(record: dict[str, Any]) -> str:
     """Speed beside its limit, and each device's memory, in a few lines, of a point that is ok."""
-    run = record["run"]
+    run, devices = record["run"], record["devices"]
+    lines = [*_speed_lines(run), *(_device_line(device, run["clock"]) for device in devices)]
+    if run["memory_cap"] not in ("none", "virtual"):
+        lines.append(f"memory cap     {_cap_text(run, devices)}")
+    if "tokens_equal" in run:
+        verdict = "equal those" if run["tokens_equal"] else "DIFFER from those"
+        difference = _number(run["max_logit_diff"])
+        logits = "no logits" if difference is None else f"largest logit difference {difference:.1e}"
+        lines.append(f"check          tokens {verdict} of the oracle, {logits}")
+    return "\n".join([*lines, *(f"note: {note}" for note in _notes(run))])
+
+
+def _speed_lines(run: dict[str, Any]) -> list[str]:
     latency, limit = run["token_latency_s"], run["limit_token_s"]
     lines = [
         f"TTFT           {run['ttft_s'] * 1e3:9.1f} ms   ({run['prompt_tokens']} prompt tokens)"
@@ -61,56 +73,47 @@ def generation_text(record: dict[str, Any]) -> str:
             f"p95 {run['token_latency_p95_s'] * 1e3:.1f}, {run['num_tokens']} tokens)"
         )
         if limit > 0:
-            lines.append(
-                f"speed          {1 / latency:9.1f} tokens/s   (limit {1 / limit:.1f}: "
-                f"memory at {run['memory_bps'] / 1e9:.1f} GB/s {_ms(run['limit_memory_s'])}, "
-                f"links {_ms(run['limit_network_s'])}, disk {_ms(run['limit_disk_s'])} a token)"
+            reason = (
+                f"limit {1 / limit:.1f}: memory at {run['memory_bps'] / 1e9:.1f} GB/s "
+                f"{_ms(run['limit_memory_s'])}, links {_ms(run['limit_network_s'])}, "
+                f"disk {_ms(run['limit_disk_s'])} a token"
             )
         else:
-            lines.append(
-                f"speed          {1 / latency:9.1f} tokens/s   (weights fit in the CPU "
-                "cache: no limit)"
-            )
+            reason = "weights fit in the CPU cache: no limit"
+        lines.append(f"speed          {1 / latency:9.1f} tokens/s   ({reason})")
     trip = run["link_round_trip_s"]
     if not math.isnan(trip):
         asked = run["asked_round_trip_s"] * 1e3
         lines.append(f"round trip     {trip * 1e3:9.2f} ms   (asked {asked:.2f})")
-    for device in record["devices"]:
-        if run["clock"] == "virtual":
-            lines.append(
-                f"device {device['rank']:<8d}{device['ledger_bytes'] / 1e6:9.0f} MB held at most, "
-                f"{device['weight_bytes_read'] / 1e6:.0f} MB read ({device['profile']})"
-            )
-            continue
-        started = device["start_anon_bytes"] / 1e6
-        lines.append(
-            f"device {device['rank']:<8d}{device['peak_anon_bytes'] / 1e6:9.0f} MB "
-            "anonymous at peak "
-            f"({started:.0f} before the model), {device['peak_file_bytes'] / 1e6:.0f} MB "
-            "mapped files, "
-            f"{device['weight_bytes_read'] / 1e6:.0f} MB read, {device['num_threads']} threads"
-        )
-    if run["memory_cap"] not in ("none", "virtual"):
-        lines.append(f"memory cap     {_cap_text(run, record['devices'])}")
-    if "tokens_equal" in run:
-        verdict = "equal those" if run["tokens_equal"] else "DIFFER from those"
-        difference = _number(run["max_logit_diff"])
-        logits = "no logits" if difference is None else f"largest logit difference {difference:.1e}"
-        lines.append(f"check          tokens {verdict} of the oracle, {logits}")
+    return lines
+
+
+def _device_line(device: dict[str, Any], clock: str) -> str:
+    name, read = f"device {device['rank']:<8d}", f"{device['weight_bytes_read'] / 1e6:.0f} MB read"
+    if clock == "virtual":
+        held = f"{device['ledger_bytes'] / 1e6:9.0f} MB held at most"
+        return f"{name}{held}, {read} ({device['profile']})"
+    return (
+        f"{name}{device['peak_anon_bytes'] / 1e6:9.0f} MB anonymous at peak "
+        f"({device['start_anon_bytes'] / 1e6:.0f} before the model), "
+        f"{device['peak_file_bytes'] / 1e6:.0f} MB mapped files, {read}, "
+        f"{device['num_threads']} threads"
+    )
+
+
+def _notes(run: dict[str, Any]) -> list[str]:
+    """What must be known of a row before its numbers are used."""
+    notes = []
     if run["clock"] == "virtual":
-        lines.append(
-            f"note: virtual time with {run['cost']} cost"
-            + ("; the tokens mean nothing" if run["cost"] == "modelled" else "")
-        )
-    if latency < limit:
-        lines.append(
-            "note: faster than its limit, so the host was busier when the limit was measured"
-        )
+        meaning = "; the tokens mean nothing" if run["cost"] == "modelled" else ""
+        notes.append(f"virtual time with {run['cost']} cost{meaning}")
+    if run["token_latency_s"] < run["limit_token_s"]:
+        notes.append("faster than its limit, so the host was busier when the limit was measured")
     if run["devices_share_cores"]:
-        lines.append(
-            f"note: {run['num_devices']} devices share {run['cores']} cores; real devices would not"
+        notes.append(
+            f"{run['num_devices']} devices share {run['cores']} cores; real devices would not"
         )
-    return "\n".join(lines)
+    return notes
 
 
 def _cap_text(run: dict[str, Any], devices: list[dict[str, Any]]) -> str:

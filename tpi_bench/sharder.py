@@ -87,14 +87,7 @@ def _write_missing(
     missing = {name: shard for name, shard in shards.items() if name not in kept}
     total = sum(_data_bytes(checkpoint, shard, dtype) for shard in missing.values())
     cache.require_space(folder, total + (1 << 20), "dividing the model over the devices")
-    with tqdm(
-        total=total,
-        desc=f"writing {len(missing)} block files",
-        unit="B",
-        unit_scale=True,
-        leave=False,
-        disable=None,
-    ) as bar:
+    with cache.progress(total, f"writing {len(missing)} block files") as bar:
         try:
             for name, shard in missing.items():
                 kept[name] = _write_shard(folder / name, checkpoint, shard, dtype, bar)

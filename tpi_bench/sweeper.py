@@ -27,7 +27,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 NAME = "hydra_plugins.tpi_bench.GridSweeper"
-SYSTEMS_FOLDER = Path(__file__).resolve().parent.parent / "conf" / "system"
+CONFIG_FOLDER = Path(__file__).resolve().parent.parent / "conf"
 
 
 def register() -> None:
@@ -132,7 +132,7 @@ def _misfit(job: Sequence[str], given: set[str]) -> str | None:
 @functools.cache
 def _settings_of(system: str) -> frozenset[str]:
     """The keys of a system's YAML with what it builds on; empty for one that is not in `conf`."""
-    path = SYSTEMS_FOLDER / f"{system}.yaml"
+    path = CONFIG_FOLDER / "system" / f"{system}.yaml"
     if not path.is_file():
         return frozenset()
     own = yaml.safe_load(path.read_text())
