@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 TEST_WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help install fig_latency exactness test test_product lint types check clean clean_cache
+.PHONY: help install fig_latency exactness test test_product columns lint types check clean clean_cache
 
 help:  ## Show this list
 	@grep -hE '^[a-z_]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -31,7 +31,10 @@ test: $(STAMP)  ## All tests, TEST_WORKERS=2 at a time
 	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist worksteal
 
 test_product: $(STAMP)  ## Every variant x devices x collective x window x prompt against Transformers (an hour)
-	$(BIN)/python -m pytest -m product tests/test_exact.py
+	$(BIN)/python -m pytest -m product tests/engine/test_exact.py
+
+columns: $(STAMP)  ## Write the list of all columns into results/README.md
+	$(BIN)/python -m tpi_bench.report.columns
 
 lint: $(STAMP)  ## Style: ruff
 	$(BIN)/ruff check .

@@ -10,48 +10,56 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tpi_bench import theory
-from tpi_bench.collectives import allreduce_by_name
-from tpi_bench.job import Job, Output
-from tpi_bench.models import ModelConfig
-from tpi_bench.plans import Site
-from tpi_bench.system import EngineSystem
-from tpi_bench.workload import Generation
+from tpi_bench.contract.job import Job, Output
+from tpi_bench.contract.model import BYTES_PER_VALUE, ModelConfig
+from tpi_bench.contract.plan import Site
+from tpi_bench.contract.request import Generation
+from tpi_bench.contract.system import System
+from tpi_bench.engine.collectives import collective_by_name
 
 if TYPE_CHECKING:
     import torch
 
-    from tpi_bench.runtime import Runtime
+    from tpi_bench.contract.runtime import Runtime
 
 _MARGIN_NS = 1_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
-class AllreduceSystem(EngineSystem):
+class AllreduceSystem(System):
     """`system=allreduce`. `workload.num_new_tokens` is how many are timed, after a first one."""
 
     name: str = "allreduce"
     collective: str = "star"
 
     def __post_init__(self) -> None:
-        allreduce_by_name(self.collective)
+        collective_by_name(self.collective)
 
     def plan(self, config: ModelConfig, site: Site) -> None:
         """Nothing is owned."""
 
     def sync_steps(self, job: Job) -> int:
-        return theory.allreduce_steps(self.collective, job.num_devices)
+        return collective_by_name(self.collective).num_steps(job.num_devices)
+
+    def network_limit_s(self, job: Job, one_way_s: float) -> float:
+        """The collective's closed form."""
+        return collective_by_name(self.collective).time_s(
+            job.num_devices,
+            one_way_s=one_way_s,
+            nbytes=job.config.hidden * BYTES_PER_VALUE[job.dtype],
+            bandwidth_bps=job.network.bandwidth_mbps * 1e6,
+        )
 
     def run_device(self, rt: Runtime, job: Job, output: Output) -> Generation | None:
         import torch
 
-        allreduce = allreduce_by_name(self.collective)
+        collective = collective_by_name(self.collective)
         payload = torch.ones(1, job.config.hidden, dtype=getattr(torch, job.dtype))
         result = Generation(token_ids=[], request_ns=0, token_ns=[], account=[])
         for _ in range(job.request.num_new_tokens + 1):
             start_ns = _agree_on_start(rt)
             rt.sleep(start_ns - rt.now())
-            allreduce(rt, payload / rt.world_size)
+            collective.run(rt, payload / rt.world_size)
             took_ns = _last_end(rt) - start_ns
             result.token_ids.append(0)
             result.token_ns.append(sum(result.token_ns[-1:]) + took_ns)

@@ -11,165 +11,127 @@ Written from the paper; runs on the same blocks and runtime as the TPI engine.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+import itertools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tpi_bench import plans, theory
-from tpi_bench.job import Job, Output
-from tpi_bench.models import ModelConfig
-from tpi_bench.system import EngineSystem
-from tpi_bench.workload import Generation
+from baselines.galaxy_shares import plan_shares
+from tpi_bench.contract.job import Job, Output
+from tpi_bench.contract.model import ModelConfig
+from tpi_bench.contract.plan import Plan, Range, Site
+from tpi_bench.contract.request import Generation
+from tpi_bench.contract.system import System
+from tpi_bench.engine.plans import tensor_parallel
 
 if TYPE_CHECKING:
     import torch
 
-    from tpi_bench.engine import DeviceModel, LayerBlock
-    from tpi_bench.runtime import Runtime
+    from tpi_bench.contract.runtime import Runtime
+    from tpi_bench.engine.device_model import DeviceModel, LayerBlock
+    from tpi_bench.engine.llama import Weights
 
 
 @dataclass(frozen=True, kw_only=True)
-class GalaxySystem(EngineSystem):
+class GalaxySystem(System):
     """`system=galaxy`. Everything is held in memory: Galaxy knows no offloading."""
 
     name: str = "galaxy"
 
-    def plan(self, config: ModelConfig, site: plans.Site) -> plans.Plan:
-        """Heads and columns by what devices can do and hold (Galaxy, section 3, planning)."""
-        cache = 2 * config.num_kv_heads * config.head_dim * site.num_positions
-        ends = config.vocab * config.hidden * (1 if config.tied_embeddings else 2)
-        shares = balanced_shares(
-            capacities(site),
-            (config.layer_parameters + cache) * config.num_layers * site.bytes_per_value,
-            ends * site.bytes_per_value,
-            site.memory_bytes,
-        )
-        return plans.tensor_parallel(
-            num_layers=config.num_layers,
-            num_heads=config.num_heads,
-            num_kv_heads=config.num_kv_heads,
-            intermediate=config.intermediate,
-            proportions=shares,
-        )
+    @property
+    def label(self) -> str:
+        return "Galaxy" if self.name == "galaxy" else self.name
+
+    def plan(self, config: ModelConfig, site: Site) -> Plan:
+        return tensor_parallel(config, plan_shares(config, site))
 
     def sync_steps(self, job: Job) -> int:
-        return theory.galaxy_steps(job.num_devices, job.config.num_layers)
+        return galaxy_steps(job.num_devices, job.config.num_layers)
 
     def run_device(self, rt: Runtime, job: Job, output: Output) -> Generation | None:
-        from tpi_bench.engine import DeviceModel
-        from tpi_bench.generation import generate
+        from tpi_bench.engine.device_model import DeviceModel
+        from tpi_bench.engine.generation import generate
 
-        assert job.plan is not None
-        model = DeviceModel(
-            rt,
-            job.config,
-            job.plan.shards[rt.rank],
-            job.blocks[rt.rank],
-            self.window_config(),
-            job.request,
-        )
+        model = DeviceModel(rt, job)
         model.hold_buffers(2 * min(1, rt.world_size - 1))  # the gathered tiles, and a partial sum
-        device = _Device(rt, model)
         if rt.rank:
-            device.work()
+            _run_worker(rt, model)
             return None
-        result = generate(rt, device.forward, job.request, output.on_token, output.on_logits)
-        device.close()
+        master = _Master(rt, model)
+        result = generate(rt, master.forward, job.request, output)
+        master.close()
         return result
 
 
-def capacities(site: plans.Site) -> list[float]:
-    """What each device computes, relative to others: as given, or as its profile says."""
-    if site.devices and len(set(site.proportions)) == 1:
-        return [device.strength for device in site.devices]
-    return list(site.proportions)
-
-
-def balanced_shares(
-    capacity: Sequence[float],
-    layer_bytes: float,
-    master_bytes: float,
-    memory_bytes: Sequence[int] | None,
-) -> list[float]:
-    """Shares of all layers in proportion to capacity; what does not fit goes to the others.
-
-    They sum up to 1. `master_bytes` is what rank 0 holds besides. Where memory is short everywhere
-    the rest is spread as if it were not: the devices will say so.
-    """
-    rooms = [float("inf")] * len(capacity)
-    if memory_bytes is not None:
-        ends = [master_bytes, *[0.0] * (len(capacity) - 1)]
-        rooms = [max(0.0, m - e) / layer_bytes for m, e in zip(memory_bytes, ends, strict=True)]
-    shares = [0.0] * len(capacity)
-    free = list(range(len(capacity)))
-    left = 1.0
-    while left > 1e-12 and free:
-        total = sum(capacity[i] for i in free)
-        full = [i for i in free if shares[i] + left * capacity[i] / total > rooms[i]]
-        if not full:
-            for i in free:
-                shares[i] += left * capacity[i] / total
-            return shares
-        for i in full:
-            left -= rooms[i] - shares[i]
-            shares[i] = rooms[i]
-        free = [i for i in free if i not in full]
-    return [share + left * c / sum(capacity) for share, c in zip(shares, capacity, strict=True)]
-
-
-class _Device:
-    """One rank. Its rows are the new positions that it connects: `split_positions`."""
+class _Master:
+    """Rank 0: gives each device the new positions that it connects, takes the last one back."""
 
     def __init__(self, rt: Runtime, model: DeviceModel) -> None:
-        from tpi_bench.engine import Steps
+        from tpi_bench.engine.device_model import Steps
 
         self._rt = rt
         self._model = model
+        self._ring = _Ring(rt, model)
         self._steps = Steps(rt)
-        self._next = (rt.rank + 1) % rt.world_size
-        self._previous = (rt.rank - 1) % rt.world_size
+        self._workers = range(1, rt.world_size)
 
     def forward(self, token_ids: list[int], position: int) -> torch.Tensor:
-        """New token ids -> logits (v,) of the last. The master's part of a step."""
-        rt, num_new = self._rt, len(token_ids)
-        rows = plans.split_positions(num_new, rt.world_size)
+        """New token ids -> logits (v,) of the last."""
+        num_new = len(token_ids)
+        rows = split_positions(num_new, self._rt.world_size)
         x = self._model.embed(token_ids)
-        self._steps.announce(range(1, rt.world_size), num_new, position)
-        for worker in range(1, rt.world_size):
+        self._steps.announce(self._workers, num_new, position)
+        for worker in self._workers:
             if rows[worker][0] < num_new:
-                rt.send(worker, x[slice(*rows[worker])])
-        x = self._layers(x[slice(*rows[0])], rows, position)
+                self._rt.send(worker, x[slice(*rows[worker])])
+        x = self._ring.layers(x[slice(*rows[0])], rows, position)
         owner = _owner_of_last(rows)
         if owner:
             x = self._model.receive_hidden(owner, 1)
         return self._model.logits(x)
 
-    def work(self) -> None:
-        """A worker: its rows in, through all layers, the last position back to the master."""
-        rt = self._rt
-        while True:
-            num_new, position = self._steps.next()
-            if not num_new:
-                break
-            rows = plans.split_positions(num_new, rt.world_size)
-            first, last = rows[rt.rank]
-            x = self._model.receive_hidden(0, last - first) if last > first else self._empty()
-            x = self._layers(x, rows, position)
-            if rt.rank == _owner_of_last(rows):
-                rt.send(0, x[-1:].contiguous())
+    def close(self) -> None:
+        self._steps.end()
         self._model.window.close()
 
-    def close(self) -> None:
-        self._steps.announce(range(1, self._rt.world_size), 0, 0)
-        self._model.window.close()
+
+def _run_worker(rt: Runtime, model: DeviceModel) -> None:
+    """Ranks above 0: their rows in, through all layers, the last position back to the master."""
+    from tpi_bench.engine.device_model import Steps
+
+    ring = _Ring(rt, model)
+    for num_new, position in Steps(rt):
+        rows = split_positions(num_new, rt.world_size)
+        x = ring.layers(ring.receive(0, rows[rt.rank]), rows, position)
+        if rt.rank == _owner_of_last(rows):
+            rt.send(0, x[-1:].contiguous())
+    model.window.close()
+
+
+class _Ring:
+    """A device's blocks between its neighbours.
+
+    `rows[rank]` are the new positions that a device connects (see `split_positions`); a tile is the
+    hidden states of one device's rows (t, h).
+    """
+
+    def __init__(self, rt: Runtime, model: DeviceModel) -> None:
+        self._rt = rt
+        self._model = model
+        self._next = (rt.rank + 1) % rt.world_size
+        self._previous = (rt.rank - 1) % rt.world_size
+
+    def receive(self, src: int, rows: Range) -> torch.Tensor:
+        """The tile of these rows; where there are none, nothing is sent."""
+        first, last = rows
+        return self._model.receive_hidden(src, last - first) if last > first else self._empty()
 
     def _empty(self) -> torch.Tensor:
         import torch
 
         return torch.empty(0, self._model.config.hidden, dtype=self._model.dtype)
 
-    def _layers(self, x: torch.Tensor, rows: list[plans.Range], position: int) -> torch.Tensor:
-        """The own rows (t, h) through all blocks."""
+    def layers(self, x: torch.Tensor, rows: list[Range], position: int) -> torch.Tensor:
+        """The own tile through all blocks."""
         import torch
 
         for index, block in self._model.layer_blocks:
@@ -187,9 +149,9 @@ class _Device:
         return x
 
     def _gather(
-        self, block: LayerBlock, weights: dict, x: torch.Tensor, rows: list[plans.Range]
+        self, block: LayerBlock, weights: Weights, x: torch.Tensor, rows: list[Range]
     ) -> torch.Tensor:
-        """All-gather on the ring: a tile of normed rows goes on while its product is computed."""
+        """All-gather: a tile of normed rows goes on while its product is computed."""
         import torch
 
         size, rank = self._rt.world_size, self._rt.rank
@@ -208,10 +170,7 @@ class _Device:
                 product = functools.partial(block.enter, tile, weights)
                 entered[owner] = self._rt.compute(key, product)
             if step < size - 1:
-                first, last = rows[(owner - 1) % size]
-                tile = self._empty()
-                if last > first:
-                    tile = self._model.receive_hidden(self._previous, last - first)
+                tile = self.receive(self._previous, rows[(owner - 1) % size])
         parts = [part for part, (first, last) in zip(entered, rows, strict=True) if last > first]
         if len(parts) == 1:
             return parts[0]
@@ -219,25 +178,25 @@ class _Device:
         return self._rt.compute(key, lambda: torch.cat(parts))
 
     def _reduce(
-        self, block: LayerBlock, weights: dict, mixed: torch.Tensor, rows: list[plans.Range]
+        self, block: LayerBlock, weights: Weights, mixed: torch.Tensor, rows: list[Range]
     ) -> torch.Tensor:
-        """Reduce-scatter on the ring: a tile's product is computed while its sum is on the way.
+        """Reduce-scatter: a tile's product is computed while its sum is on the way.
 
-        The tile of rank c is summed from rank c + 1 round to c, in that order always.
+        The tile of rank c is summed from rank c + 1 round to c, in that order always. The own one
+        is the last, and what is returned.
         """
         size, rank = self._rt.world_size, self._rt.rank
         partial = self._empty()
         for step in range(size):
             first, last = rows[(rank - 1 - step) % size]
-            count = last - first
-            if not count:
+            if last == first:
                 partial = self._empty()
                 continue
-            key = ("leave", *block.key(count, 0))
+            key = ("leave", *block.key(last - first, 0))
             product = functools.partial(block.leave, mixed[first:last], weights)
             partial = self._rt.compute(key, product)
             if step:
-                received = self._model.receive_hidden(self._previous, count)
+                received = self.receive(self._previous, (first, last))
                 key = ("reduce", 1, partial.numel(), partial.dtype)
                 self._rt.compute(key, functools.partial(partial.add_, received))
             if step < size - 1:
@@ -245,6 +204,23 @@ class _Device:
         return partial
 
 
-def _owner_of_last(rows: list[plans.Range]) -> int:
+def split_positions(num_new: int, num_devices: int) -> list[Range]:
+    """Consecutive positions a device, as even as can be; the first devices get what is over."""
+    base, over = divmod(num_new, num_devices)
+    ends = list(itertools.accumulate(base + (rank < over) for rank in range(num_devices)))
+    return list(zip([0, *ends[:-1]], ends, strict=True))
+
+
+def _owner_of_last(rows: list[Range]) -> int:
     """Who holds the last of the new positions."""
     return max(rank for rank, (first, last) in enumerate(rows) if last > first)
+
+
+def galaxy_steps(num_devices: int, num_layers: int) -> int:
+    """One-way latencies of one token: one round of the ring a block.
+
+    A new position is one tile, of the master. Its all-gather goes round in N - 1 steps, and so does
+    the sum back to it; but each device adds its part as soon as the tile has passed, right behind
+    it, so that both take N steps together.
+    """
+    return 2 * num_layers * num_devices if num_devices > 1 else 0

@@ -21,15 +21,16 @@ the model's size does every token read them from the disk.
 
 from __future__ import annotations
 
+import ctypes
+import logging
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-from tpi_bench.job import Job, Output
-from tpi_bench.system import LibrarySystem
-from tpi_bench.workload import Generation
+from baselines.huggingface import HuggingFaceSystem, load_model
+from tpi_bench.contract.job import Job
 
 if TYPE_CHECKING:
-    from tpi_bench.runtime import Runtime
+    from transformers import PreTrainedModel
 
 OFFLOADS = ("disk", "cpu")
 _IN_MEMORY = ("model.embed_tokens", "model.norm", "model.rotary_emb", "lm_head")
@@ -37,8 +38,8 @@ _M_MMAP_THRESHOLD = -3  # of glibc's malloc.h
 
 
 @dataclass(frozen=True, kw_only=True)
-class AccelerateSystem(LibrarySystem):
-    """`system=accelerate`. One process whatever `testbed.num_devices` says; no network."""
+class AccelerateSystem(HuggingFaceSystem):
+    """`system=accelerate`."""
 
     name: str = "accelerate"
     offload: str = "disk"
@@ -51,26 +52,22 @@ class AccelerateSystem(LibrarySystem):
                 f"system.offload={self.offload} is unknown; choose one of {', '.join(OFFLOADS)}"
             )
 
-    def run_device(self, rt: Runtime, job: Job, output: Output) -> Generation | None:
-        # As one computation: importing and loading take a while, and are no sign of a hang.
-        model = rt.compute(("load",), lambda: self._load(job))
-        from tpi_bench.hf_generation import generate
+    @property
+    def label(self) -> str:
+        return "Accelerate" if self.name == "accelerate" else self.name
 
-        return generate(rt, model, job.request, output)
+    @property
+    def variant(self) -> str:
+        return "" if self.offload == "disk" else self.offload
 
-    def _load(self, job: Job) -> Any:
-        import logging
-
-        from tpi_bench.hf_generation import load_model
-
-        assert job.files is not None
+    def load(self, job: Job) -> PreTrainedModel:
         logging.getLogger("accelerate").setLevel(logging.ERROR)  # it warns of every offload
         if self.offload == "cpu":
-            return _with_layers_on_cpu(load_model(job.files, job.dtype))
+            return _with_layers_on_cpu(load_model(job, job.dtype))
         _give_freed_memory_back()
         layers = [f"model.layers.{i}" for i in range(job.config.num_layers)]
         device_map = dict.fromkeys(_IN_MEMORY, "cpu") | dict.fromkeys(layers, "disk")
-        return load_model(job.files, job.dtype, device_map=device_map)
+        return load_model(job, job.dtype, device_map=device_map)
 
 
 def _give_freed_memory_back() -> None:
@@ -80,14 +77,12 @@ def _give_freed_memory_back() -> None:
     alone, ended with 0.2 to 0.6 GB in holes it does not use again, for a model of 0.4 GB in fp32,
     and was killed with 0.4 GB of memory, where 0.1 GB does; the price is fresh pages at every use.
     """
-    import ctypes
-
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # of glibc alone
     if mallopt is not None:
         mallopt(_M_MMAP_THRESHOLD, 1 << 20)
 
 
-def _with_layers_on_cpu(model: Any) -> Any:
+def _with_layers_on_cpu(model: PreTrainedModel) -> PreTrainedModel:
     import accelerate
     import torch
 

@@ -7,25 +7,21 @@ computed in, else converted.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from tpi_bench.job import Job, Output
-from tpi_bench.models import DTYPES
-from tpi_bench.system import LibrarySystem
-from tpi_bench.workload import Generation
+from baselines.huggingface import HuggingFaceSystem, load_model
+from tpi_bench.contract.job import Job
+from tpi_bench.contract.model import DTYPES
 
 if TYPE_CHECKING:
-    from tpi_bench.runtime import Runtime
+    from transformers import PreTrainedModel
 
 ATTENTIONS = ("sdpa", "eager")
 
 
 @dataclass(frozen=True, kw_only=True)
-class TransformersSystem(LibrarySystem):
-    """`system=transformers`. One process whatever `testbed.num_devices` says; no network.
-
-    `dtype` null is the model's, `threads` null the testbed's.
-    """
+class TransformersSystem(HuggingFaceSystem):
+    """`system=transformers`. `dtype` null is the model's, `threads` null the testbed's."""
 
     name: str = "transformers"
     dtype: str | None = None
@@ -49,22 +45,16 @@ class TransformersSystem(LibrarySystem):
                 f"{', '.join(ATTENTIONS)}"
             )
 
+    @property
+    def label(self) -> str:
+        return "Transformers" if self.name == "transformers" else self.name
+
     def compute_dtype(self, model_dtype: str) -> str:
         return self.dtype or model_dtype
 
     def num_threads(self, offered: int) -> int:
         return self.threads or offered
 
-    def run_device(self, rt: Runtime, job: Job, output: Output) -> Generation | None:
-        # As one computation: importing and loading take a while, and are no sign of a hang.
-        model = rt.compute(("load",), lambda: self._load(job))
-        from tpi_bench.hf_generation import generate
-
-        return generate(rt, model, job.request, output)
-
-    def _load(self, job: Job) -> Any:
-        from tpi_bench.hf_generation import load_model
-
-        assert job.files is not None
+    def load(self, job: Job) -> PreTrainedModel:
         dtype = self.compute_dtype(job.dtype)
-        return load_model(job.files, dtype, attn_implementation=self.attention)
+        return load_model(job, dtype, attn_implementation=self.attention)

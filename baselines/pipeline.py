@@ -9,72 +9,63 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from tpi_bench import plans, theory
-from tpi_bench.edgeshard import plan_stages
-from tpi_bench.fabric import transfers_s
-from tpi_bench.job import Job, Output
-from tpi_bench.models import ModelConfig
-from tpi_bench.system import EngineSystem
-from tpi_bench.window import WindowConfig, parse_window
-from tpi_bench.workload import Generation
+from baselines.edgeshard import Stage, plan_stages
+from tpi_bench.contract.job import Job, Output
+from tpi_bench.contract.model import ModelConfig
+from tpi_bench.contract.plan import Plan, Site
+from tpi_bench.contract.request import Generation
+from tpi_bench.engine import plans
+from tpi_bench.engine.streaming import WindowedSystem
 
 if TYPE_CHECKING:
     import torch
 
-    from tpi_bench.engine import DeviceModel
-    from tpi_bench.runtime import Runtime
+    from tpi_bench.contract.runtime import Runtime
+    from tpi_bench.engine.device_model import DeviceModel
 
 PLANNERS = ("proportional", "edgeshard")
 _OPERATORS = 23  # of a layer in decoding: 14 in attention, 7 in the FFN, 2 residuals
 
 
 @dataclass(frozen=True, kw_only=True)
-class PipelineSystem(EngineSystem):
+class PipelineSystem(WindowedSystem):
     """`system=pipeline`, and `edgeshard`. The window streams a device's own layers, as in TPI."""
 
     name: str = "pipeline"
     planner: str = "proportional"
-    window: Any = "off"
-    retain_every: int = 0
-    resident_io: bool = False
-    loading: str = "overlapped"
 
     def __post_init__(self) -> None:
         if self.planner not in PLANNERS:
             raise ValueError(
                 f"system.planner={self.planner} is unknown; choose one of {', '.join(PLANNERS)}"
             )
-        self.window_config()
+        super().__post_init__()
+
+    @property
+    def label(self) -> str:
+        return "EdgeShard" if self.name == "edgeshard" else self.name
 
     @property
     def needs_profiles(self) -> bool:
         """EdgeShard's planner wants to know what devices and links can do."""
         return self.planner == "edgeshard"
 
-    def plan(self, config: ModelConfig, site: plans.Site) -> plans.Plan:
-        shape = {
-            "num_heads": config.num_heads,
-            "num_kv_heads": config.num_kv_heads,
-            "intermediate": config.intermediate,
-        }
+    def plan(self, config: ModelConfig, site: Site) -> Plan:
         if self.planner == "edgeshard":
-            stages = self._stages(config, site)
-            return plans.layer_chain(stages, num_devices=site.num_devices, **shape)
-        return plans.layer_parallel(
-            num_layers=config.num_layers, proportions=site.proportions, **shape
-        )
+            return plans.layer_chain(config, self._stages(config, site), site.num_devices)
+        return plans.layer_parallel(config, site.proportions)
 
-    def _stages(self, config: ModelConfig, site: plans.Site) -> list[tuple[int, int, int]]:
+    def _stages(self, config: ModelConfig, site: Site) -> list[Stage]:
         """Of EdgeShard. A layer costs its bytes over memory bandwidth, or streamed, over disk's."""
         weights = config.layer_parameters * site.bytes_per_value
         cache = 2 * config.num_kv_heads * config.head_dim * site.num_positions
         ends = config.vocab * config.hidden * (1 if config.tied_embeddings else 2)
-        window = self.window_config()
+        window = self.window_config
         is_held = window.size is None and window.loading == "overlapped"
         layer_s = []
-        for device in site.devices:
+        for device in site.profiles:
             rate = device.memory_bps if is_held else min(device.memory_bps, device.disk_bps)
             layer_s.append(weights / rate + _OPERATORS * device.op_overhead_us * 1e-6)
         rooms = [float("inf")] * site.num_devices
@@ -86,49 +77,41 @@ class PipelineSystem(EngineSystem):
             [[seconds] * num for seconds in layer_s],
             [weights + cache * site.bytes_per_value] * num,
             rooms,
-            _transfer_s(site, config.hidden * site.bytes_per_value),
+            _moves_s(site, config.hidden * site.bytes_per_value),
         )
         return stages
 
-    def window_config(self) -> WindowConfig:
-        return parse_window(self.window, self.retain_every, self.resident_io, self.loading)
-
     def sync_steps(self, job: Job) -> int:
         assert job.plan is not None
-        return theory.pipeline_steps(len(job.plan.chain))
+        return pipeline_steps(len(job.plan.chain))
 
     def run_device(self, rt: Runtime, job: Job, output: Output) -> Generation | None:
-        from tpi_bench.engine import DeviceModel, Steps
-        from tpi_bench.generation import generate
+        from tpi_bench.engine.device_model import DeviceModel, Steps
+        from tpi_bench.engine.generation import generate
 
         assert job.plan is not None
-        if rt.rank not in job.plan.chain:
-            Steps(rt).next()  # idle: nothing comes but the end
+        chain = job.plan.chain
+        if rt.rank not in chain:
+            next(iter(Steps(rt)), None)  # idle: nothing comes but the end
             return None
-        model = DeviceModel(
-            rt,
-            job.config,
-            job.plan.shards[rt.rank],
-            job.blocks[rt.rank],
-            self.window_config(),
-            job.request,
-        )
-        model.hold_buffers(min(1, len(job.plan.chain) - 1))
+        model = DeviceModel(rt, job, self.window_config)
+        model.hold_buffers(min(1, len(chain) - 1))
         if rt.rank:
-            _run_stage(rt, model, job.plan.chain)
+            _run_stage(rt, model, chain)
             return None
-        first = _FirstStage(rt, model, job.plan.chain)
-        result = generate(rt, first.forward, job.request, output.on_token, output.on_logits)
+        first = _FirstStage(rt, model, chain)
+        result = generate(rt, first.forward, job.request, output)
         first.close()
         return result
 
 
-def _transfer_s(site: plans.Site, nbytes: int) -> list[list[float]]:
-    """Seconds for a hidden state of one position from each device to each other."""
-    overheads = [device.message_overhead_us * 1e-6 for device in site.devices]
+def _moves_s(site: Site, nbytes: int) -> list[list[float]]:
+    """Seconds for a message from each device to each other: on the links, and in both devices."""
+    assert site.transfers_s is not None
+    overheads = [device.message_overhead_us * 1e-6 for device in site.profiles]
     return [
         [seconds + overheads[a] + overheads[b] for b, seconds in enumerate(row)]
-        for a, row in enumerate(transfers_s(site.network, site.num_devices, nbytes))
+        for a, row in enumerate(site.transfers_s(nbytes))
     ]
 
 
@@ -136,7 +119,7 @@ class _FirstStage:
     """The master: first layers, then the output head when the last device has answered."""
 
     def __init__(self, rt: Runtime, model: DeviceModel, chain: Sequence[int]) -> None:
-        from tpi_bench.engine import Steps
+        from tpi_bench.engine.device_model import Steps
 
         self._rt = rt
         self._model = model
@@ -153,22 +136,23 @@ class _FirstStage:
         return self._model.logits(x)
 
     def close(self) -> None:
-        self._steps.announce(range(1, self._rt.world_size), 0, 0)
+        self._steps.end()
         self._model.window.close()
 
 
 def _run_stage(rt: Runtime, model: DeviceModel, chain: Sequence[int]) -> None:
     """A later device: take the hidden state, run the own layers, pass it on."""
-    from tpi_bench.engine import Steps
+    from tpi_bench.engine.device_model import Steps
 
-    steps = Steps(rt)
     place = chain.index(rt.rank)
     is_last = place == len(chain) - 1
-    while True:
-        num_new, position = steps.next()
-        if not num_new:
-            break
+    for num_new, position in Steps(rt):
         x = model.receive_hidden(chain[place - 1], num_new)
         x = model.layers(x, position, lambda partial: partial)
         rt.send(0 if is_last else chain[place + 1], x[-1:] if is_last else x)
     model.window.close()
+
+
+def pipeline_steps(num_devices: int) -> int:
+    """One-way latencies of one token: through every device and back to the master."""
+    return num_devices if num_devices > 1 else 0

@@ -8,26 +8,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tpi_bench import figures
+from tpi_bench.report import figures
+from tpi_bench.report.drawing import Drawing, compared
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-NAME = "exactness"
 BOUND = 1e-3  # what is accepted as rounding, in logits
 
 
-def has_rows(runs: pd.DataFrame) -> bool:
-    """Whether there is anything to draw."""
-    return not _checked(runs).empty
-
-
-def table(runs: pd.DataFrame) -> str:
+def table(rows: pd.DataFrame) -> str:
     """One line a point: whether all tokens are equal, and the largest logit difference."""
-    rows = _checked(runs)
-    if rows.empty:
-        return "no point succeeded with check=true"
     columns = ["system", "system_collective", "system_window", "num_devices", "num_tokens"]
     columns = [*[c for c in columns if c in rows], "tokens_equal", "max_logit_diff"]
     equal = int(rows.tokens_equal.sum())
@@ -36,15 +28,11 @@ def table(runs: pd.DataFrame) -> str:
     return f"{rows[columns].fillna('-').to_string(index=False)}\n{verdict}"
 
 
-def draw(runs: pd.DataFrame) -> Figure:
+def draw(rows: pd.DataFrame) -> Figure:
     """Largest logit difference of each system against the number of devices.
 
     A line is the worst of all windows and prompts, which the table lists.
     """
-    rows = _checked(runs)
-    rows["label"] = [
-        figures.system_label(row | {"system_window": None}) for row in rows.to_dict("records")
-    ]
     labels = list(dict.fromkeys(rows.label))
     colours = figures.palette(labels)
     figure = figures.new_figure()
@@ -62,12 +50,13 @@ def draw(runs: pd.DataFrame) -> Figure:
     return figure
 
 
-def _checked(runs: pd.DataFrame) -> pd.DataFrame:
-    if "tokens_equal" not in runs:
-        return runs[:0].copy()
-    rows = runs[(runs.status == "ok") & runs.tokens_equal.notna()].copy()
-    return rows.assign(tokens_equal=rows.tokens_equal.astype(bool))
-
+DRAWING = Drawing(
+    name="exactness",
+    rows=compared,
+    table=table,
+    draw=draw,
+    nothing="no point succeeded with check=true",
+)
 
 if __name__ == "__main__":
-    figures.redraw(NAME, has_rows, table, draw)
+    DRAWING.again()

@@ -10,36 +10,27 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tpi_bench import figures, theory
+from tpi_bench.report import figures
+from tpi_bench.report.drawing import Drawing, succeeded
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-NAME = "fig_allreduce"
-_VALUE_BYTES = 4
 _COLLECTIVES = ("star", "tree", "ring", "direct")
 _NETWORKS = {"paper": "paper's network", "switch": "LAN with one switch"}
 
 
-def has_rows(runs: pd.DataFrame) -> bool:
-    """Whether there is anything to draw."""
-    return not _good(runs).empty
-
-
-def table(runs: pd.DataFrame) -> str:
+def table(rows: pd.DataFrame) -> str:
     """One line a network, latency and number of devices; a column a collective, in ms."""
-    good = _good(runs)
-    if good.empty:
-        return "no point succeeded"
     index = ["topology", "bandwidth_mbps", "link_latency_ms", "num_devices"]
-    times = good.pivot_table(index=index, columns="system_collective", values="time_ms", sort=False)
-    closed = good.pivot_table(
+    times = rows.pivot_table(index=index, columns="system_collective", values="time_ms", sort=False)
+    closed = rows.pivot_table(
         index=index, columns="system_collective", values="closed_ms", sort=False
     )
     shown = times.round(3).astype(str) + " (" + closed.round(3).astype(str) + ")"
-    worst = ((good.time_ms - good.closed_ms) / good.closed_ms).max()
+    worst = ((rows.time_ms - rows.closed_ms) / rows.closed_ms).max()
     return (
         f"{shown.sort_index().reset_index().to_string(index=False)}\n"
         "ms an allreduce, in brackets the closed form, which leaves out the devices' own time; "
@@ -47,24 +38,23 @@ def table(runs: pd.DataFrame) -> str:
     )
 
 
-def draw(runs: pd.DataFrame) -> Figure:
+def draw(rows: pd.DataFrame) -> Figure:
     """Against latency on each network at the middle number of devices, and against devices."""
-    good = _good(runs)
     figure = figures.new_figure(2.7, num_columns=2)
-    networks = list(dict.fromkeys(good.topology))
+    networks = list(dict.fromkeys(rows.topology))
     panels = figure.subplots(1, len(networks) + 1)
-    counts = sorted(good.num_devices.unique())
+    counts = sorted(rows.num_devices.unique())
     middle = counts[min(len(counts) - 1, 2)]
     for axes, network in zip(panels, networks, strict=False):
-        rows = good[(good.topology == network) & (good.num_devices == middle)]
-        _lines(axes, rows, "link_latency_ms")
+        own = rows[(rows.topology == network) & (rows.num_devices == middle)]
+        _lines(axes, own, "link_latency_ms")
         axes.set_xlabel("link latency (ms a hop)")
-        mbps = f"{rows.bandwidth_mbps.iloc[0]:g} Mbit/s"
+        mbps = f"{own.bandwidth_mbps.iloc[0]:g} Mbit/s"
         axes.set_title(f"{_NETWORKS.get(network, network)}, {mbps}, {middle} devices", fontsize=7)
-    rows = good[good.topology == networks[0]]
-    latencies = sorted(rows.link_latency_ms.unique())
+    first = rows[rows.topology == networks[0]]
+    latencies = sorted(first.link_latency_ms.unique())
     latency = 1.0 if 1.0 in latencies else latencies[-1]
-    _lines(panels[-1], rows[rows.link_latency_ms == latency], "num_devices")
+    _lines(panels[-1], first[first.link_latency_ms == latency], "num_devices")
     panels[-1].set_xlabel("devices")
     panels[-1].set_title(
         f"{_NETWORKS.get(networks[0], networks[0])}, {latency:g} ms a hop", fontsize=7
@@ -91,23 +81,21 @@ def _lines(axes: Axes, rows: pd.DataFrame, along: str) -> None:
 
 
 def _good(runs: pd.DataFrame) -> pd.DataFrame:
-    """Points that succeeded, with their time and what the closed form says, in ms."""
-    good = runs[(runs.status == "ok") & runs.token_latency_s.notna()].copy()
-    good = good[(good.system == "allreduce") & (good.num_devices > 1)]
-    good["time_ms"] = good.token_latency_s * 1e3
-    good["closed_ms"] = [
-        1e3
-        * theory.allreduce_s(
-            row["system_collective"],
-            int(row["num_devices"]),
-            one_way_s=row["asked_round_trip_s"] / 2,
-            nbytes=_VALUE_BYTES * int(row["hidden"]),
-            bandwidth_bps=row["bandwidth_mbps"] * 1e6,
-        )
-        for row in good.to_dict("records")
-    ]
-    return good
+    """Points that succeeded, with their time and the closed form, in ms.
 
+    The closed form is the limit that the system's own links set (`baselines/allreduce.py`).
+    """
+    good = succeeded(runs)
+    good = good[(good.system == "allreduce") & (good.num_devices > 1)]
+    return good.assign(time_ms=good.token_latency_s * 1e3, closed_ms=good.limit_network_s * 1e3)
+
+
+DRAWING = Drawing(
+    name="fig_allreduce",
+    rows=_good,
+    table=table,
+    draw=draw,
+)
 
 if __name__ == "__main__":
-    figures.redraw(NAME, has_rows, table, draw)
+    DRAWING.again()

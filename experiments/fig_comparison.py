@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tpi_bench import figures
+from tpi_bench.report import figures, names
+from tpi_bench.report.drawing import Drawing
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-NAME = "fig_comparison"
 # Column, what it is called, and the unit's size.
 _PANELS = (
     ("token_latency_s", "token latency (ms)", 1e-3),
@@ -28,16 +28,10 @@ _PANELS = (
 )
 
 
-def has_rows(runs: pd.DataFrame) -> bool:
-    """Whether there is anything to draw."""
-    return bool((runs.status == "ok").any())
-
-
-def table(runs: pd.DataFrame) -> str:
+def table(rows: pd.DataFrame) -> str:
     """A line a system and cap: medians with the range, and the reason where there is no number."""
-    rows = _rows(runs)
     lines = []
-    for (memory, label), group in rows.groupby(["memory", "label"], sort=False):
+    for (memory, label), group in rows.groupby(["memory", "line"], sort=False):
         good = group[group.status == "ok"]
         line = {"memory": memory, "system": label}
         if good.empty:
@@ -78,10 +72,9 @@ def _against_real(rows: pd.DataFrame) -> list[str]:
     return lines
 
 
-def draw(runs: pd.DataFrame) -> Figure:
+def draw(rows: pd.DataFrame) -> Figure:
     """Bars of medians with the range; a line across a bar is that system's physical limit."""
-    rows = _rows(runs)
-    labels = list(dict.fromkeys(rows.label))
+    labels = list(dict.fromkeys(rows.line))
     caps = list(dict.fromkeys(rows.memory))
     colours = figures.palette(caps)
     figure = figures.new_figure(0.6 + 0.24 * len(labels), num_columns=2)
@@ -118,7 +111,7 @@ def _bars(
     colour: tuple,
 ) -> None:
     for label, place in zip(labels, at, strict=True):
-        group = rows[rows.label == label]
+        group = rows[rows.line == label]
         good = group[group.status == "ok"]
         if good.empty:
             if not group.empty:
@@ -143,16 +136,16 @@ def _bars(
 
 
 def _rows(runs: pd.DataFrame) -> pd.DataFrame:
-    """All rows with `label`, `memory` (the cap) and `memory_bytes`.
+    """All rows, if any is ok, with `line`, `memory` (the cap) and `memory_bytes`.
 
     That is what the device's group was charged, page cache included; without groups, anonymous and
     mapped pages.
     """
+    if not (runs.status == "ok").any():
+        return runs[:0]
     rows = runs.copy()
-    for column in ("token_latency_s", "ttft_s", "limit_token_s"):
-        rows[column] = rows.get(column, float("nan"))
-    rows["label"] = [
-        figures.system_name(row) + (f", {row['num_devices']} devices" * (row["num_devices"] > 1))
+    rows["line"] = [
+        names.system_name(row) + (f", {row['num_devices']} devices" * (row["num_devices"] > 1))
         for row in rows.to_dict("records")
     ]
     rows["memory"] = [
@@ -160,12 +153,19 @@ def _rows(runs: pd.DataFrame) -> pd.DataFrame:
     ]
     seen = rows.peak_anon_bytes + rows.peak_file_bytes.fillna(0)
     rows["memory_bytes"] = rows.peak_cgroup_bytes.fillna(seen)
-    order = {label: i for i, label in enumerate(dict.fromkeys(rows.label))}
-    rows["order"] = rows.label.map(order)
+    order = {label: i for i, label in enumerate(dict.fromkeys(rows.line))}
+    rows["order"] = rows.line.map(order)
     return rows.sort_values(
         ["num_devices", "order", "memory_mb"], na_position="first", kind="stable"
     )
 
 
+DRAWING = Drawing(
+    name="fig_comparison",
+    rows=_rows,
+    table=table,
+    draw=draw,
+)
+
 if __name__ == "__main__":
-    figures.redraw(NAME, has_rows, table, draw)
+    DRAWING.again()

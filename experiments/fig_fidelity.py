@@ -9,27 +9,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tpi_bench import figures
+from tpi_bench.report import figures, names
+from tpi_bench.report.drawing import Drawing, succeeded
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-NAME = "fig_fidelity"
 BOUND = 0.10  # what is asked of every case
 MEDIAN_BOUND = 0.05  # and of the median of cases
 
 
-def has_rows(runs: pd.DataFrame) -> bool:
-    """Whether there is anything to draw."""
-    return not cases(runs).empty
-
-
-def table(runs: pd.DataFrame) -> str:
+def table(rows: pd.DataFrame) -> str:
     """One line a case: wall-clock median and range, virtual time, and the error."""
-    rows = cases(runs)
-    if rows.empty:
-        return "no case ran on both testbeds"
     shown = rows[["case", "wall_ms", "low_ms", "high_ms", "virtual_ms", "error", "ttft_error"]]
     worst = rows.loc[rows.error.abs().idxmax()]
     inside = int((rows.error.abs() <= BOUND).sum())
@@ -41,9 +33,8 @@ def table(runs: pd.DataFrame) -> str:
     )
 
 
-def draw(runs: pd.DataFrame) -> Figure:
+def draw(rows: pd.DataFrame) -> Figure:
     """Virtual over wall-clock token latency, one mark a case, with the range of the repeats."""
-    rows = cases(runs)
     figure = figures.new_figure(0.9 + 0.13 * len(rows))
     axes = figure.subplots()
     places = range(len(rows))
@@ -72,9 +63,7 @@ _FORMATS = {
 
 def cases(runs: pd.DataFrame) -> pd.DataFrame:
     """One row a case that succeeded on both testbeds; times in ms, errors relative."""
-    if "token_latency_s" not in runs:
-        return runs[:0].copy()
-    good = runs[(runs.status == "ok") & runs.token_latency_s.notna()].copy()
+    good = succeeded(runs)
     good["case"] = [_name(row) for row in good.to_dict("records")]
     wall = good[good.clock == "wall"].groupby("case", sort=False)
     virtual = good[good.clock == "virtual"].groupby("case", sort=False)
@@ -87,11 +76,19 @@ def cases(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def _name(row: dict) -> str:
-    name = figures.system_label(row)
+    name = names.system_label(row)
     if row["num_devices"] == 1:
         return f"{name}, 1 device"
     return f"{name}, {row['num_devices']} devices, {row['link_latency_ms']:g} ms"
 
 
+DRAWING = Drawing(
+    name="fig_fidelity",
+    rows=cases,
+    table=table,
+    draw=draw,
+    nothing="no case ran on both testbeds",
+)
+
 if __name__ == "__main__":
-    figures.redraw(NAME, has_rows, table, draw)
+    DRAWING.again()

@@ -11,7 +11,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from tpi_bench import figures
+from tpi_bench.report import figures, names
+from tpi_bench.report.drawing import Drawing, succeeded
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -19,23 +20,14 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-NAME = "fig_latency"
 _ALONE = "0.35"  # the colour of lines of one device
 _NAME_HEIGHT = 0.055  # of a panel
 
 
-def has_rows(runs: pd.DataFrame) -> bool:
-    """Whether there is anything to draw."""
-    return not _good(runs).empty
-
-
-def table(runs: pd.DataFrame) -> str:
+def table(rows: pd.DataFrame) -> str:
     """Medians over the repeats with the range, one line a system and link latency."""
-    good = _good(runs)
-    if good.empty:
-        return "no point succeeded"
-    groups = good.groupby(["clock", "label", "latency_label"], sort=False)
-    rows = groups.agg(
+    groups = rows.groupby(["clock", "name", "latency_label"], sort=False)
+    medians = groups.agg(
         ttft=("ttft_s", "median"),
         token=("token_latency_s", "median"),
         low=("token_latency_s", "min"),
@@ -45,21 +37,22 @@ def table(runs: pd.DataFrame) -> str:
         memory=("memory_bytes", "max"),
         repeats=("repeat", "nunique"),
     ).reset_index()
-    rows["token ms [min, max]"] = [
-        f"{r.token * 1e3:.1f} [{r.low * 1e3:.1f}, {r.high * 1e3:.1f}]" for r in rows.itertuples()
-    ]
-    shown = rows.assign(
+    shown = medians.assign(
         **{
-            "link ms/hop": rows.latency_label,
-            "TTFT ms": (rows.ttft * 1e3).map("{:.1f}".format),
-            "limit ms": (rows.limit * 1e3).map("{:.1f}".format),
-            "round trip ms": (rows.round_trip * 1e3).map("{:.2f}".format).replace("nan", "-"),
-            "x limit": (rows.token / rows.limit).map("{:.1f}".format),
-            "anon MB": (rows.memory / 1e6).map("{:.0f}".format),
+            "link ms/hop": medians.latency_label,
+            "TTFT ms": (medians.ttft * 1e3).map("{:.1f}".format),
+            "limit ms": (medians.limit * 1e3).map("{:.1f}".format),
+            "round trip ms": (medians.round_trip * 1e3).map("{:.2f}".format).replace("nan", "-"),
+            "x limit": (medians.token / medians.limit).map("{:.1f}".format),
+            "anon MB": (medians.memory / 1e6).map("{:.0f}".format),
+            "token ms [min, max]": [
+                f"{row.token * 1e3:.1f} [{row.low * 1e3:.1f}, {row.high * 1e3:.1f}]"
+                for row in medians.itertuples()
+            ],
         }
-    ).rename(columns={"label": "system"})
+    ).rename(columns={"name": "system"})
     columns = [
-        *(["clock"] if good.clock.nunique() > 1 else []),
+        *(["clock"] if rows.clock.nunique() > 1 else []),
         "system",
         "link ms/hop",
         "round trip ms",
@@ -70,41 +63,41 @@ def table(runs: pd.DataFrame) -> str:
     return shown[[*columns, "x limit", "anon MB", "repeats"]].to_string(index=False)
 
 
-def draw(runs: pd.DataFrame) -> Figure:
+def draw(rows: pd.DataFrame) -> Figure:
     """Median token latency with the range of the repeats; dashed, each system's physical limit.
 
     Measured rows and those of virtual time are panels side by side. What one device does alone is
     a level grey line, named at the right.
     """
-    good = _good(runs)
-    clocks = [clock for clock in ("wall", "virtual") if (good.clock == clock).any()]
-    labels = list(dict.fromkeys(good[good.num_devices > 1].line))
+    clocks = [clock for clock in ("wall", "virtual") if (rows.clock == clock).any()]
+    labels = list(dict.fromkeys(rows[rows.num_devices > 1].line))
     colours = figures.palette(labels)
     figure = figures.new_figure(2.9, num_columns=len(clocks))
     panels = figure.subplots(1, len(clocks), squeeze=False)[0]
     for axes, clock in zip(panels, clocks, strict=True):
-        rows = good[good.clock == clock]
-        latencies = sorted(rows.loc[rows.num_devices > 1, "link_latency_ms"].unique())
+        own = rows[rows.clock == clock]
+        latencies = sorted(own.loc[own.num_devices > 1, "link_latency_ms"].unique())
         for label, marker in figures.with_markers(labels):
-            line = rows[(rows.line == label) & (rows.num_devices > 1)]
+            line = own[(own.line == label) & (own.num_devices > 1)]
             if not line.empty:
                 _draw_line(axes, line, label, colours[label], marker)
-        alone = rows[rows.num_devices == 1]
+        alone = own[own.num_devices == 1]
         for _, line in alone.groupby("line"):
             _draw_flat(axes, line, latencies)
         figures.log_milliseconds(axes)
         _name_at_right(axes, alone.groupby("line").token_latency_s.median() * 1e3)
-        topology = rows.loc[rows.num_devices > 1, "topology"]
+        topology = own.loc[own.num_devices > 1, "topology"]
         hops = f", {topology.iloc[0]} topology" if len(topology) else ""
         axes.set_xlabel(f"link latency (ms a hop{hops})")
-        axes.set_title(_title(rows), fontsize=7)
+        axes.set_title(_title(own), fontsize=7)
     panels[0].set_ylabel("token latency (ms)")
     handles: dict[str, Artist] = {}
     for axes in panels:
-        lines, names = axes.get_legend_handles_labels()
-        handles |= dict(zip(names, lines, strict=True))
-    if (good.num_devices == 1).any():
-        threads = good[(good.num_devices == 1) & (good.clock == "wall")].threads_per_device
+        lines, called = axes.get_legend_handles_labels()
+        handles |= dict(zip(called, lines, strict=True))
+    if (rows.num_devices == 1).any():
+        alone = rows[(rows.num_devices == 1) & (rows.clock == "wall")]
+        threads = alone.threads_per_device
         number = f", {threads.max():.0f} threads" if len(threads) else ""
         handles[f"one device alone{number}"] = panels[0].plot([], [], color=_ALONE)[0]
     (limit,) = panels[0].plot([], [], color="0.4", linestyle="--", linewidth=0.7)
@@ -172,34 +165,32 @@ def _name_at_right(axes: Axes, times: pd.Series) -> None:
 def _line_name(row: dict, of_all: str) -> str:
     """As in the legend of both panels: without what the virtual panel's title says of all lines."""
     if row["clock"] == "wall":
-        return row["label"].removesuffix(", 1 device")
-    name = row["label"].partition(f", {row['num_devices']} device")[0]
+        return row["name"].removesuffix(", 1 device")
+    name = row["name"].partition(f", {row['num_devices']} device")[0]
     return name.removesuffix(of_all)
 
 
 def _good(runs: pd.DataFrame) -> pd.DataFrame:
-    """Points that succeeded, with the label of their line, in the order of first measuring.
+    """Points that succeeded, with their name and line, in the order of first measuring.
 
     `memory_bytes` is the anonymous peak of measured rows and the ledger of virtual ones.
     """
-    if "token_latency_s" not in runs:
-        return runs[:0].assign(line="", label="")
-    good = runs[(runs.status == "ok") & runs.token_latency_s.notna()].copy()
-    good["label"] = [""] * len(good)
+    good = succeeded(runs)
+    good["name"] = [""] * len(good)
     for clock in good.clock.unique():
         rows = good.clock == clock
-        good.loc[rows, "label"] = figures.labels(good[rows])
+        good.loc[rows, "name"] = names.labels(good[rows])
     virtual = good[good.clock == "virtual"]
     shared = set(virtual.get("system_window", virtual.status).astype(str)) - {"off", "nan", "None"}
     of_all = f" window {shared.pop()}" if len(shared) == 1 else ""
     good["line"] = [_line_name(row, of_all) for row in good.to_dict("records")]
-    good["memory_bytes"] = good.peak_anon_bytes.fillna(good.get("ledger_bytes"))
+    good["memory_bytes"] = good.peak_anon_bytes.fillna(good.ledger_bytes)
     good["latency_label"] = [
         "-" if row["num_devices"] == 1 else f"{row['link_latency_ms']:g}"
         for row in good.to_dict("records")
     ]
-    order = {label: i for i, label in enumerate(dict.fromkeys(good.label))}
-    good["order"] = good.label.map(order)
+    order = {name: i for i, name in enumerate(dict.fromkeys(good.name))}
+    good["order"] = good.name.map(order)
     return good.sort_values(
         ["clock", "order", "link_latency_ms", "repeat"],
         ascending=[False, True, True, True],
@@ -207,5 +198,12 @@ def _good(runs: pd.DataFrame) -> pd.DataFrame:
     )
 
 
+DRAWING = Drawing(
+    name="fig_latency",
+    rows=_good,
+    table=table,
+    draw=draw,
+)
+
 if __name__ == "__main__":
-    figures.redraw(NAME, has_rows, table, draw)
+    DRAWING.again()

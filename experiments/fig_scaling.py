@@ -10,14 +10,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tpi_bench import figures
+from tpi_bench.report import figures, names
+from tpi_bench.report.drawing import Drawing, succeeded
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-NAME = "fig_scaling"
 # Column, axis label, and the value that the other panels hold it at.
 _AXES = {
     "num_devices": "devices",
@@ -26,27 +26,24 @@ _AXES = {
 }
 
 
-def has_rows(runs: pd.DataFrame) -> bool:
-    """Whether there is anything to draw."""
-    return not _good(runs).empty
-
-
-def table(runs: pd.DataFrame) -> str:
+def table(rows: pd.DataFrame) -> str:
     """One line a point; what did not fit its devices' memory is there with its reason."""
-    rows = runs.copy()
-    rows["line"] = _labels(rows)
-    rows["token s"] = rows.get("token_latency_s")
-    rows["TTFT s"] = rows.get("ttft_s")
-    rows["limit s"] = rows.get("limit_token_s")
-    rows["GB a device"] = rows.ledger_bytes / 1e9 if "ledger_bytes" in rows else float("nan")
+    shown = rows.assign(
+        **{
+            "token s": rows.token_latency_s,
+            "TTFT s": rows.ttft_s,
+            "limit s": rows.limit_token_s,
+            "GB a device": rows.ledger_bytes / 1e9,
+        }
+    )
     columns = ["line", *_AXES, "TTFT s", "token s", "limit s", "GB a device", "status"]
-    order = ["line", *_AXES]
-    return rows.sort_values(order)[columns].round(2).to_string(index=False)
+    shown = shown.sort_values(["line", *_AXES])[columns].round(2)
+    return shown.to_string(index=False, formatters=dict.fromkeys(_AXES, "{:g}".format))
 
 
-def draw(runs: pd.DataFrame) -> Figure:
+def draw(rows: pd.DataFrame) -> Figure:
     """A panel for each of what is varied, the others at their most frequent value."""
-    good = _good(runs)
+    good = succeeded(rows)
     varied = [name for name in _AXES if good[name].nunique() > 1] or ["num_devices"]
     labels = list(dict.fromkeys(good.line))
     colours = figures.palette(labels)
@@ -54,13 +51,13 @@ def draw(runs: pd.DataFrame) -> Figure:
     panels = figure.subplots(1, len(varied), squeeze=False, sharey=True)[0]
     for axes, name in zip(panels, varied, strict=True):
         others = [other for other in _AXES if other != name]
-        rows = good
+        own = good
         for other in others:
-            rows = rows[rows[other] == good[other].mode().iloc[0]]
+            own = own[own[other] == good[other].mode().iloc[0]]
         for label, marker in figures.with_markers(labels):
-            line = rows[rows.line == label].sort_values(name).drop_duplicates(name)
+            line = own[own.line == label].sort_values(name).drop_duplicates(name)
             _draw_line(axes, line, name, label, colours[label], marker)
-        figures.log_values(axes, rows[name])
+        figures.log_values(axes, own[name])
         axes.set_xlabel(_AXES[name])
     figures.log_milliseconds(panels[0])
     panels[0].set_ylabel("token latency (s)")
@@ -86,17 +83,18 @@ def _title(good: pd.DataFrame) -> str:
     )
 
 
-def _labels(rows: pd.DataFrame) -> list[str]:
-    return [figures.system_label(row) for row in rows.to_dict("records")]
+def _rows(runs: pd.DataFrame) -> pd.DataFrame:
+    """All rows, if any succeeded, with the name of their `line`."""
+    rows = runs if len(succeeded(runs)) else runs[:0]
+    return rows.assign(line=[names.system_label(row) for row in rows.to_dict("records")])
 
 
-def _good(runs: pd.DataFrame) -> pd.DataFrame:
-    if "token_latency_s" not in runs:
-        return runs[:0].copy()
-    good = runs[(runs.status == "ok") & runs.token_latency_s.notna()].copy()
-    good["line"] = _labels(good)
-    return good
-
+DRAWING = Drawing(
+    name="fig_scaling",
+    rows=_rows,
+    table=table,
+    draw=draw,
+)
 
 if __name__ == "__main__":
-    figures.redraw(NAME, has_rows, table, draw)
+    DRAWING.again()

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tpi_bench import figures
+from tpi_bench.report import figures
+from tpi_bench.report.drawing import Drawing
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-NAME = "tab_case_study"
 PAPER_ROWS = Path(__file__).with_name("paper_table3.csv")
 # Who stands for whom where a real library knows no virtual time.
 _STANDS_FOR = {"mmap": "transformers", "blocking": "accelerate"}
@@ -29,18 +29,12 @@ _TITLES = {
 }
 
 
-def has_rows(runs: pd.DataFrame) -> bool:
-    """Whether there is anything to draw."""
-    return bool((runs.status == "ok").any())
-
-
-def table(runs: pd.DataFrame) -> str:
+def table(rows: pd.DataFrame) -> str:
     """One line a case: TTFT and token latency here, and the paper's where it has the case."""
     import pandas as pd
 
-    rows = _rows(runs)
     lines = []
-    for (clock, model, label), group in rows.groupby(["clock", "model", "label"], sort=False):
+    for (clock, model, label), group in rows.groupby(["clock", "model", "line"], sort=False):
         good, first = group[group.status == "ok"], group.iloc[0]
         line = {"clock": clock, "model": model, "system": label}
         line |= {
@@ -61,7 +55,7 @@ def _savings(rows: pd.DataFrame) -> list[str]:
     """The claim in a line each: how much less token latency tpi has than what stands alone."""
     lines = []
     for (clock, model), group in rows[rows.status == "ok"].groupby(["clock", "model"], sort=False):
-        median = group.groupby("label", sort=False).token_latency_s.median()
+        median = group.groupby("line", sort=False).token_latency_s.median()
         ours = median[[label for label in median.index if label.startswith("tpi")]].min()
         parts = [
             f"{1 - ours / time:.0%} less than {label}"
@@ -73,9 +67,8 @@ def _savings(rows: pd.DataFrame) -> list[str]:
     return lines
 
 
-def draw(runs: pd.DataFrame) -> Figure:
+def draw(rows: pd.DataFrame) -> Figure:
     """Token latency of each case: here, and as published. Virtual and measured side by side."""
-    rows = _rows(runs)
     rows = rows[rows.status == "ok"]
     clocks = [clock for clock in ("virtual", "wall") if (rows.clock == clock).any()]
     figure = figures.new_figure(2.6, num_columns=2)
@@ -116,19 +109,17 @@ def draw(runs: pd.DataFrame) -> Figure:
 
 
 def _rows(runs: pd.DataFrame) -> pd.DataFrame:
-    """All rows with `case` (as the paper calls it), `label`, and the paper's numbers."""
+    """All rows with `case` (as the paper calls it), `line`, and the paper's numbers."""
     import pandas as pd
 
-    rows = runs.copy()
-    for column in ("token_latency_s", "ttft_s", "limit_token_s", "ledger_bytes"):
-        rows[column] = rows.get(column, float("nan"))
+    rows = runs.copy() if (runs.status == "ok").any() else runs[:0].copy()
     rows["case"] = [_case(row) for row in rows.to_dict("records")]
-    rows["label"] = [
+    rows["line"] = [
         f"{case} (as {system})" if system in _STANDS_FOR else case
         for case, system in zip(rows.case, rows.system, strict=True)
     ]
     # Of mapped files no ledger knows; what a group was charged counts them.
-    held = rows.get("peak_cgroup_bytes", rows.peak_anon_bytes).fillna(rows.peak_anon_bytes)
+    held = rows.peak_cgroup_bytes.fillna(rows.peak_anon_bytes)
     rows["memory_bytes"] = held.fillna(rows.ledger_bytes.where(rows.system != "mmap"))
     paper = pd.read_csv(PAPER_ROWS)
     paper["case"] = [_paper_case(row) for row in paper.to_dict("records")]
@@ -164,5 +155,12 @@ def _published(seconds: float) -> str:
     return f"{seconds:g}" if seconds == seconds else "oom"
 
 
+DRAWING = Drawing(
+    name="tab_case_study",
+    rows=_rows,
+    table=table,
+    draw=draw,
+)
+
 if __name__ == "__main__":
-    figures.redraw(NAME, has_rows, table, draw)
+    DRAWING.again()

@@ -12,25 +12,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tpi_bench import figures
+from tpi_bench.report import figures, names
+from tpi_bench.report.drawing import Drawing, compared
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-NAME = "tab_equivalence"
 
-
-def has_rows(runs: pd.DataFrame) -> bool:
-    """Whether there is anything to draw."""
-    return not _checked(runs).empty
-
-
-def table(runs: pd.DataFrame) -> str:
+def table(rows: pd.DataFrame) -> str:
     """A line a system and precision: tokens that agree, and the largest logit difference."""
-    rows = _summary(runs)
-    if rows.empty:
-        return "no point succeeded with check=true"
     shown = rows.assign(
         **{
             "same tokens": [f"{a}/{b}" for a, b in zip(rows.same, rows.num, strict=True)],
@@ -41,21 +32,20 @@ def table(runs: pd.DataFrame) -> str:
     exact = rows[rows.precision == "float32"]
     verdict = f"fp32: {int((exact.same == exact.num).sum())} of {len(exact)} systems give every "
     verdict += f"token of Transformers; largest logit difference {exact.logits.max():.1e}"
-    columns = ["label", "precision", "runs all equal", "same tokens"]
+    columns = ["name", "precision", "runs all equal", "same tokens"]
     columns += ["equal before the first other", "logit difference"]
-    return f"{shown[columns].rename(columns={'label': 'system'}).to_string(index=False)}\n{verdict}"
+    return f"{shown[columns].rename(columns={'name': 'system'}).to_string(index=False)}\n{verdict}"
 
 
-def draw(runs: pd.DataFrame) -> Figure:
+def draw(rows: pd.DataFrame) -> Figure:
     """Share of equal tokens, system by precision; in each field the largest logit difference."""
-    rows = _summary(runs)
-    labels = list(dict.fromkeys(rows.label))
+    labels = list(dict.fromkeys(rows.name))
     kinds = list(dict.fromkeys(rows.precision))
     shares = np.full((len(labels), len(kinds)), np.nan)
     figure = figures.new_figure(0.9 + 0.25 * len(labels))
     axes = figure.subplots()
     for row in rows.to_dict("records"):
-        at = labels.index(row["label"]), kinds.index(row["precision"])
+        at = labels.index(row["name"]), kinds.index(row["precision"])
         shares[at] = row["same"] / row["num"]
         logits = f"\n{row['logits']:.1g}" if row["logits"] == row["logits"] else ""
         colour = "w" if shares[at] < 0.5 else "k"
@@ -71,16 +61,16 @@ def draw(runs: pd.DataFrame) -> Figure:
 
 def _summary(runs: pd.DataFrame) -> pd.DataFrame:
     """A row a system and precision, over all its prompts."""
-    rows = _checked(runs)
-    rows["label"] = [
-        figures.system_name(row).removesuffix(f" {row.get('system_weights')}")
+    rows = compared(runs)
+    rows["name"] = [
+        names.system_name(row).removesuffix(f" {row.get('system_weights')}")
         for row in rows.to_dict("records")
     ]
     rows["precision"] = [
         weights if str(weights).startswith("Q") else dtype
         for weights, dtype in zip(rows.get("system_weights", rows.dtype), rows.dtype, strict=True)
     ]
-    groups = rows.groupby(["label", "precision"], sort=False)
+    groups = rows.groupby(["name", "precision"], sort=False)
     return groups.agg(
         equal_runs=("tokens_equal", lambda equal: f"{int(equal.sum())}/{len(equal)}"),
         same=("num_same_tokens", "sum"),
@@ -90,12 +80,13 @@ def _summary(runs: pd.DataFrame) -> pd.DataFrame:
     ).reset_index()
 
 
-def _checked(runs: pd.DataFrame) -> pd.DataFrame:
-    if "tokens_equal" not in runs:
-        return runs[:0].copy()
-    rows = runs[(runs.status == "ok") & runs.tokens_equal.notna()].copy()
-    return rows.assign(tokens_equal=rows.tokens_equal.astype(bool))
-
+DRAWING = Drawing(
+    name="tab_equivalence",
+    rows=_summary,
+    table=table,
+    draw=draw,
+    nothing="no point succeeded with check=true",
+)
 
 if __name__ == "__main__":
-    figures.redraw(NAME, has_rows, table, draw)
+    DRAWING.again()

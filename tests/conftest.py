@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.models_zoo import VARIANTS, WIDE, Variant, make_checkpoint
+from tests.helpers.models_zoo import VARIANTS, WIDE, Variant, make_checkpoint
 
 
 @pytest.fixture(scope="session")

@@ -1,3 +1,5 @@
-"""tpi_bench: run and compare large language models on several small devices, measured honestly."""
+"""Benchmarks and experiments for running large language models on several small devices.
 
-__version__ = "0.1.0"
+Nine rooms on five floors, imports only downward (`tests/test_house.py`): app; measure; models,
+processes, virtual, report; engine, host; contract. Each says in its `__init__` what lives there.
+"""

@@ -6,7 +6,7 @@ import sys
 def main() -> None:
     """Run the application. Its imports take a while, and Ctrl-C may come before they are done."""
     try:
-        from tpi_bench.app import main as run_app
+        from tpi_bench.app.main import main as run_app
 
         run_app()
     except KeyboardInterrupt:

@@ -1,0 +1,165 @@
+"""Stopping the program at any time: one word, and nothing left running."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.app.test_sweeps import SWEEP
+from tests.helpers.command_line import ROOT
+
+
+def has_connections(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.NoSuchProcess):  # helpers come and go
+        return bool(process.net_connections(kind="tcp"))
+    return False
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_stopping_leaves_nothing_running(
+    checkpoints: dict[str, Path], cache_dir: Path, tmp_path: Path, number: int
+) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "tpi_bench",
+        *SWEEP,
+        f"model.path={checkpoints['gqa']}",
+        "network.link_latency_ms=5",
+        "workload.num_new_tokens=400",
+        "system=tpi",
+        f"results_dir={tmp_path}",
+        f"cache_dir={cache_dir}",
+    ]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT
+    )
+    parent = psutil.Process(process.pid)
+    deadline = time.monotonic() + 30
+    devices: list[psutil.Process] = []
+    while len(devices) < 2 and time.monotonic() < deadline:
+        time.sleep(0.1)
+        devices = [c for c in parent.children(recursive=True) if has_connections(c)]
+    assert len(devices) == 2
+    started = parent.children(recursive=True)
+    os.kill(process.pid, number)
+    _, errors = process.communicate(timeout=10)
+    assert process.returncode == 130
+    assert "stopped; go on with: python -m tpi_bench resume=" in errors
+    assert "Traceback" not in errors
+    _gone, alive = psutil.wait_procs(started, timeout=3)
+    assert not alive
+    assert not list(tmp_path.rglob("*.tmp*"))
+
+
+def descendants(process: subprocess.Popen) -> list[psutil.Process]:
+    try:
+        return psutil.Process(process.pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+
+
+def imports_torch(process: subprocess.Popen, cache_dir: Path) -> bool:
+    paths = [Path(f"/proc/{p.pid}/maps") for p in descendants(process)]
+    return any("libtorch" in path.read_text() for path in paths if path.exists())
+
+
+def has_helper(process: subprocess.Popen, cache_dir: Path) -> bool:
+    return any(p.ppid() != process.pid for p in descendants(process))
+
+
+def has_block_file(process: subprocess.Popen, cache_dir: Path) -> bool:
+    return any(cache_dir.rglob("*rank0*"))
+
+
+@pytest.mark.parametrize("has_come", [imports_torch, has_helper, has_block_file])
+def test_ctrl_c_at_any_time_is_one_word(
+    tmp_path: Path, has_come: Callable[[subprocess.Popen, Path], bool]
+) -> None:
+    """A terminal sends it to all processes, some of which are still starting."""
+    command = [sys.executable, "-m", "tpi_bench", "model=tinyllama_1.1b", f"cache_dir={tmp_path}"]
+    process = subprocess.Popen(
+        [*command, "workload.prompt_ids=[1]"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 30
+    while not has_come(process, tmp_path) and time.monotonic() < deadline:
+        time.sleep(0.001)
+    started = descendants(process)
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    assert (process.returncode, errors) == (130, "stopped\n")
+    _gone, alive = psutil.wait_procs(started, timeout=5)
+    assert not alive
+    assert not list(tmp_path.rglob("*.tmp*"))
+
+
+def test_a_background_launcher_that_is_killed_leaves_nothing(tmp_path: Path) -> None:
+    """Scripts start what runs in the background with SIGINT ignored; helpers need it to tidy up."""
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "tpi_bench",
+            "model=tinyllama_1.1b",
+            "workload.prompt_ids=[1]",
+            f"cache_dir={tmp_path}",
+        ],
+        cwd=ROOT,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),
+    )
+    deadline = time.monotonic() + 30
+    while not has_block_file(process, tmp_path) and time.monotonic() < deadline:
+        time.sleep(0.001)
+    started = descendants(process)
+    process.kill()
+    process.wait()
+    _gone, alive = psutil.wait_procs(started, timeout=3)
+    assert not alive
+    assert not list(tmp_path.rglob("*.tmp*"))
+
+
+def test_ctrl_c_during_the_imports_is_one_word() -> None:
+    code = """
+import runpy, sys
+
+class Stop:
+    def find_spec(self, name, path, target=None):
+        if name == "tpi_bench.app.main":
+            raise KeyboardInterrupt
+
+sys.meta_path.insert(0, Stop())
+runpy.run_module("tpi_bench", run_name="__main__")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False
+    )
+    assert (done.returncode, done.stderr) == (130, "stopped\n")
+
+
+def test_a_reader_that_leaves_is_no_failure_of_a_device(
+    checkpoints: dict[str, Path], cache_dir: Path
+) -> None:
+    command = (
+        f"{sys.executable} -m tpi_bench model=hf model.path={checkpoints['gqa']} "
+        f"workload.prompt_ids=[1,2,3] workload.num_new_tokens=200 cache_dir={cache_dir} | head -c 1"
+    )
+    done = subprocess.run(
+        ["bash", "-c", command], capture_output=True, text=True, cwd=ROOT, timeout=60, check=False
+    )
+    assert len(done.stdout) == 1
+    assert "device_lost" not in done.stderr
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,162 @@
+"""Sweeps from the command line: tables, figure, failed points, resume."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+
+from tests.helpers.command_line import ROOT, run, sweep
+from tpi_bench.app import experiment
+
+SWEEP = [
+    "-m",
+    "task=measure",
+    "name=tiny",
+    "model=hf",
+    "workload.prompt_ids=[1,2,3]",
+    "workload.num_new_tokens=4",
+    "network.link_latency_ms=0,1",
+    "figure=experiments.fig_latency",
+    "system=tpi,transformers",
+]
+
+
+def test_a_sweep_leaves_tables_and_a_figure_and_is_resumed(
+    checkpoints: dict[str, Path], cache_dir: Path, tmp_path: Path
+) -> None:
+    path = f"model.path={checkpoints['gqa']}"
+    done = run(*SWEEP, path, f"results_dir={tmp_path}", cache_dir=cache_dir)
+    assert done.returncode == 0, done.stderr
+    (folder,) = (tmp_path / "tiny").iterdir()
+    assert {
+        "runs.csv",
+        "runs.parquet",
+        "tokens.csv",
+        "devices.csv",
+        "fig_latency.png",
+        "fig_latency.pdf",
+    } <= {p.name for p in folder.iterdir()}
+    runs = pd.read_parquet(folder / "runs.parquet")
+    # one device has no link: its two points are one
+    assert sorted(runs.system) == ["tpi", "tpi", "transformers"]
+    assert (runs.status == "ok").all()
+    assert runs.commit.str.len().min() > 6
+    assert (runs.clock == "wall").all()
+    tokens = pd.read_parquet(folder / "tokens.parquet")
+    assert len(tokens) == 12
+    assert len(pd.read_parquet(folder / "devices.parquet")) == 5
+    assert "TPI star" in done.stdout
+
+    victim = next((folder / "points").glob("*.json"))
+    kept = {p: p.stat().st_mtime_ns for p in (folder / "points").iterdir() if p != victim}
+    victim.unlink()
+    again = subprocess.run(
+        [sys.executable, "-m", "tpi_bench", f"resume={folder}"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=120,
+    )
+    assert again.returncode == 0, again.stderr
+    assert victim.exists()
+    assert kept == {p: p.stat().st_mtime_ns for p in kept}
+
+
+def test_a_failed_point_is_a_row_and_the_sweep_goes_on(
+    checkpoints: dict[str, Path], cache_dir: Path, tmp_path: Path
+) -> None:
+    done = run(
+        "-m",
+        "task=measure",
+        "name=tiny",
+        "model=hf",
+        f"model.path={checkpoints['gqa']}",
+        "workload.prompt_ids=[1,2,3]",
+        "workload.num_new_tokens=2",
+        "testbed.num_devices=10,1",
+        f"results_dir={tmp_path}",
+        cache_dir=cache_dir,
+    )
+    assert done.returncode == 1
+    (folder,) = (tmp_path / "tiny").iterdir()
+    runs = pd.read_csv(folder / "runs.csv")
+    assert sorted(runs.status) == ["error", "ok"]
+    assert "attention heads" in runs[runs.status == "error"].error.iloc[0]
+    assert "attention heads" in done.stderr
+
+
+def test_a_seed_fixes_sampled_tokens(cache_dir: Path, tmp_path: Path) -> None:
+    folder = sweep(
+        "model=debug",
+        "workload.prompt_ids=[1,2,3]",
+        "workload.temperature=1.5",
+        "workload.seed=1,2",
+        "workload.num_new_tokens=12",
+        "repeat=0,1",
+        cache_dir=cache_dir,
+        tmp_path=tmp_path,
+    )
+    tokens = pd.read_parquet(folder / "tokens.parquet").groupby("point", sort=False).token_id
+    first, again, other, other_again = (tuple(ids) for _, ids in tokens)
+    assert first == again
+    assert other == other_again
+    assert first != other
+
+
+def test_num_points_counts_overrides_once() -> None:
+    from omegaconf import OmegaConf
+
+    params = {"repeat": "0,1,2", "network.link_latency_ms": "0,0.5,1", "system": "tpi,pipeline"}
+    overrides = {"task": ["+experiment=x", "repeat=0", "system=tpi,a,b,c"]}
+    config = OmegaConf.create({"hydra": {"sweeper": {"params": params}, "overrides": overrides}})
+    assert experiment.num_points(config) == 1 * 3 * 4
+
+
+def test_different_configurations_are_different_lines(
+    checkpoints: dict[str, Path], cache_dir: Path, tmp_path: Path
+) -> None:
+    done = run(
+        *SWEEP,
+        f"model.path={checkpoints['gqa']}",
+        "system=tpi,tpi_direct,pipeline",
+        "testbed.num_devices=2,3",
+        "network.link_latency_ms=3",
+        f"results_dir={tmp_path}",
+        "testbed.trace=true",
+        cache_dir=cache_dir,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "TPI star, 2 devices" in done.stdout
+    assert "TPI star, 3 devices" in done.stdout
+    (folder,) = (tmp_path / "tiny").iterdir()
+    runs = pd.read_parquet(folder / "runs.parquet")
+    # emulated links are never early, so nothing beats its limit
+    assert (runs.token_latency_s >= runs.limit_token_s).all()
+    spans = pd.read_parquet(folder / "spans.parquet")
+    assert {"compute", "sync", "read"} <= set(spans.kind)
+
+
+def test_values_that_do_not_go_together_are_left_out(
+    checkpoints: dict[str, Path], cache_dir: Path, tmp_path: Path
+) -> None:
+    """The others are measured, and the exit status says that not all is there."""
+    done = run(
+        "-m",
+        "task=measure",
+        "name=sweep",
+        "model=hf",
+        f"model.path={checkpoints['gqa']}",
+        "workload.prompt_ids=[1,2,3]",
+        "workload.num_new_tokens=2",
+        "system.window=2",
+        "system.loading=overlapped,mmap",
+        f"results_dir={tmp_path}",
+        cache_dir=cache_dir,
+    )
+    assert done.returncode == 1
+    assert "left out: with system.loading=mmap" in done.stderr
+    (folder,) = (tmp_path / "sweep").iterdir()
+    assert pd.read_parquet(folder / "runs.parquet").system_loading.tolist() == ["overlapped"]

@@ -1,0 +1,76 @@
+"""The collective alone: its closed form as the network's limit, and a time that keeps to it."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from baselines.allreduce import AllreduceSystem
+from tests.helpers.virtual import IDEAL, world_of
+from tpi_bench.contract.job import Job, Output
+from tpi_bench.contract.model import ModelConfig
+from tpi_bench.contract.network import NetworkConfig
+from tpi_bench.contract.request import Request
+from tpi_bench.engine.collectives import COLLECTIVES
+
+SWITCH = NetworkConfig(topology="switch", link_latency_ms=0.5, bandwidth_mbps=8)  # a byte a us
+SHAPE = ModelConfig(
+    num_layers=1,
+    hidden=1000,
+    num_heads=1,
+    num_kv_heads=1,
+    head_dim=1000,
+    intermediate=1,
+    vocab=1,
+    context_length=16,
+)
+
+
+def job_of(system: AllreduceSystem, num_devices: int, dtype: str = "float32") -> Job:
+    return Job(
+        program=system,
+        config=SHAPE,
+        dtype=dtype,
+        num_devices=num_devices,
+        plan=None,
+        blocks=[],
+        request=Request(prompt_ids=(1,), num_new_tokens=3),
+        network=SWITCH,
+        threads_per_device=1,
+    )
+
+
+def test_the_limit_counts_the_payload_in_its_dtype() -> None:
+    """On 3 devices the star passes 4 payloads at the master, of 4 or 2 ms each, and 2 latencies."""
+    system = AllreduceSystem()
+    for dtype, payload_s in (("float32", 0.004), ("bfloat16", 0.002)):
+        job = job_of(system, 3, dtype)
+        assert system.network_limit_s(job, 0.001) == pytest.approx(0.002 + 4 * payload_s)
+        assert system.sync_steps(job) == 2
+    assert system.network_limit_s(job_of(system, 1), 0.001) == 0
+
+
+@pytest.mark.parametrize("collective", COLLECTIVES)
+@pytest.mark.parametrize("num_devices", [2, 3, 4, 5, 8, 10])
+def test_virtual_times_are_the_closed_form(collective: str, num_devices: int) -> None:
+    """Devices that compute in no time add nothing, also where a tree's groups are uneven."""
+    system = AllreduceSystem(collective=collective)
+    job = job_of(system, num_devices)
+    world = world_of(*[IDEAL] * num_devices, network=SWITCH)
+    found = world.run(lambda rt: system.run_device(rt, job, Output()))
+    assert found[1:] == [None] * (num_devices - 1)
+    gaps = [after - before for before, after in itertools.pairwise(found[0].token_ns)]
+    limit_s = system.network_limit_s(job, SWITCH.one_way_ns / 1e9)
+    assert gaps == [pytest.approx(limit_s * 1e9, rel=2e-3)] * 3  # a third of 1000 is 334
+    assert min(gaps) > limit_s * 1e9 - 1
+
+
+def test_its_name_in_figures() -> None:
+    system = AllreduceSystem(collective="ring")
+    assert (system.label, system.variant) == ("allreduce", "")
+
+
+def test_an_unknown_collective_is_refused() -> None:
+    with pytest.raises(ValueError, match="collective=mesh is unknown; choose one of star, tree"):
+        AllreduceSystem(collective="mesh")

@@ -1,0 +1,92 @@
+"""Device profiles: the roofline and lists of devices, against hand-made sums."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+
+from tpi_bench.contract.device import DeviceProfile, ideal_device, profile_names, profiles_for
+
+US = 1_000
+YAMLS = sorted((Path(__file__).resolve().parents[2] / "conf" / "device").glob("*.yaml"))
+
+
+def test_an_operator_takes_the_longer_of_bytes_and_operations() -> None:
+    """2 GB/s and 4 GFLOPS: 100 bytes are 50 ns, 1,000 operations 250 ns."""
+    profile = replace(ideal_device(), memory_gb_per_s=2, peak_gflops=4)
+    assert profile.work_ns(((0, 100),)) == 50
+    assert profile.work_ns(((1000, 100),)) == 250
+    assert profile.work_ns(((1000, 100), (0, 100))) == 300  # one after another
+    assert profile.work_ns(()) == 0
+
+
+def test_each_operator_has_its_overhead() -> None:
+    profile = replace(ideal_device(), memory_gb_per_s=2, op_overhead_us=1.5)
+    assert profile.work_ns(((0, 100), (0, 100), (0, 0))) == 50 + 50 + 3 * 1500
+
+
+def test_fewer_cores_compute_slower_and_below_half_of_them_read_slower() -> None:
+    """Of 8 cores at 8 GFLOPS and 4 GB/s: 4 do 4 and 4, 2 do 2 and 2."""
+    profile = replace(ideal_device(), cores=8, memory_gb_per_s=4, peak_gflops=8)
+    times = []
+    for used in (None, 8, 4, 2):
+        cut = replace(profile, used_cores=used)
+        times.append((cut.work_ns(((800, 0),)), cut.work_ns(((0, 800),)), cut.strength))
+    assert times == [
+        (100, 200, 4e9),
+        (100, 200, 4e9),
+        (200, 200, 4e9),
+        (400, 400, 2e9),
+    ]
+
+
+def test_an_ideal_device_takes_no_time() -> None:
+    assert ideal_device().work_ns(((10**15, 10**15),)) == 0
+    assert ideal_device().message_ns == 0
+
+
+def test_one_profile_stands_for_all_devices() -> None:
+    a, b = ideal_device("a"), ideal_device("b")
+    assert profiles_for([a], 3) == [a, a, a]
+    assert profiles_for([a, b], 2) == [a, b]
+    with pytest.raises(ValueError, match=r"device=\[a,b\] names 2 devices, but .*num_devices=3"):
+        profiles_for([a, b], 3)
+
+
+def test_names_are_grouped_in_order() -> None:
+    names = [ideal_device(name) for name in ("a", "a", "b", "a")]
+    assert profile_names(names) == "2 x a, b, a"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"cores": 0}, "device.cores=0 must be at least 1"),
+        ({"disk_queue_depth": 0}, "device.disk_queue_depth=0 must be at least 1"),
+        ({"memory_gb": 0}, "device.memory_gb=0 must be above 0"),
+        ({"memory_gb_per_s": -1}, "device.memory_gb_per_s=-1 must be above 0"),
+        ({"peak_gflops": float("nan")}, "device.peak_gflops=nan must be above 0"),
+        ({"disk_gb_per_s": 0}, "device.disk_gb_per_s=0 must be above 0"),
+        ({"op_overhead_us": -1}, "device.op_overhead_us=-1 must be at least 0"),
+        ({"used_cores": 2}, "device.used_cores=2 must be 1 to 1, or null for all"),
+        ({"disk_latency_us": float("inf")}, "device.disk_latency_us=inf must be at least 0"),
+        ({"message_overhead_us": float("nan")}, "device.message_overhead_us=nan must be"),
+    ],
+)
+def test_bad_profiles_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        replace(ideal_device(), **changes)
+
+
+@pytest.mark.parametrize("path", YAMLS, ids=lambda path: path.stem)
+def test_every_device_of_the_group_is_valid_and_called_as_its_file(path: Path) -> None:
+    device = instantiate(OmegaConf.load(path))
+    assert device.name == path.stem
+    if isinstance(device, DeviceProfile):
+        assert device.source
+        assert device.work_ns(((2 * 10**9, 10**9),)) > 0

@@ -1,0 +1,209 @@
+"""Token-exact against Transformers: every variant, device count, collective, window and prompt.
+
+Real processes, sockets and direct reads. The whole product takes an hour (`make test_product`), so
+the combinations of the ordinary run are chosen to pair every value with every other;
+`+experiment=exactness` does the demo model.
+"""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import pytest
+import torch
+
+from baselines.pipeline import PipelineSystem
+from tests.helpers.exact import NUM_NEW, check
+from tests.helpers.models_zoo import VARIANTS, oracle, prompt_of
+from tests.helpers.running import make_job, run_ok
+from tpi_bench.contract.model import ModelConfig
+from tpi_bench.contract.plan import Plan, Site
+from tpi_bench.contract.request import Request
+from tpi_bench.engine.plans import layer_chain
+from tpi_bench.engine.tpi import TpiSystem
+
+
+class Chain(PipelineSystem):
+    """With a plan of its own."""
+
+    def plan(self, config: ModelConfig, site: Site) -> Plan:
+        stages = [(0, 0, 1), (2, 1, 3), (1, 3, config.num_layers)]
+        return layer_chain(config, stages, site.num_devices)
+
+
+COLLECTIVES = ("star", "tree", "ring", "direct")
+WINDOWS = (("off", 0), (1, 0), (2, 0), (4, 0), (2, 2))  # window and retention
+
+
+# Row i of a Latin square: over the rows, every device count meets every collective and every
+# window.
+SQUARE = [
+    (
+        devices,
+        COLLECTIVES[(devices + i) % 4],
+        *WINDOWS[(devices + i) % 5],
+        (1, 200)[(devices + i) % 2],
+    )
+    for devices, i in itertools.product((1, 2, 3, 4, 5), range(5))
+    if devices > 1 or i < 5
+]
+
+
+@pytest.mark.parametrize(("devices", "collective", "window", "retain", "length"), SQUARE)
+def test_pairs_of_values(
+    checkpoints: dict[str, Path],
+    cache_dir: Path,
+    tmp_path: Path,
+    devices: int,
+    collective: str,
+    window,
+    retain: int,
+    length: int,
+) -> None:
+    system = TpiSystem(collective=collective, window=window, retain_every=retain)
+    check(system, checkpoints["gqa"], cache_dir, tmp_path, devices, length)
+
+
+@pytest.mark.parametrize("number", range(len(VARIANTS)), ids=list(VARIANTS))
+@pytest.mark.parametrize("case", range(3))
+def test_variants(
+    checkpoints: dict[str, Path], cache_dir: Path, tmp_path: Path, number: int, case: int
+) -> None:
+    """Each variant on 2, 4 and 5 devices with changing collectives and windows."""
+    name = list(VARIANTS)[number]
+    window, retain = WINDOWS[(number + case) % 5]
+    system = TpiSystem(
+        collective=COLLECTIVES[(number + case) % 4],
+        window=window,
+        retain_every=retain,
+        resident_io=number % 2 == 0,
+    )
+    check(system, checkpoints[name], cache_dir, tmp_path, (2, 4, 5)[case], (1, 200)[case % 2])
+
+
+@pytest.mark.parametrize("devices", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize(("window", "length"), [("off", 200), (1, 1), (2, 200)])
+@pytest.mark.parametrize("name", ["gqa", "qwen2"])
+def test_pipeline(
+    checkpoints: dict[str, Path],
+    cache_dir: Path,
+    tmp_path: Path,
+    devices: int,
+    window,
+    length: int,
+    name: str,
+) -> None:
+    check(PipelineSystem(window=window), checkpoints[name], cache_dir, tmp_path, devices, length)
+
+
+every_window_and_prompt = pytest.mark.parametrize(
+    ("window", "retain", "length"), [(*w, n) for w, n in itertools.product(WINDOWS, (1, 200))]
+)
+
+
+@pytest.mark.product
+@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize(
+    ("devices", "collective"), [(1, "star"), *itertools.product((2, 3, 4, 5), COLLECTIVES)]
+)
+@every_window_and_prompt
+def test_product(
+    checkpoints: dict[str, Path],
+    cache_dir: Path,
+    tmp_path: Path,
+    name: str,
+    devices: int,
+    collective: str,
+    window,
+    retain: int,
+    length: int,
+) -> None:
+    """A single device has nothing to add up, so it meets one collective."""
+    system = TpiSystem(collective=collective, window=window, retain_every=retain)
+    check(system, checkpoints[name], cache_dir, tmp_path, devices, length)
+
+
+@pytest.mark.product
+@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("devices", [1, 2, 3, 4, 5])
+@every_window_and_prompt
+def test_product_of_the_pipeline(
+    checkpoints: dict[str, Path],
+    cache_dir: Path,
+    tmp_path: Path,
+    name: str,
+    devices: int,
+    window,
+    retain: int,
+    length: int,
+) -> None:
+    system = PipelineSystem(window=window, retain_every=retain)
+    check(system, checkpoints[name], cache_dir, tmp_path, devices, length)
+
+
+@pytest.mark.parametrize("loading", ["mmap", "blocking"])
+@pytest.mark.parametrize(("devices", "length"), [(1, 200), (3, 1)])
+@pytest.mark.parametrize("name", ["gqa", "tied", "bf16"])
+def test_other_ways_to_get_weights(
+    checkpoints: dict[str, Path],
+    cache_dir: Path,
+    tmp_path: Path,
+    loading: str,
+    devices: int,
+    length: int,
+    name: str,
+) -> None:
+    system = TpiSystem(loading=loading, resident_io=loading == "blocking")
+    check(system, checkpoints[name], cache_dir, tmp_path, devices, length)
+
+
+def test_a_pipeline_over_chosen_devices(
+    checkpoints: dict[str, Path], cache_dir: Path, tmp_path: Path
+) -> None:
+    """The chain passes rank 2 before rank 1 and leaves rank 3 out."""
+    prompt = prompt_of(20)
+    request = Request(prompt_ids=prompt, num_new_tokens=NUM_NEW)
+    job = make_job(Chain(), checkpoints["gqa"], cache_dir, num_devices=4, request=request)
+    outcome = run_ok(job)
+    assert outcome.generation is not None
+    assert outcome.generation.token_ids == oracle(checkpoints["gqa"], prompt, NUM_NEW)[0]
+    reads = {device.rank: device.weight_bytes_read for device in outcome.devices}
+    assert reads[3] == 0
+    assert reads[1] > 0
+
+
+def test_uneven_proportions(checkpoints: dict[str, Path], cache_dir: Path) -> None:
+    prompt = prompt_of(20)
+    request = Request(prompt_ids=prompt, num_new_tokens=NUM_NEW)
+    job = make_job(
+        TpiSystem(),
+        checkpoints["gqa"],
+        cache_dir,
+        num_devices=3,
+        request=request,
+        proportions=[5.0, 1.0, 2.0],
+    )
+    outcome = run_ok(job)
+    assert outcome.generation is not None
+    assert outcome.generation.token_ids == oracle(checkpoints["gqa"], prompt, NUM_NEW)[0]
+
+
+def test_two_runs_give_the_same_bits(
+    checkpoints: dict[str, Path], cache_dir: Path, tmp_path: Path
+) -> None:
+    request = Request(prompt_ids=prompt_of(30), num_new_tokens=16, keep_logits=True)
+    found = []
+    for attempt in range(2):
+        path = tmp_path / f"{attempt}.pt"
+        job = make_job(
+            TpiSystem(collective="ring", window=2),
+            checkpoints["gqa"],
+            cache_dir,
+            num_devices=4,
+            request=request,
+            logits_path=str(path),
+        )
+        run_ok(job)
+        found.append(torch.load(path))
+    assert torch.equal(*found)

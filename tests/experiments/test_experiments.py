@@ -1,0 +1,110 @@
+"""Every experiment's YAML runs tiny, and its table and figure come out of the stored rows."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+EXPERIMENTS = sorted(path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml"))
+
+
+TINY = {
+    "fig_latency": [
+        "model=debug",
+        "repeat=0",
+        "network.link_latency_ms=0.5",
+        "system=tpi,tpi_window2,pipeline",
+    ],
+    "fig_allreduce": [
+        "system.collective=star,direct",
+        "testbed.num_devices=3",
+        "network.link_latency_ms=0.5",
+    ],
+    "fig_scaling": [
+        "model=debug",
+        "workload.prompt_tokens=3",
+        "device.paper_emulated.used_cores=1",
+        "network.bandwidth_mbps=50",
+    ],
+    "fig_fidelity": [
+        "model=debug",
+        "repeat=0",
+        "network.link_latency_ms=0.5",
+        "system=tpi,tpi_window2,pipeline",
+    ],
+    "fig_comparison": [
+        "model=debug",
+        "repeat=0",
+        "device.memory_mb=null",
+        "network.link_latency_ms=0",
+        "system=tpi_window2,galaxy,accelerate,llamacpp",
+    ],
+    "tab_case_study": ["model=debug", "repeat=0", "system=tpi_window4", "device.memory_mb=null"],
+    "tab_equivalence": [
+        "model=debug",
+        "prompt=one",
+        "model.dtype=float32",
+        "system=tpi,galaxy,accelerate,llamacpp,llamacpp_q8_0",
+    ],
+    "exactness": ["model=debug", "system=tpi,tpi_direct,pipeline"],
+    "exactness_product": [
+        "model=debug",
+        "system=tpi",
+        "system.collective=tree",
+        "system.window=2",
+        "workload.prompt_tokens=3",
+    ],
+}
+
+
+WITH_PROMPT = ("fig_latency", "fig_fidelity", "exactness", "tab_equivalence")
+
+OWN_DEVICES = ("fig_allreduce", "tab_case_study")
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_an_experiment_runs_tiny(name: str, cache_dir: Path, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "tpi_bench",
+            f"+experiment={name}",
+            "workload.num_new_tokens=3",
+            *TINY[name],
+            *(["workload.prompt_ids=[1,2,3]"] if name in WITH_PROMPT else []),
+            *(["testbed.num_devices=2"] if name not in OWN_DEVICES else []),
+            f"results_dir={tmp_path}",
+            f"cache_dir={cache_dir}",
+        ],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stderr
+    (folder,) = (tmp_path / name).iterdir()
+    figure = name.removesuffix("_product")
+    assert (folder / f"{figure}.png").stat().st_size > 10_000
+    assert (folder / f"{figure}.pdf").stat().st_size > 5_000
+    runs = pd.read_parquet(folder / "runs.parquet")
+    assert (runs.status == "ok").all()
+    if name == "fig_latency":
+        assert set(runs.clock) == {"wall", "virtual"}
+    if figure == "exactness":
+        assert runs.tokens_equal.all()
+        assert runs.max_logit_diff.max() < 1e-3
+    again = subprocess.run(
+        [sys.executable, "-m", f"experiments.{figure}", str(folder)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=60,
+        check=True,
+    )
+    assert done.stdout.strip() in again.stdout

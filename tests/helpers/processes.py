@@ -1,0 +1,51 @@
+"""Jobs that last, and their device processes: how long they take, one disturbed, none left."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+
+import psutil
+
+from tests.helpers.models_zoo import prompt_of
+from tpi_bench.contract.job import Job, Outcome
+from tpi_bench.contract.request import Request
+from tpi_bench.processes.launcher import run_job
+
+LONG = Request(prompt_ids=prompt_of(5), num_new_tokens=400)
+
+
+def timed(job: Job) -> tuple[Outcome, float]:
+    start = time.monotonic()
+    outcome = run_job(job)
+    return outcome, time.monotonic() - start
+
+
+def no_children_left() -> bool:
+    """Only the fork server and the resource tracker may be there."""
+    names = [
+        " ".join(child.cmdline())
+        for child in psutil.Process().children(recursive=True)
+        if child.status() != psutil.STATUS_ZOMBIE
+    ]
+    return len([name for name in names if "resource_tracker" not in name]) <= 1
+
+
+def signal_later(number: int) -> threading.Thread:
+    """Send `number` to the device process with rank 1 once it is generating."""
+
+    def work() -> None:
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline:
+            children = psutil.Process().children(recursive=True)
+            connected = [c for c in children if len(c.net_connections(kind="tcp")) == 2]
+            if len(connected) >= 3:  # every device of three is connected to two others
+                time.sleep(0.3)
+                os.kill(sorted(child.pid for child in connected)[1], number)
+                return
+            time.sleep(0.02)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    return thread

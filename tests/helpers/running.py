@@ -1,0 +1,62 @@
+"""Run a system on a checkpoint in real device processes, as the application does, for tests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from tpi_bench.contract.job import Job, Outcome
+from tpi_bench.contract.network import NetworkConfig
+from tpi_bench.contract.plan import Site
+from tpi_bench.contract.request import Request
+from tpi_bench.models.block_files import rank_blocks
+from tpi_bench.models.checkpoints import FolderCheckpoint
+from tpi_bench.models.hf_config import read_config
+from tpi_bench.models.sharder import find_shards, shard, shard_folder
+from tpi_bench.processes.launcher import run_job
+
+
+def make_job(
+    system: Any,
+    folder: Path,
+    cache_dir: Path,
+    *,
+    num_devices: int,
+    request: Request,
+    network: NetworkConfig | None = None,
+    proportions: list[float] | None = None,
+    **extra: Any,
+) -> Job:
+    """A job with its block files made."""
+    config = read_config(folder)
+    checkpoint = FolderCheckpoint(folder, config)
+    plan = system.plan(config, Site(proportions=proportions or [1.0] * num_devices))
+    blocks = []
+    if plan is not None:
+        target = shard_folder(cache_dir, checkpoint, plan, "float32")
+        shard(target, checkpoint, plan, "float32")
+        manifest, bad = find_shards(target)
+        assert manifest is not None
+        assert not bad
+        blocks = [rank_blocks(target, manifest, rank) for rank in range(num_devices)]
+    return Job(
+        program=system,
+        config=config,
+        dtype="float32",
+        num_devices=num_devices,
+        plan=plan,
+        blocks=blocks,
+        request=request,
+        network=network or NetworkConfig(),
+        threads_per_device=1,
+        library_path=str(folder),
+        **extra,
+    )
+
+
+def run_ok(job: Job) -> Outcome:
+    """Run a job that is expected to succeed."""
+    outcome = run_job(job)
+    assert outcome.status == "ok", outcome.error
+    assert outcome.generation is not None
+    return outcome

@@ -1,0 +1,152 @@
+"""What a token costs at least, against sums made by hand."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.settings import settings_of
+from tpi_bench.contract.job import Job, Outcome
+from tpi_bench.contract.request import Generation
+from tpi_bench.contract.testbed import Rates
+from tpi_bench.engine.tpi import TpiSystem
+from tpi_bench.measure import limits
+from tpi_bench.measure.prepare import prepare
+from tpi_bench.measure.probe import HostLimits, measure_limits
+from tpi_bench.report.rows import Limits
+
+HOST = HostLimits(memory_bps=10.0, disk_bps=5.0)
+SIZES = [limits.TokenBytes(layers=100, head=50, streamed=30), limits.TokenBytes(60, 0, 60)]
+
+
+def test_limit_takes_the_disk_behind_the_rest() -> None:
+    def limit(memory_s: float, disk_s: float) -> float:
+        return limits.token_limit_s(limits.TokenTimes(memory_s, 1.0, disk_s), network_s=2.0)
+
+    assert limit(2.0, 2.5) == 3.0
+    assert limit(2.0, 5.0) == 5.0
+    assert limit(9.0, 5.0) == 9.0
+
+
+def test_devices_of_one_host_share_its_memory_and_disk() -> None:
+    tensor = limits.shared_times(SIZES, HOST, is_tensor=True, cache_bytes=0)
+    assert tensor == limits.TokenTimes(memory_s=21.0, critical_memory_s=15.0, disk_s=18.0)
+    layers = limits.shared_times(SIZES, HOST, is_tensor=False, cache_bytes=0)
+    assert layers.critical_memory_s == 21.0
+    cached = limits.shared_times(SIZES, HOST, is_tensor=True, cache_bytes=1000)
+    assert cached.critical_memory_s == 0.0
+    assert math.isnan(cached.memory_s)
+
+
+def test_devices_of_their_own_wait_for_the_slowest() -> None:
+    rates = Rates(memory_bps=(10.0, 2.0), disk_bps=(3.0, 4.0))
+    tensor = limits.own_times(SIZES, rates, is_tensor=True)
+    assert tensor == limits.TokenTimes(memory_s=35.0, critical_memory_s=35.0, disk_s=15.0)
+    assert limits.own_times(SIZES, rates, is_tensor=False).memory_s == 45.0
+    one_disk = replace(rates, is_one_disk=True)
+    assert limits.own_times(SIZES, one_disk, is_tensor=True).disk_s == 30.0
+
+
+# `debug` in fp32: 4 layers of 6 heads and 3 KV heads of 16, hidden 96, intermediate 160.
+ATTENTION = 4 * (2 * 96 * 96 + 2 * 48 * 96 + 96)
+FFN = 4 * (3 * 96 * 160 + 96)
+HEAD = 4 * (320 * 96 + 96)
+PAPER_NETWORK = ["network=paper", "network.link_latency_ms=1", "network.bandwidth_mbps=300"]
+
+
+def virtual_job(*arguments: str, cache_dir: Path) -> tuple[Job, Limits]:
+    """A point of `debug` in virtual time, and its limits after three tokens."""
+    settings = settings_of("testbed=virtual", "model=debug", *arguments, f"cache_dir={cache_dir}")
+    job = prepare(settings).job
+    generation = Generation(token_ids=[0] * 3, request_ns=0, token_ns=[1, 2, 3], account=[])
+    outcome = Outcome(status="ok", generation=generation)
+    return job, limits.point_limits(settings.testbed, settings.system, job, outcome, None)
+
+
+def test_one_device_in_memory_reads_every_weight(tmp_path: Path) -> None:
+    job, found = virtual_job("workload.prompt_ids=[1]", "testbed.num_devices=1", cache_dir=tmp_path)
+    rate = job.profiles[0].memory_bps
+    assert found.limit_memory_s == pytest.approx((4 * (ATTENTION + FFN) + HEAD) / rate)
+    assert (found.limit_disk_s, found.limit_network_s) == (0.0, 0.0)
+    assert found.limit_token_s == found.limit_memory_s
+    assert (found.memory_bps, found.disk_bps) == (rate, job.profiles[0].disk_bps)
+
+
+def test_a_window_reads_all_but_what_lies_in_it_at_the_first_token(tmp_path: Path) -> None:
+    job, found = virtual_job(
+        "workload.prompt_ids=[1]",
+        "testbed.num_devices=1",
+        "system.window=2",
+        cache_dir=tmp_path,
+    )
+    files = job.blocks[0]
+    area = TpiSystem(window=2).streaming(files).area_bytes
+    assert area >= max(a.nbytes + b.nbytes for a, b in itertools.pairwise(files))
+    streamed = sum(block.nbytes for block in files) - area / 2
+    assert found.limit_disk_s == pytest.approx(streamed / job.profiles[0].disk_bps, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "steps"),
+    [
+        (["system=tpi"], 8 * 2),
+        (["system=tpi_tree"], 8 * 4 - 1),
+        (["system=tpi_ring"], 8 * 4),
+        (["system=tpi_direct"], 8),
+        (["system=pipeline"], 3),
+        (["system=galaxy"], 8 * 3),
+    ],
+)
+def test_the_links_cost_their_latency_a_step(
+    arguments: list[str], steps: int, tmp_path: Path
+) -> None:
+    """Three devices, four layers of two blocks; 4 ms one way on the paper's network."""
+    _, found = virtual_job(
+        "workload.prompt_ids=[1]",
+        "testbed.num_devices=3",
+        *PAPER_NETWORK,
+        *arguments,
+        cache_dir=tmp_path,
+    )
+    assert found.limit_network_s == pytest.approx(steps * 4e-3)
+    assert found.limit_token_s >= found.limit_network_s
+
+
+def test_what_does_not_fit_in_memory_is_read(tmp_path: Path) -> None:
+    """Mapped files under a cap: of a cyclic scan, all but what memory holds."""
+    job, found = virtual_job(
+        "workload.prompt_ids=[1]",
+        "testbed.num_devices=1",
+        "system=mmap",
+        "device.memory_mb=0.3",
+        cache_dir=tmp_path,
+    )
+    streamed = 4 * (ATTENTION + FFN) + HEAD - 300_000
+    assert found.limit_disk_s == pytest.approx(streamed / job.profiles[0].disk_bps, rel=1e-6)
+
+
+def test_an_allreduce_is_held_against_its_closed_form(tmp_path: Path) -> None:
+    """Star of 3: two latencies of 4 ms and 4 payloads of 96 fp32 values at 300 Mbit/s."""
+    _, found = virtual_job(
+        "system=allreduce",
+        "workload.prompt_tokens=1",
+        "testbed.num_devices=3",
+        *PAPER_NETWORK,
+        cache_dir=tmp_path,
+    )
+    assert found.limit_network_s == pytest.approx(2 * 4e-3 + 4 * 96 * 32 / 300e6)
+
+
+def test_a_host_is_as_fast_as_it_was_ever_seen() -> None:
+    other = HostLimits(memory_bps=8.0, disk_bps=7.0)
+    assert HOST.best(other) == HostLimits(memory_bps=10.0, disk_bps=7.0)
+
+
+def test_the_probe_finds_rates_and_no_disk_without_files() -> None:
+    found = measure_limits(1, [])
+    assert found.memory_bps > 1e8
+    assert math.isnan(found.disk_bps)

@@ -1,0 +1,160 @@
+"""The virtual runtime: whose time reads, messages and computations take, and what they bring."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.helpers.virtual import IDEAL, MS, PAPER, US, Scripted, no_work, world_of
+from tpi_bench.contract.blocks import BlockFile
+from tpi_bench.contract.network import NetworkConfig
+from tpi_bench.contract.runtime import BlockReadError, DeviceLost
+from tpi_bench.virtual.runtime import VirtualRuntime
+
+# The disk.
+
+
+def block_at(path: Path, nbytes: int, offset: int = 0) -> BlockFile:
+    return BlockFile(
+        path=str(path),
+        kind="ffn",
+        layer=0,
+        dtype="float32",
+        data_offset=offset,
+        nbytes=nbytes,
+        tensors={},
+    )
+
+
+@pytest.mark.parametrize(
+    ("shares", "ends"), [(False, [[11, 22], [12, 24]]), (True, [[11, 34], [23, 46]])]
+)
+def test_devices_that_share_a_disk_wait_for_each_other(shares: bool, ends: list) -> None:
+    """Rank 0 reads 1,000 bytes and rank 1 2,000, at a byte a ns and 10 us latency, both twice.
+
+    Own disks: 10 + 1 and 10 + 2 us each time. Shared: rank 0 0-11, rank 1 11-23, and again.
+    """
+    device = replace(IDEAL, disk_gb_per_s=1, disk_latency_us=10)
+    world = world_of(device, device, shares_disk=shares)
+
+    def program(rt: VirtualRuntime) -> list[int]:
+        size = 1000 * (rt.rank + 1)
+        out = torch.empty(size, dtype=torch.uint8, device="meta")
+        times = []
+        for _ in range(2):
+            rt.read(block_at(Path(), size), out).wait()
+            times.append(rt.now() // US)
+        return times
+
+    assert world.run(program) == ends
+
+
+def test_a_read_brings_the_bytes_at_its_time(tmp_path: Path) -> None:
+    path = tmp_path / "block"
+    path.write_bytes(bytes(4) + bytes(range(200)))
+    world = world_of(replace(IDEAL, disk_gb_per_s=1, disk_latency_us=1))
+
+    def program(rt: VirtualRuntime) -> torch.Tensor:
+        out = rt.alloc("weights", 200)
+        handle = rt.read(block_at(path, 200, offset=4), out)
+        assert rt.now() == 0
+        rt.waiting(handle, "a")
+        assert rt.now() == 1200
+        return out
+
+    assert world.run(program)[0].tolist() == list(range(200))
+    assert world.runtimes[0].bytes_read == 200
+    assert world.runtimes[0].ledger_bytes == {"weights": 200}
+
+
+@pytest.mark.parametrize(
+    ("size", "reason"), [(None, "No such file"), (60, "the file ends 40 bytes early")]
+)
+def test_a_bad_file_is_told_by_the_wait(tmp_path: Path, size: int | None, reason: str) -> None:
+    path = tmp_path / "block"
+    if size is not None:
+        path.write_bytes(bytes(size))
+    world = world_of(IDEAL)
+
+    def program(rt: VirtualRuntime) -> None:
+        handle = rt.read(block_at(path, 100), rt.alloc("weights", 100))
+        rt.sleep(MS)
+        handle.wait()
+
+    with pytest.raises(BlockReadError, match=f"cannot read block {path}: {reason}"):
+        world.run(program)
+    assert world.scheduler.now_ns == MS
+
+
+# Whose time a message and a computation take.
+
+
+def test_messages_and_computations_cost_their_own_device_alone() -> None:
+    """Overheads of 10, 20 and 40 us; a way is 2 ms. Rank 1 computes 5 ms before it receives.
+
+    Rank 0's two sends end at 10 and 20 us and are at 2,010 and 2,020. Rank 1 is busy until 5,000,
+    then takes 20 each. Rank 2 receives at once what 0 sent third (30, there at 2,030) in 40, and
+    asks its disk, which takes 40 more and a read of no time.
+    """
+    devices = [replace(IDEAL, message_overhead_us=us) for us in (10, 20, 40)]
+    network = NetworkConfig(topology="switch", link_latency_ms=1)
+    world = world_of(*devices, network=network, costs=Scripted(work=5 * MS))
+    ping = torch.zeros(1)
+
+    def program(rt: VirtualRuntime) -> list[int]:
+        times = []
+        steps: list[Callable[[], object]]
+        if rt.rank == 0:
+            steps = [functools.partial(rt.send, dst, ping) for dst in (1, 1, 2)]
+        elif rt.rank == 1:
+            steps = [functools.partial(rt.compute, ("work",), no_work)]
+            steps += [functools.partial(rt.recv, 0, torch.zeros(1)) for _ in range(2)]
+        else:
+            empty = torch.empty(8, dtype=torch.uint8, device="meta")
+            steps = [functools.partial(rt.recv, 0, torch.zeros(1))]
+            steps += [functools.partial(rt.read, block_at(Path(), 8), empty)]
+        for step in steps:
+            step()
+            times.append(rt.now() // US)
+        return times
+
+    assert world.run(program) == [[10, 20, 30], [5000, 5020, 5040], [2070, 2110]]
+    totals = [dict(runtime.log.totals_ns) for runtime in world.runtimes]
+    assert totals == [
+        {"sync": 30 * US},
+        {"compute": 5 * MS, "sync": 40 * US},
+        {"sync": 2070 * US, "load_wait": 40 * US, "read": 0},
+    ]
+
+
+def test_a_sent_buffer_may_be_reused_at_once() -> None:
+    world = world_of(IDEAL, IDEAL, network=PAPER)
+
+    def program(rt: VirtualRuntime) -> float:
+        buffer = torch.zeros(1)
+        for value in (1.0, 2.0):
+            if rt.rank == 0:
+                buffer.fill_(value)
+                rt.send(1, buffer)
+            else:
+                rt.recv(0, buffer)
+                assert float(buffer) == value
+        return float(buffer.fill_(9))
+
+    assert world.run(program) == [9, 9]
+
+
+def test_a_message_of_another_size_is_refused() -> None:
+    def program(rt: VirtualRuntime) -> None:
+        if rt.rank == 0:
+            rt.send(1, torch.zeros(2))
+        else:
+            rt.recv(0, torch.zeros(3))
+
+    with pytest.raises(DeviceLost, match="rank 0 sent 8 bytes where 12 were due"):
+        world_of(IDEAL, IDEAL).run(program)

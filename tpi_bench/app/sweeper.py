@@ -1,0 +1,150 @@
+"""Hydra's sweeper for several products of values in one experiment, one after another.
+
+`hydra.sweeper.params` holds what all of them sweep, each entry of `hydra.sweeper.grids` what one of
+them adds or changes; the command line overrides both. Systems given there that an experiment names
+take part in the grids that name them, others in all. Two grids can then name the same point, which
+is run once, and one can set what another system has and this one has not: such points are left out.
+Without grids it does what Hydra's basic sweeper does, and launcher plug-ins work as with that one.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.core.plugins import Plugins
+from hydra.errors import HydraException
+from hydra.plugins.launcher import Launcher
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf
+
+NAME = "hydra_plugins.tpi_bench.GridSweeper"
+
+CONFIG_FOLDER = Path(__file__).resolve().parents[2] / "conf"
+
+
+def register() -> None:
+    """Make the sweeper known to Hydra, which takes only names that begin as a plug-in's."""
+    Plugins.instance().class_name_to_class[NAME] = GridSweeper
+
+
+class GridSweeper(Sweeper):
+    """Jobs are numbered through all grids and go to the launcher in one batch."""
+
+    def __init__(
+        self,
+        params: Mapping[str, Any] | None = None,
+        grids: Sequence[Mapping[str, Any]] | None = None,
+    ) -> None:
+        self._params = params or {}
+        self._grids = grids or [{}]
+        self.config: DictConfig | None = None
+        self.launcher: Launcher | None = None
+
+    def setup(
+        self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
+    ) -> None:
+        self.hydra_context = hydra_context
+        self.config = config
+        self.launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
+
+    def sweep(self, arguments: list[str]) -> Any:
+        """Run every job; the first that raises ends the sweep."""
+        assert self.config is not None
+        assert self.launcher is not None
+        folder = Path(self.config.hydra.sweep.dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        OmegaConf.save(self.config, folder / "multirun.yaml")
+        jobs, left_out = jobs_of_grids(self._params, self._grids, arguments)
+        for reason, count in left_out.items():
+            print(f"{count} points are left out: {reason}", file=sys.stderr)
+        if not jobs:
+            raise ValueError("no point of the experiment is left; give it other systems")
+        self.validate_batch_is_legal(jobs)
+        results = self.launcher.launch(jobs, initial_job_idx=0)
+        for result in results:
+            _ = result.return_value  # raises what the job raised
+        return [results]
+
+
+def jobs_of_grids(
+    params: Mapping[str, Any], grids: Sequence[Mapping[str, Any]], arguments: Sequence[str]
+) -> tuple[list[list[str]], dict[str, int]]:
+    """The overrides of every job, and how many points are left out for which reason.
+
+    For each grid the product of all choices, the last key fastest. A key that is given again keeps
+    its place and takes the later choices.
+    """
+    parser = OverridesParser.create()
+    given = {override.get_key_element() for override in parser.parse_overrides(list(arguments))}
+    jobs: dict[frozenset[str], list[str]] = {}
+    left_out: dict[str, int] = {}
+    named = {name for grid in grids for name in _systems(parser, grid)}
+    for grid in grids:
+        own = _systems(parser, grid)
+        texts = [f"{key}={value}" for key, value in [*params.items(), *grid.items()]]
+        choices: dict[str, list[str]] = {}
+        for override in parser.parse_overrides([*texts, *arguments]):
+            choices[override.get_key_element()] = _choices(override)
+        if own:
+            elsewhere = {f"system={name}" for name in named - own}
+            choices["system"] = [name for name in choices["system"] if name not in elsewhere]
+        for job in itertools.product(*choices.values()):
+            if reason := _misfit(job, given):
+                left_out[reason] = left_out.get(reason, 0) + 1
+            else:
+                jobs.setdefault(frozenset(job), list(job))
+    return list(jobs.values()), left_out
+
+
+def _systems(parser: OverridesParser, grid: Mapping[str, Any]) -> set[str]:
+    """The systems that a grid names."""
+    if "system" not in grid:
+        return set()
+    (override,) = parser.parse_overrides([f"system={grid['system']}"])
+    return {choice.removeprefix("system=") for choice in _choices(override)}
+
+
+def _misfit(job: Sequence[str], given: set[str]) -> str | None:
+    """A setting of an experiment that the job's system does not have.
+
+    What was `given` by hand is left to Hydra, which refuses it.
+    """
+    values = dict(text.split("=", 1) for text in job if "=" in text)
+    known = _settings_of(values.get("system", ""))
+    for key in values:
+        if known and key.startswith("system.") and key not in given:
+            name = key.removeprefix("system.")
+            if name not in known:
+                return f"system={values['system']} has no {name}"
+    return None
+
+
+@functools.cache
+def _settings_of(system: str) -> frozenset[str]:
+    """The keys of a system's YAML with what it builds on; empty for one that is not in `conf`."""
+    path = CONFIG_FOLDER / "system" / f"{system}.yaml"
+    if not path.is_file():
+        return frozenset()
+    own = yaml.safe_load(path.read_text())
+    below = [name for name in own.get("defaults", []) if name != "_self_"]
+    return frozenset(own).union(*(_settings_of(name) for name in below))
+
+
+def _choices(override: Override) -> list[str]:
+    key = override.get_key_element()
+    if not override.is_sweep_override():
+        return [f"{key}={override.get_value_element_as_str()}"]
+    if not override.is_discrete_sweep():
+        raise HydraException(f"{key}: only lists of values, choice(), range() and glob() can sweep")
+    return [f"{key}={value}" for value in override.sweep_string_iterator()]

@@ -1,0 +1,65 @@
+"""From plain values to a dataclass: names and types are checked against its annotations."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from typing import Any
+
+
+def make_dataclass(cls: Any, values: dict[str, Any], group: str) -> Any:
+    """`cls(**values)` once names and types are known to be right."""
+    fields = {field.name for field in dataclasses.fields(cls)}
+    hints = typing.get_type_hints(cls)
+    for key, value in values.items():
+        if key not in fields:
+            raise ValueError(f"{group}.{key} is unknown; {group} has {', '.join(sorted(fields))}")
+        if value == "???":
+            raise ValueError(f"{group}.{key} is missing; give it a value")
+        if not fits(value, hints[key]):
+            raise ValueError(
+                f"{group}.{key}={value} has the wrong type; it must be {describe(hints[key])}"
+            )
+    missing = [
+        field.name
+        for field in dataclasses.fields(cls)
+        if field.name not in values
+        and field.default is dataclasses.MISSING
+        and field.default_factory is dataclasses.MISSING
+    ]
+    if missing:
+        raise ValueError(f"{group}.{missing[0]} is missing")
+    return cls(**values)
+
+
+def fits(value: Any, hint: Any) -> bool:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return True
+    if origin in (typing.Union, types.UnionType):
+        return any(fits(value, option) for option in arguments)
+    if hint is type(None):
+        return value is None
+    if isinstance(origin, type):
+        return isinstance(value, list) and all(fits(item, arguments[0]) for item in value)
+    if hint is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, hint)
+
+
+def describe(hint: Any) -> str:
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return " or ".join(describe(option) for option in typing.get_args(hint))
+    if isinstance(typing.get_origin(hint), type):
+        return f"a list of {describe(typing.get_args(hint)[0])}"
+    names = {
+        int: "a whole number",
+        float: "a number",
+        str: "text",
+        bool: "true or false",
+        type(None): "null",
+    }
+    return names.get(hint, str(hint))

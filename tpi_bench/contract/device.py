@@ -1,0 +1,148 @@
+"""Device profiles: what one device can do, for the virtual testbed. Pure arithmetic.
+
+The `device` group holds one YAML a device, every number with its source; `task=calibrate` makes
+the one of this host. A computation costs what the roofline says: each operator takes the longer of
+its bytes over the memory bandwidth and its floating-point operations over the peak rate, plus a
+fixed overhead (Williams et al., "Roofline", CACM 2009).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from math import inf
+from pathlib import Path
+from typing import Protocol
+
+# The operators of one computation: (floating-point operations, bytes read and written) each.
+Work = tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceProfile:
+    """The `device` group. GB and GFLOPS are 1e9; rates are sustained ones, in fp32, of all cores.
+
+    With `used_cores` below `cores` the arithmetic rate falls in proportion; the memory bandwidth
+    does below half of the cores, which are taken to saturate it (an assumption).
+    """
+
+    name: str
+    cores: int
+    memory_gb: float
+    memory_gb_per_s: float
+    peak_gflops: float
+    op_overhead_us: float
+    disk_gb_per_s: float
+    disk_latency_us: float
+    disk_queue_depth: int
+    message_overhead_us: float  # CPU time to send or receive a message, or to ask for a read
+    source: str = ""
+    used_cores: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("cores", "disk_queue_depth"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"device.{name}={getattr(self, name)} must be at least 1")
+        for name in ("memory_gb", "memory_gb_per_s", "peak_gflops", "disk_gb_per_s"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"device.{name}={getattr(self, name)} must be above 0")
+        for name in ("op_overhead_us", "disk_latency_us", "message_overhead_us"):
+            if not 0 <= getattr(self, name) < inf:
+                raise ValueError(f"device.{name}={getattr(self, name)} must be at least 0")
+
+        if self.memory_gb == inf:
+            raise ValueError("device.memory_gb=inf must be a number of GB")
+        if self.used_cores is not None and not 1 <= self.used_cores <= self.cores:
+            raise ValueError(
+                f"device.used_cores={self.used_cores} must be 1 to {self.cores}, or null for all"
+            )
+
+    def load(self, cache_dir: Path) -> DeviceProfile:
+        """As a `ProfileSource`: it is there."""
+        return self
+
+    @property
+    def memory_bps(self) -> float:
+        """Bytes a second that the used cores read."""
+        return self.memory_gb_per_s * 1e9 * min(1.0, 2 * self.num_used / self.cores)
+
+    @property
+    def disk_bps(self) -> float:
+        return self.disk_gb_per_s * 1e9
+
+    @property
+    def flops_per_s(self) -> float:
+        return self.peak_gflops * 1e9 * self.num_used / self.cores
+
+    @property
+    def num_used(self) -> int:
+        """Cores that compute."""
+        return self.used_cores or self.cores
+
+    @property
+    def memory_bytes(self) -> int:
+        return round(self.memory_gb * 1e9)
+
+    @property
+    def message_ns(self) -> int:
+        return round(self.message_overhead_us * 1e3)
+
+    @property
+    def strength(self) -> float:
+        """What a plan divides by: memory bandwidth, which bounds decoding."""
+        return self.memory_bps
+
+    def work_ns(self, work: Work) -> int:
+        """Time of a computation's operators, one after another."""
+        total_s = 0.0
+        for flops, nbytes in work:
+            total_s += max(flops / self.flops_per_s, nbytes / self.memory_bps)
+            total_s += self.op_overhead_us * 1e-6
+        return round(total_s * 1e9)
+
+
+class ProfileSource(Protocol):
+    """What `device=` names: a profile, or how to get one."""
+
+    def load(self, cache_dir: Path) -> DeviceProfile:
+        """The profile, measured if it is missing. Raises ValueError."""
+        ...
+
+
+def ideal_device(name: str = "ideal") -> DeviceProfile:
+    """A device that computes and handles messages in no time, for golden times of networks."""
+    return DeviceProfile(
+        name=name,
+        cores=1,
+        memory_gb=1e9,
+        memory_gb_per_s=inf,
+        peak_gflops=inf,
+        op_overhead_us=0.0,
+        disk_gb_per_s=inf,
+        disk_latency_us=0.0,
+        disk_queue_depth=1,
+        message_overhead_us=0.0,
+    )
+
+
+def profiles_for(profiles: Sequence[DeviceProfile], num_devices: int) -> list[DeviceProfile]:
+    """One profile a device: a single one stands for all, a list names each.
+
+    Raises ValueError when the list has another length.
+    """
+    if len(profiles) == 1:
+        return list(profiles) * num_devices
+    if len(profiles) != num_devices:
+        names = ",".join(profile.name for profile in profiles)
+        raise ValueError(
+            f"device=[{names}] names {len(profiles)} devices, but testbed.num_devices="
+            f"{num_devices}; name one device, or as many as there are"
+        )
+    return list(profiles)
+
+
+def profile_names(profiles: Sequence[DeviceProfile]) -> str:
+    """As `2 x dell, raspberry_pi_5`, in order."""
+    groups = [(name, len(list(same))) for name, same in groupby(p.name for p in profiles)]
+    return ", ".join(f"{count} x {name}" if count > 1 else name for name, count in groups)

@@ -1,0 +1,124 @@
+"""A job: everything the devices of one point need to know; and how it ended."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from tpi_bench.contract.blocks import BlockFile
+from tpi_bench.contract.device import DeviceProfile
+from tpi_bench.contract.model import ModelConfig
+from tpi_bench.contract.network import NetworkConfig
+from tpi_bench.contract.plan import Plan
+from tpi_bench.contract.request import Generation, Request
+from tpi_bench.contract.runtime import Span
+
+if TYPE_CHECKING:
+    import torch
+
+    from tpi_bench.contract.runtime import Runtime
+
+
+class Program(ABC):
+    """What the devices of a job run. Every system is one (`system.py`)."""
+
+    uses_torch: ClassVar[bool] = True  # whether it needs what a device process has loaded already
+
+    @abstractmethod
+    def run_device(self, rt: Runtime, job: Job, output: Output) -> Generation | None:
+        """The rank program. The master returns what was generated, workers None."""
+
+    def smaller_with(self) -> str | None:
+        """The setting that would let it run in less memory, if there is one."""
+        return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """Sent to each device. `blocks[rank]` are the rank's files; empty for systems that have none.
+
+    `profiles` are those of the virtual testbed, one a device; `host` is this host's, where somebody
+    asked for it. `library_path` is the file or folder that a library opens instead of block files.
+    """
+
+    program: Program
+    config: ModelConfig
+    dtype: str
+    num_devices: int
+    plan: Plan | None
+    blocks: list[list[BlockFile]]
+    request: Request
+    network: NetworkConfig
+    threads_per_device: int
+    profiles: tuple[DeviceProfile, ...] = ()
+    host: DeviceProfile | None = None
+    cpus: list[list[int]] | None = None
+    memory_bytes: tuple[int, ...] | None = None  # caps, one a device
+    timeout_s: float | None = None  # of the whole run, in wall time
+    library_path: str | None = None
+    trace: bool = False
+    stream: bool = False
+    logits_path: str | None = None
+
+    @property
+    def opened_files(self) -> list[str]:
+        """What the devices open: block files, or all that a library is given."""
+        if self.blocks:
+            return sorted({block.path for blocks in self.blocks for block in blocks})
+        if self.library_path is None:
+            return []
+        given = Path(self.library_path)
+        files = given.rglob("*") if given.is_dir() else [given]
+        return sorted(str(path) for path in files if path.is_file())
+
+
+@dataclass
+class Output:
+    """Where the master's tokens and logits go as they come."""
+
+    on_token: Callable[[int], None] | None = None
+    on_logits: Callable[[torch.Tensor], None] | None = None
+
+
+@dataclass(kw_only=True)
+class DeviceReport:
+    """What was measured of one device, most of it by itself. Bytes and nanoseconds.
+
+    `memory_limit_bytes` and `peak_cgroup_bytes` leave out what a forked device starts with.
+    """
+
+    rank: int
+    pid: int
+    num_threads: int
+    start_anon_bytes: float
+    peak_anon_bytes: float
+    peak_file_bytes: float
+    weight_bytes_read: int
+    ledger_bytes: dict[str, int]
+    read_mode: str
+    disk_bytes_read: float = math.nan
+    peak_cgroup_bytes: float = math.nan
+    peak_pss_bytes: float = math.nan
+    memory_limit_bytes: float = math.nan
+    profile: str = "this host"
+    spans: list[Span] = field(default_factory=list)
+
+
+@dataclass(kw_only=True)
+class Outcome:
+    """How a job ended. `status` is ok, oom, timeout, device_lost or error."""
+
+    status: str
+    error: str | None = None
+    generation: Generation | None = None
+    devices: list[DeviceReport] = field(default_factory=list)
+    round_trips_ns: list[int] = field(default_factory=list)
+    num_events: int = 0  # of a virtual run
+    memory_cap: str = "none"  # what enforces the caps
+    peak_cgroup_bytes: float = math.nan  # the largest of any device, also of one that died
+    pss_interval_s: float = math.nan
+    wall_s: float = math.nan  # from the start of the devices to the end of the last

@@ -1,0 +1,141 @@
+"""The `network` group: topologies, and what their links do to a message.
+
+`processes/links.py` emulates it in wall-clock time, `virtual/network.py` carries it out in virtual
+time.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from math import inf
+
+# Hops between any two devices. `paper`: device, home gateway, core router, gateway, device
+# (TPI-LLM, section 4 and appendix): 4 links one way. `switch`: device, switch, device. `wifi`:
+# device, access point, device, over one channel that carries one frame at a time.
+HOPS = {"none": 0, "switch": 2, "paper": 4, "wifi": 2}
+
+# One way between each pair of devices, from a table: `wan` a matrix of latencies, `mesh` links.
+TABLES = ("wan", "mesh")
+
+TOPOLOGIES = (*HOPS, *TABLES)
+
+VIRTUAL_ONLY = ("wifi", *TABLES)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkConfig:
+    """The `network` group. Latency and jitter are per hop; bandwidth is each link's.
+
+    `wan`: `latency_matrix_ms[a][b]` is the way from device a to device b. `mesh`: each row of
+    `mesh_links` is a link [device, device, latency in ms, Mbit/s] (0 Mbit/s is unlimited); a
+    message takes the way of least latency, through other devices where there is no own link.
+    """
+
+    topology: str = "none"
+    link_latency_ms: float = 0.0
+    jitter_ms: float = 0.0
+    bandwidth_mbps: float = 0.0
+    timeout_s: float = 30.0
+    seed: int = 0
+    latency_matrix_ms: list[list[float]] | None = None
+    mesh_links: list[list[float]] | None = None
+
+    def __post_init__(self) -> None:
+        if self.topology not in TOPOLOGIES:
+            raise ValueError(
+                f"network.topology={self.topology} is unknown; choose one of "
+                f"{', '.join(TOPOLOGIES)}"
+            )
+        self._check_tables()
+        for name in ("link_latency_ms", "jitter_ms", "bandwidth_mbps"):
+            value = getattr(self, name)
+            if not 0 <= value < float("inf"):
+                raise ValueError(f"network.{name}={value} must be a number of at least 0")
+        if self.topology == "none" and (
+            self.link_latency_ms or self.jitter_ms or self.bandwidth_mbps
+        ):
+            raise ValueError(
+                "network.topology=none emulates nothing, so link_latency_ms, jitter_ms and "
+                "bandwidth_mbps must be 0; choose network=switch or network=paper"
+            )
+        if self.jitter_ms > self.link_latency_ms:
+            raise ValueError(
+                f"network.jitter_ms={self.jitter_ms} must not exceed "
+                f"link_latency_ms={self.link_latency_ms}"
+            )
+        if not 0 < self.timeout_s <= 86400:
+            raise ValueError(
+                f"network.timeout_s={self.timeout_s} must be above 0 and at most 86400 seconds"
+            )
+
+    def _check_tables(self) -> None:
+        if self.topology in TABLES and (self.link_latency_ms or self.jitter_ms):
+            raise ValueError(
+                f"network.topology={self.topology} has its latencies in a table; link_latency_ms "
+                "and jitter_ms must be 0"
+            )
+        if self.topology == "wan":
+            matrix = self.latency_matrix_ms or []
+            if not matrix or any(len(row) != len(matrix) for row in matrix):
+                raise ValueError(
+                    "network.latency_matrix_ms must be a square table of milliseconds, one row a "
+                    "device, for network.topology=wan"
+                )
+            if any(not 0 <= value < inf for row in matrix for value in row):
+                raise ValueError("network.latency_matrix_ms must hold numbers of at least 0")
+        if self.topology == "mesh" and (
+            not self.mesh_links or any(not _is_link(row) for row in self.mesh_links)
+        ):
+            raise ValueError(
+                "network.mesh_links must hold rows [device, device, latency in ms, Mbit/s] of "
+                "numbers of at least 0, for network.topology=mesh"
+            )
+
+    @property
+    def hops(self) -> int:
+        return HOPS[self.topology]
+
+    @property
+    def one_way_ns(self) -> int:
+        """Time one bit travels between two devices; the least of all pairs where they differ."""
+        if self.topology == "wan":
+            matrix = self.latency_matrix_ms or []
+            ways = [v for a, row in enumerate(matrix) for b, v in enumerate(row) if a != b]
+            return round(min(ways, default=0.0) * 1e6)
+        if self.topology == "mesh":
+            return round(min(row[2] for row in self.mesh_links or []) * 1e6)
+        return round(self.hops * self.link_latency_ms * 1e6)
+
+    @property
+    def is_emulated(self) -> bool:
+        return bool(self.one_way_ns or self.bandwidth_mbps)
+
+    @property
+    def words(self) -> str:
+        """For people."""
+        return f"{self.topology} network, {self.link_latency_ms:g} ms a hop"
+
+    def transfer_ns(self, nbytes: int) -> int:
+        """Time a message occupies one link."""
+        return round(nbytes * 8e3 / self.bandwidth_mbps) if self.bandwidth_mbps else 0
+
+
+def _is_link(row: list[float]) -> bool:
+    """Whether a row names two devices, a latency and a rate."""
+    is_whole = len(row) == 4 and all(float(device).is_integer() for device in row[:2])
+    return is_whole and all(0 <= value < inf for value in row)
+
+
+class Jitter:
+    """Seeded deviations from the time that a device's messages travel, in ns."""
+
+    def __init__(self, network: NetworkConfig, rank: int) -> None:
+        self._random = random.Random(network.seed * 1_000_003 + rank)
+        self._spread_ns = network.hops * network.jitter_ms * 1e6 if network.jitter_ms else 0.0
+
+    def draw_ns(self) -> int:
+        """The next message's, uniform over all hops."""
+        if not self._spread_ns:
+            return 0
+        return round(self._random.uniform(-self._spread_ns, self._spread_ns))

@@ -1,0 +1,71 @@
+"""Who owns what: `Shard` and `Plan`; `Site` is what a planner may look at.
+
+The words are those of TPI-LLM (arXiv 2410.00531, section 3.1): attention heads and FFN columns are
+divided in proportions p_i; KV heads are never cut, so a KV head lives wherever one of its query
+heads lives. `engine/plans.py` makes plans.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from tpi_bench.contract.device import DeviceProfile
+
+Kind = Literal["input", "attn", "ffn", "output"]
+
+Range = tuple[int, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shard:
+    """One device's part of one block. Ranges are half open; `layer` is -1 for input and output."""
+
+    kind: Kind
+    layer: int = -1
+    heads: Range = (0, 0)
+    kv_heads: Range = (0, 0)
+    columns: Range = (0, 0)
+    adds_bias: bool = True  # output biases are added once, by the device that holds the first head
+
+
+@dataclass(frozen=True, kw_only=True)
+class Site:
+    """Where a plan is to run, and for what: what a planner may look at.
+
+    `profiles` are known in virtual time, and where a planner asks for them; `memory_bytes` where
+    devices have memory of their own, or a cap. `num_positions` is the longest that prompt and
+    answer get, for the KV cache. `transfers_s(nbytes)[a][b]` are the seconds that a message of so
+    many bytes takes from device a to device b when it is alone.
+    """
+
+    proportions: Sequence[float]
+    profiles: tuple[DeviceProfile, ...] = ()
+    memory_bytes: tuple[int, ...] | None = None
+    bytes_per_value: int = 4
+    num_positions: int = 1
+    transfers_s: Callable[[int], Sequence[Sequence[float]]] | None = None
+
+    @property
+    def num_devices(self) -> int:
+        return len(self.proportions)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """`shards[rank]` in execution order; rank 0 is the master and owns input and output.
+
+    `chain` are the ranks that the layers of a pipeline pass, the master first; others are idle.
+    """
+
+    scheme: Literal["tensor", "layers"]
+    shards: tuple[tuple[Shard, ...], ...]
+    chain: tuple[int, ...] = ()
+
+    @property
+    def num_devices(self) -> int:
+        return len(self.shards)
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)

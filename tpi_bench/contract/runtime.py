@@ -1,0 +1,126 @@
+"""The runtime protocol: all that a rank program may ask of the world it runs in.
+
+Engine, collective, window and baseline code are written once against these verbs and never import
+time, socket, threading or asyncio. A runtime decides what a second, a message and a disk are.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+if TYPE_CHECKING:
+    import torch
+
+    from tpi_bench.contract.blocks import BlockFile
+
+
+T = TypeVar("T")
+
+# What a computation is: key[0] names the kind of work; equal keys mean the same operators on
+# tensors of the same shapes and types, so a runtime may know the cost of one from another.
+Key = tuple[Hashable, ...]
+
+# Where a token's time goes. `read` (disk activity in the background) is logged but is no part of
+# it.
+_KINDS = {"sample": "sampling", "reduce": "sync"}
+
+TOKEN_KINDS = ("compute", "sync", "load_wait", "sampling")
+
+
+class DeviceLost(RuntimeError):
+    """A peer is gone or silent. `rank` is the peer that was waited for."""
+
+    def __init__(self, rank: int, reason: str) -> None:
+        super().__init__(f"rank {rank} {reason}")
+        self.rank = rank
+        self.reason = reason
+
+
+class BlockReadError(RuntimeError):
+    """A block file could not be read; the message names its path and the reason."""
+
+
+@dataclass(frozen=True)
+class Span:
+    """Something that took from `start_ns` to `end_ns` on this device's clock."""
+
+    kind: str
+    key: str
+    start_ns: int
+    end_ns: int
+
+
+@dataclass
+class SpanLog:
+    """Time by kind, always summed; the single spans are kept only when `trace` is set."""
+
+    trace: bool = False
+    totals_ns: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+    spans: list[Span] = field(default_factory=list)
+
+    def add(self, kind: str, key: str, start_ns: int, end_ns: int) -> None:
+        self.totals_ns[kind] += end_ns - start_ns
+        if self.trace:
+            self.spans.append(Span(kind, key, start_ns, end_ns))
+
+
+def kind_of(key: Key) -> str:
+    """The kind of a computation: sampling and reducing have their own."""
+    return _KINDS.get(str(key[0]), "compute")
+
+
+class ReadHandle(Protocol):
+    def wait(self) -> None:
+        """Return when every byte is in the buffer. Raises BlockReadError."""
+        ...
+
+
+class Runtime(Protocol):
+    """One rank's world. Buffers are contiguous CPU tensors; times are integer nanoseconds."""
+
+    rank: int
+    world_size: int
+    log: SpanLog
+
+    def now(self) -> int: ...
+
+    def sleep(self, ns: int) -> None: ...
+
+    def send(self, dst: int, buffer: torch.Tensor) -> None:
+        """Hand `buffer` to the network. Never waits; `buffer` may be reused at once."""
+        ...
+
+    def recv(self, src: int, out: torch.Tensor) -> None:
+        """Wait for the next message from `src` and place it in `out`. Raises DeviceLost."""
+        ...
+
+    def compute(self, key: Key, fn: Callable[[], T]) -> T:
+        """Run `fn` on this device and charge its cost (see `Key`)."""
+        ...
+
+    def alloc(self, kind: str, nbytes: int) -> torch.Tensor:
+        """`nbytes` of page-aligned memory as a uint8 tensor, entered in the ledger under `kind`."""
+        ...
+
+    def hold(self, kind: str, nbytes: int) -> None:
+        """Enter memory that was not allocated by `alloc` in the ledger."""
+        ...
+
+    def read(self, block: BlockFile, out: torch.Tensor) -> ReadHandle:
+        """Start to read a block file's data into `out` (uint8, as long as the file's data)."""
+        ...
+
+    def map(self, block: BlockFile, nbytes: int) -> torch.Tensor:
+        """A block file's data as mapped memory (uint8) that the kernel pages in when it is touched.
+
+        Asked for before each use, of which `nbytes` from the start are touched. Raises
+        BlockReadError.
+        """
+        ...
+
+    def waiting(self, handle: ReadHandle, key: str) -> None:
+        """Wait for a read and log the wait as `load_wait`."""
+        ...

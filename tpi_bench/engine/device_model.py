@@ -1,0 +1,153 @@
+"""What rank programs share: a device's blocks in order, and how it is told of the next step."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+
+from tpi_bench.contract.job import Job
+from tpi_bench.contract.model import ModelConfig
+from tpi_bench.contract.plan import Shard
+from tpi_bench.engine.llama import (
+    AttentionBlock,
+    FeedForwardBlock,
+    HeadMap,
+    RotaryTable,
+    embed,
+    output_logits,
+)
+from tpi_bench.engine.streaming import WindowConfig
+from tpi_bench.engine.window import weight_source
+
+if TYPE_CHECKING:
+    from tpi_bench.contract.runtime import Runtime
+
+
+Combine = Callable[[torch.Tensor], torch.Tensor]
+
+LayerBlock = AttentionBlock | FeedForwardBlock
+
+
+class DeviceModel:
+    """One device's blocks of a job, with their KV caches and weights, in the order of a token."""
+
+    def __init__(self, rt: Runtime, job: Job, window: WindowConfig = WindowConfig()) -> None:  # noqa: B008
+        assert job.plan is not None
+        config, request, blocks = job.config, job.request, job.blocks[rt.rank]
+        shards = job.plan.shards[rt.rank]
+        self._rt = rt
+        self.config = config
+        self.dtype = getattr(torch, blocks[0].dtype)
+        rotary = RotaryTable(config.rope, config.head_dim, request.length)
+        self.layer_blocks: list[tuple[int, LayerBlock]] = []
+        maps: dict[Shard, HeadMap] = {}
+        for index, shard in enumerate(shards):
+            if shard.kind == "attn":
+                heads = replace(shard, layer=-1)
+                if heads not in maps:
+                    maps[heads] = HeadMap(shard, config.group)
+                attention = AttentionBlock(
+                    config, shard, maps[heads], rotary, request.length, self.dtype
+                )
+                rt.hold("kv_cache", attention.cache.nbytes)
+                self.layer_blocks.append((index, attention))
+            elif shard.kind == "ffn":
+                self.layer_blocks.append((index, FeedForwardBlock(config, shard, self.dtype)))
+        rt.hold(
+            "activations", activation_bytes(config, shards, len(request.prompt_ids), self.dtype)
+        )
+        self._output_index = len(shards) - 1
+        self._payload_bytes = len(request.prompt_ids) * config.hidden * self.dtype.itemsize
+        self.window = weight_source(rt, blocks, window)
+
+    def hold_buffers(self, num_payloads: int) -> None:
+        """Enter what a device receives into at once, hidden states (T, h), in the ledger."""
+        self._rt.hold("buffers", num_payloads * self._payload_bytes)
+
+    def receive_hidden(self, src: int, num_new: int) -> torch.Tensor:
+        """A hidden state (T, h) from another device."""
+        x = torch.empty(num_new, self.config.hidden, dtype=self.dtype)
+        self._rt.recv(src, x)
+        return x
+
+    def embed(self, token_ids: list[int]) -> torch.Tensor:
+        """Token ids -> (T, h). Master only."""
+        weights = self.window.acquire(0)
+        key = ("embed", len(token_ids), self.config.hidden, self.dtype)
+        x = self._rt.compute(key, lambda: embed(token_ids, weights))
+        self.window.release(0)
+        return x
+
+    def layers(self, x: torch.Tensor, position: int, combine: Combine) -> torch.Tensor:
+        """Run the device's blocks; `combine` turns each partial sum (T, h) into the whole one."""
+        num_new = x.shape[0]
+        residual = ("residual", num_new, self.config.hidden, self.dtype)
+        for index, block in self.layer_blocks:
+            weights = self.window.acquire(index)
+            partial = self._rt.compute(
+                block.key(num_new, position),
+                functools.partial(block, x, weights, position),
+            )
+            self.window.release(index)
+            whole = combine(partial)
+            x = self._rt.compute(residual, functools.partial(torch.add, x, whole))
+        return x
+
+    def logits(self, x: torch.Tensor) -> torch.Tensor:
+        """(T, h) -> logits (v,) of the last position. Master only."""
+        weights = self.window.acquire(self._output_index)
+        key = ("head", x.shape[0], self.config.hidden, self.config.vocab, self.dtype)
+        logits = self._rt.compute(key, lambda: output_logits(x, weights, self.config.rms_eps))
+        self.window.release(self._output_index)
+        return logits
+
+
+class Steps:
+    """How the master tells the others about a step, before hidden states (T, h) follow."""
+
+    def __init__(self, rt: Runtime) -> None:
+        self._rt = rt
+        # Real numbers even where tensors hold no data.
+        self._header = torch.zeros(2, dtype=torch.int64, device="cpu")
+
+    def announce(self, workers: Sequence[int], num_new: int, position: int) -> None:
+        """Tell `workers` that `num_new` positions from `position` on are next; 0 is the end."""
+        self._header[0], self._header[1] = num_new, position
+        for worker in workers:
+            self._rt.send(worker, self._header)
+
+    def end(self) -> None:
+        """Tell everyone that there is no next step."""
+        self.announce(range(1, self._rt.world_size), 0, 0)
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        """(number of new positions, first position) of each step, until the end."""
+        while True:
+            self._rt.recv(0, self._header)
+            num_new, position = self._header.tolist()
+            if not num_new:
+                return
+            yield num_new, position
+
+
+def activation_bytes(
+    config: ModelConfig, shards: Sequence[Shard], num_new: int, dtype: torch.dtype
+) -> int:
+    """Most that a device's hidden states and temporary results take at once, in prefill.
+
+    The state, its norm and the partial sum (T, h) each, and the largest of a block's inner results:
+    queries, keys, values and the mixed heads, or gate, up and their product. The master's logits
+    (v,) in fp32 come on top.
+    """
+    inner = 0
+    for shard in shards:
+        heads, kv_heads = shard.heads[1] - shard.heads[0], shard.kv_heads[1] - shard.kv_heads[0]
+        columns = shard.columns[1] - shard.columns[0]
+        inner = max(inner, 2 * (heads + kv_heads) * config.head_dim, 3 * columns)
+    is_master = any(shard.kind == "output" for shard in shards)
+    values = num_new * (3 * config.hidden + inner)
+    return values * dtype.itemsize + (4 * config.vocab if is_master else 0)

@@ -1,0 +1,83 @@
+"""The request loop every system shares: prefill, decode, sample, stop, and the times.
+
+One definition of TTFT and token latency for all systems (`measure/metrics.py`): the clock is read
+when the request is taken up and after each sampled token.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from tpi_bench.contract.job import Output
+from tpi_bench.contract.request import Generation, Request
+from tpi_bench.contract.runtime import TOKEN_KINDS, Runtime
+
+if TYPE_CHECKING:
+    import torch
+
+
+# (new token ids, position of the first) -> logits (v,) of the last one
+Forward = Callable[[list[int], int], "torch.Tensor"]
+
+
+def generate(rt: Runtime, forward: Forward, request: Request, output: Output) -> Generation:
+    """Warm up, then answer the request, with one forward pass a token. Runs on the master."""
+    return warmed_up(request, output, functools.partial(answer, rt, forward, request))
+
+
+def warmed_up(
+    request: Request, output: Output, answer: Callable[[int, Output], Generation]
+) -> Generation:
+    """`answer(limit, output)` twice: a short answer that nobody sees, then the one that counts."""
+    warmup_ttft_ns = None
+    if request.warmup_tokens:
+        warmup = answer(request.warmup_tokens, Output())
+        warmup_ttft_ns = warmup.token_ns[0] - warmup.request_ns
+    result = answer(request.num_new_tokens, output)
+    result.warmup_ttft_ns = warmup_ttft_ns
+    return result
+
+
+def answer(
+    rt: Runtime, forward: Forward, request: Request, limit: int, output: Output
+) -> Generation:
+    """Up to `limit` tokens from the prompt."""
+    from tpi_bench.engine.sampling import Sampler
+
+    sampler = Sampler(request.sampling)
+    result = Generation(token_ids=[], request_ns=rt.now(), token_ns=[], account=[])
+    new_ids, position = list(request.prompt_ids), 0
+    before = account_of(rt)
+    while True:
+        logits = forward(new_ids, position)
+        token = rt.compute(("sample", logits.shape[0]), functools.partial(sampler, logits))
+        result.token_ns.append(rt.now())
+        result.token_ids.append(token)
+        after = account_of(rt)
+        result.account.append({kind: after[kind] - before[kind] for kind in TOKEN_KINDS})
+        before = after
+        if output.on_logits:
+            output.on_logits(logits)
+        if output.on_token:
+            output.on_token(token)
+        if should_stop(request, result, limit):
+            return result
+        position += len(new_ids)
+        new_ids = [token]
+
+
+def should_stop(request: Request, so_far: Generation, limit: int) -> bool:
+    """At the limit, at an end-of-sequence token, or out of time with enough tokens."""
+    count = len(so_far.token_ids)
+    if count >= limit or so_far.token_ids[-1] in request.eos_ids:
+        return True
+    decoding_ns = so_far.token_ns[-1] - so_far.token_ns[0]
+    out_of_time = request.max_decode_ns is not None and decoding_ns >= request.max_decode_ns
+    return out_of_time and count >= request.min_new_tokens
+
+
+def account_of(rt: Runtime) -> dict[str, int]:
+    """What this device's time went to so far, in ns by kind."""
+    return {kind: rt.log.totals_ns[kind] for kind in TOKEN_KINDS}

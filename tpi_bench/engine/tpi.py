@@ -1,0 +1,129 @@
+"""The system under study: TPI-LLM's tensor parallelism with a choice of collective and window.
+
+TPI-LLM, section 3: the master embeds, broadcasts the embedding, takes part in every block and alone
+applies the output head; workers never see token ids, the embedding table or the head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from tpi_bench.contract.job import Job, Output
+from tpi_bench.contract.model import ModelConfig
+from tpi_bench.contract.plan import Plan, Site
+from tpi_bench.contract.request import Generation
+from tpi_bench.engine.collectives import Collective, collective_by_name
+from tpi_bench.engine.plans import tensor_parallel
+from tpi_bench.engine.streaming import WindowedSystem
+
+if TYPE_CHECKING:
+    import torch
+
+    from tpi_bench.contract.runtime import Runtime
+    from tpi_bench.engine.device_model import DeviceModel
+
+
+@dataclass(frozen=True, kw_only=True)
+class TpiSystem(WindowedSystem):
+    """`system=tpi`, and with other `loading` `mmap` and `blocking`.
+
+    `window` off holds all weights. On one device, with a window, it is what the paper calls
+    Transformers with the memory scheduler (its table 3).
+    """
+
+    name: str = "tpi"
+    collective: str = "star"
+
+    def __post_init__(self) -> None:
+        collective_by_name(self.collective)
+        super().__post_init__()
+
+    @property
+    def label(self) -> str:
+        return f"TPI {self.collective}" if self.name == "tpi" else self.name
+
+    @property
+    def variant(self) -> str:
+        keeps_ends = self.name == "tpi" and self.resident_io
+        return f"{super().variant} with head".strip() if keeps_ends else super().variant
+
+    def plan(self, config: ModelConfig, site: Site) -> Plan:
+        return tensor_parallel(config, site.proportions)
+
+    def sync_steps(self, job: Job) -> int:
+        collective = collective_by_name(self.collective)
+        return token_steps(collective, job.num_devices, job.config.num_layers)
+
+    def run_device(self, rt: Runtime, job: Job, output: Output) -> Generation | None:
+        from tpi_bench.engine.device_model import DeviceModel
+        from tpi_bench.engine.generation import generate
+
+        collective = collective_by_name(self.collective)
+        model = DeviceModel(rt, job, self.window_config)
+        model.hold_buffers(collective.num_receive_buffers(rt.world_size))
+        if rt.rank:
+            run_worker(rt, model, collective)
+            return None
+        master = Master(rt, model, collective)
+        result = generate(rt, master.forward, job.request, output)
+        master.close()
+        return result
+
+
+class Master:
+    """Rank 0. `forward` is what the request loop calls; `close` ends the workers' loops."""
+
+    def __init__(self, rt: Runtime, model: DeviceModel, collective: Collective) -> None:
+        from tpi_bench.engine.device_model import Steps
+
+        self._model = model
+        self._rt = rt
+        self._steps = Steps(rt)
+        self._workers = range(1, rt.world_size)
+        self._whole = whole_sum(rt, collective)
+
+    def forward(self, token_ids: list[int], position: int) -> torch.Tensor:
+        """New token ids -> logits (v,) of the last."""
+        x = self._model.embed(token_ids)
+        self._steps.announce(self._workers, len(token_ids), position)
+        for worker in self._workers:
+            self._rt.send(worker, x)
+        x = self._model.layers(x, position, self._whole)
+        return self._model.logits(x)
+
+    def close(self) -> None:
+        self._steps.end()
+        self._model.window.close()
+
+
+def run_worker(rt: Runtime, model: DeviceModel, collective: Collective) -> None:
+    """Ranks above 0: take a step's embedding, add the own part of every block, until the end."""
+    from tpi_bench.engine.device_model import Steps
+
+    whole = whole_sum(rt, collective)
+    for num_new, position in Steps(rt):
+        model.layers(model.receive_hidden(0, num_new), position, whole)
+    model.window.close()
+
+
+def whole_sum(rt: Runtime, collective: Collective) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Partial sums to whole ones; a single device has nothing to add."""
+    if rt.world_size == 1:
+        return lambda partial: partial
+    return lambda partial: collective.run(rt, partial)
+
+
+def token_steps(collective: Collective, num_devices: int, num_layers: int) -> int:
+    """One-way latencies on the critical path of one token, as the master sees it.
+
+    Two allreduces a layer and the embedding's broadcast, less what the master need not wait for:
+    after the last allreduce the sum's way back to the workers. Where peers exchange without a hub,
+    a worker that starts one latency late meets messages that are there already, and the broadcast
+    hides: it is not counted, so this is a lower bound.
+    """
+    steps = 2 * num_layers * collective.num_steps(num_devices)
+    if num_devices == 1 or collective.way_back is None:
+        return steps
+    return 1 + steps - collective.way_back(num_devices)

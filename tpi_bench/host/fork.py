@@ -1,0 +1,100 @@
+"""Work that needs torch or transformers, done in a helper process so the launcher stays small.
+
+The launcher imports neither: it starts in a moment, keeps little memory and sleeps while devices
+are timed. Helpers are forked from the same clean interpreter as the devices.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+import traceback
+from collections.abc import Callable
+from multiprocessing import forkserver, resource_tracker
+from multiprocessing.connection import Connection
+from typing import Any, TypeVar
+
+from tqdm import tqdm
+
+T = TypeVar("T")
+
+
+def fork_context() -> multiprocessing.context.ForkServerContext:
+    """The fork server's context; its interpreter loads torch and the engine once.
+
+    It is started with SIGINT blocked, and so are its children until they unblock it: Ctrl-C goes to
+    the whole process group, and while they start they could only die of it with a traceback.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tpi_bench.processes.device"])
+    resource_tracker.ensure_running()  # its start unblocks SIGINT
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+    return context
+
+
+class HelperDied(RuntimeError):
+    """The helper process ended without an answer."""
+
+
+def in_helper(fn: Callable[..., T], *args: Any, timeout_s: float | None = None) -> T:
+    """Call the module-level function `fn(*args)` in a fresh process; its result is pickled.
+
+    ValueError and OSError come back as ValueError with the same text; nothing is left running.
+    Raises TimeoutError when there is no result after `timeout_s`.
+    """
+    context = fork_context()
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_work, args=(fn, args, theirs), name=fn.__name__, daemon=True)
+    process.start()
+    theirs.close()
+    try:
+        if not ours.poll(timeout_s):
+            raise TimeoutError
+        kind, value = ours.recv()
+    except EOFError:
+        process.join()
+        raise HelperDied(f"{fn.__name__} ended with exit status {process.exitcode}") from None
+    finally:
+        process.join(0.5)
+        if process.is_alive():
+            os.kill(process.pid or 0, signal.SIGINT)  # lets it remove what it has half written
+            process.join(5.0)
+            process.kill()
+        ours.close()
+    if kind == "ok":
+        return value
+    if kind == "invalid":
+        raise ValueError(value)
+    raise HelperDied(f"{fn.__name__} failed: {value}")
+
+
+def _work(fn: Callable[..., Any], args: tuple[Any, ...], answer: Connection) -> None:
+    threading.Thread(target=_end_with_the_launcher, args=(answer,), daemon=True).start()
+    tqdm.set_lock(threading.RLock())  # its own is a semaphore, which a killed process leaks
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a shell's background
+    try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # see fork_context
+        answer.send(("ok", fn(*args)))
+    except BrokenPipeError:
+        os._exit(1)
+    except (ValueError, OSError) as error:
+        answer.send(("invalid", str(error)))
+    except KeyboardInterrupt:
+        os._exit(1)  # whoever asked is gone; what was half written is removed by now
+    except Exception as error:
+        traceback.print_exc()
+        answer.send(("failed", f"{type(error).__name__}: {error}"))
+
+
+def _end_with_the_launcher(answer: Connection) -> None:
+    """The launcher sends nothing, so a read ends only when it is gone: stop then, and tidy up."""
+    try:
+        answer.recv_bytes()
+    except (EOFError, OSError):
+        os.kill(os.getpid(), signal.SIGINT)

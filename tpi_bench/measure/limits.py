@@ -1,0 +1,167 @@
+"""What a token of a point costs at least: bytes over measured or profiled rates, and round trips.
+
+Every speed in the results stands beside this. Decoding touches every weight once a token: its limit
+is bytes over memory bandwidth in memory, streamed bytes over disk bandwidth, and the links.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from tpi_bench.contract.blocks import PAGE, BlockFile, Extent
+from tpi_bench.contract.job import Job, Outcome
+from tpi_bench.contract.system import System
+from tpi_bench.contract.testbed import Rates, Testbed
+from tpi_bench.host.fork import in_helper
+from tpi_bench.host.machine import available_cpus, last_level_cache_bytes
+from tpi_bench.measure.probe import HostLimits, measure_limits
+from tpi_bench.report.rows import Limits
+
+_PROBED_BYTES = 32 << 20  # of a library's file
+
+
+def host_limits(testbed: Testbed, system: System, job: Job) -> HostLimits | None:
+    """What this host can do right now; None where the testbed knows its devices' rates."""
+    if testbed.rates(job) is not None:
+        return None
+    return in_helper(measure_limits, len(available_cpus()), _streamed_extents(system, job))
+
+
+def point_limits(
+    testbed: Testbed, system: System, job: Job, outcome: Outcome, host: HostLimits | None
+) -> Limits:
+    """The limit columns of a run row."""
+    generation = outcome.generation
+    sizes = _token_bytes(system, job, len(generation.token_ids) if generation else 2)
+    is_tensor = job.plan is not None and job.plan.scheme == "tensor"
+    rates = testbed.rates(job)
+    if rates is not None:
+        times = own_times(sizes, rates, is_tensor=is_tensor)
+    else:
+        assert host is not None
+        rates = Rates(memory_bps=(host.memory_bps,), disk_bps=(host.disk_bps,))
+        cached = 2 * last_level_cache_bytes()
+        times = shared_times(sizes, host, is_tensor=is_tensor, cache_bytes=cached)
+    one_way_s = testbed.one_way_s(job, outcome.round_trips_ns)
+    network_s = system.network_limit_s(job, one_way_s)
+    return Limits(
+        memory_bps=min(rates.memory_bps),
+        disk_bps=min(rates.disk_bps),
+        limit_memory_s=times.memory_s,
+        limit_disk_s=times.disk_s,
+        limit_network_s=network_s,
+        limit_token_s=token_limit_s(times, network_s),
+    )
+
+
+def _token_bytes(system: System, job: Job, num_tokens: int) -> list[TokenBytes]:
+    """Of each device, a token after the first of `num_tokens`.
+
+    A look-up in the embedding touches a row and counts as nothing.
+    """
+    if job.blocks:
+        return [
+            _device_bytes(system, blocks, _memory_of(job, rank), num_tokens)
+            for rank, blocks in enumerate(job.blocks)
+        ]
+    touched = system.token_weight_bytes(job)
+    streamed = round(max(0.0, touched - _memory_of(job, 0)))
+    return [TokenBytes(layers=touched, head=0, streamed=streamed)] * job.num_devices
+
+
+def _device_bytes(
+    system: System, blocks: Sequence[BlockFile], memory_bytes: float, num_tokens: int
+) -> TokenBytes:
+    streaming = system.streaming(blocks)
+    passing = sum(block.nbytes for i, block in enumerate(blocks) if i not in streaming.resident)
+    # What lies in the window at the first token is not read during the later ones.
+    streamed = passing - streaming.area_bytes / max(1, num_tokens - 1)
+    layers = sum(block.weight_bytes for block in blocks if block.layer >= 0)
+    head = sum(block.weight_bytes for block in blocks if block.kind == "output")
+    # Of a cyclic scan with a fixed resident set, all but that set is read: nothing does better.
+    streamed = max(streamed, layers + head - memory_bytes)
+    return TokenBytes(layers=layers, head=head, streamed=max(0, round(streamed)))
+
+
+def _memory_of(job: Job, rank: int) -> float:
+    """A device's memory where it is known."""
+    if job.profiles:
+        return job.profiles[rank].memory_bytes
+    return job.memory_bytes[rank] if job.memory_bytes else math.inf
+
+
+def _streamed_extents(system: System, job: Job) -> list[Extent]:
+    """What tokens are read from, for measuring the disk; none where all is in memory."""
+    is_short = job.memory_bytes is not None
+    if not job.blocks:
+        found = [_beginning(path) for path in job.opened_files] if is_short else []
+        return [extent for extent in found if extent.nbytes >= _PROBED_BYTES // 2]
+    streamed = []
+    for blocks in job.blocks:
+        resident = system.streaming(blocks).resident
+        streamed += [b.extent for i, b in enumerate(blocks) if i not in resident or is_short]
+    return streamed
+
+
+def _beginning(path: str) -> Extent:
+    """Of a library's file, as something to read."""
+    size = Path(path).stat().st_size // PAGE * PAGE
+    return Extent(path, 0, min(size, _PROBED_BYTES))
+
+
+@dataclass(frozen=True)
+class TokenBytes:
+    """One device's weight bytes of a token: of its layers, of the output head, and off the disk."""
+
+    layers: int
+    head: int
+    streamed: int
+
+
+@dataclass(frozen=True)
+class TokenTimes:
+    """What the bytes of a token take at least, in seconds.
+
+    `memory_s`: all of them over memory bandwidth. `critical_memory_s`: those that are touched one
+    after another with link latencies (one device's under tensor parallelism, where the others work
+    or wait meanwhile; everyone's in a pipeline). `disk_s`: streamed ones over disk bandwidth.
+    """
+
+    memory_s: float
+    critical_memory_s: float
+    disk_s: float
+
+
+def shared_times(
+    sizes: Sequence[TokenBytes], host: HostLimits, *, is_tensor: bool, cache_bytes: int
+) -> TokenTimes:
+    """Devices that share one host's memory and disk. Weights within the CPU cache cost nothing."""
+    layers, head = [size.layers for size in sizes], sum(size.head for size in sizes)
+    streamed = sum(size.streamed for size in sizes)
+    disk_s = streamed / host.disk_bps if streamed else 0.0
+    if sum(layers) + head < cache_bytes:
+        return TokenTimes(math.nan, 0.0, disk_s)
+    in_turn = max(layers) if is_tensor else sum(layers)
+    all_s, in_turn_s = (sum(layers) + head) / host.memory_bps, (in_turn + head) / host.memory_bps
+    return TokenTimes(all_s, in_turn_s, disk_s)
+
+
+def own_times(sizes: Sequence[TokenBytes], rates: Rates, *, is_tensor: bool) -> TokenTimes:
+    """Devices with memory and disk of their own: the slowest, or in a pipeline all in turn."""
+    layers_s = [size.layers / bps for size, bps in zip(sizes, rates.memory_bps, strict=True)]
+    head_s = max(size.head / bps for size, bps in zip(sizes, rates.memory_bps, strict=True))
+    disk_s = max(size.streamed / bps for size, bps in zip(sizes, rates.disk_bps, strict=True))
+    in_turn = max(layers_s) if is_tensor else sum(layers_s)
+    times = TokenTimes(in_turn + head_s, in_turn + head_s, disk_s)
+    if not rates.is_one_disk:
+        return times
+    return replace(times, disk_s=sum(size.streamed for size in sizes) / rates.disk_bps[0])
+
+
+def token_limit_s(times: TokenTimes, network_s: float) -> float:
+    """Nothing can be faster, whatever overlaps: memory, memory in turn with links, or disk."""
+    memory_s = 0.0 if math.isnan(times.memory_s) else times.memory_s
+    return max(memory_s, times.critical_memory_s + network_s, times.disk_s)

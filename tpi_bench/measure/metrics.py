@@ -1,0 +1,84 @@
+"""The metrics, one definition for all systems. Times in seconds; what was not measured is NaN.
+
+TTFT: from the request at the master to the first sampled token. Token latency: mean gap between
+later tokens, (t_last - t_first) / (n - 1); the raw gaps are kept in the token table. Warm-up is
+apart.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import statistics
+from collections.abc import Sequence
+
+from tpi_bench.contract.job import Outcome
+from tpi_bench.contract.request import Generation
+from tpi_bench.report.rows import Speed, TokenRow
+
+
+def token_gaps_s(generation: Generation) -> list[float]:
+    """Time between consecutive tokens after the first."""
+    stamps = generation.token_ns
+    return [(b - a) / 1e9 for a, b in itertools.pairwise(stamps)]
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    """Linear interpolation between the sorted values; NaN of nothing."""
+    if not values:
+        return math.nan
+    ordered = sorted(values)
+    place = share * (len(ordered) - 1)
+    low = math.floor(place)
+    high = min(low + 1, len(ordered) - 1)
+    return ordered[low] + (ordered[high] - ordered[low]) * (place - low)
+
+
+def speed_of(outcome: Outcome) -> Speed:
+    """The run row's speed columns; empty for a run that is not ok."""
+    generation = outcome.generation
+    if generation is None or outcome.status != "ok":
+        return Speed.unmeasured()
+    gaps = token_gaps_s(generation)
+    warmup_ns = generation.warmup_ttft_ns
+    later = token_rows(generation)[1:]
+    shares = [row.unexplained_s / row.gap_s for row in later if row.gap_s > 0]
+    return Speed(
+        ttft_s=(generation.token_ns[0] - generation.request_ns) / 1e9,
+        warmup_ttft_s=math.nan if warmup_ns is None else warmup_ns / 1e9,
+        token_latency_s=statistics.fmean(gaps) if gaps else math.nan,
+        token_latency_p50_s=percentile(gaps, 0.5),
+        token_latency_p95_s=percentile(gaps, 0.95),
+        num_tokens=len(generation.token_ids),
+        unexplained_share=statistics.median(shares) if shares else math.nan,
+    )
+
+
+def token_rows(generation: Generation | None) -> list[TokenRow]:
+    """One row a token: its gap (TTFT for token 0) and where on the master that time went."""
+    if generation is None:
+        return []
+    accounts = itertools.chain(generation.account, itertools.repeat({}))
+    stamps = [generation.request_ns, *generation.token_ns]
+    return [
+        _token_row(index, token_id, (end - start) / 1e9, account)
+        for index, (token_id, (start, end), account) in enumerate(
+            zip(generation.token_ids, itertools.pairwise(stamps), accounts, strict=False)
+        )
+    ]
+
+
+def _token_row(index: int, token_id: int, gap_s: float, account: dict[str, int]) -> TokenRow:
+    def spent_s(kind: str) -> float:
+        return account[kind] / 1e9 if kind in account else math.nan
+
+    return TokenRow(
+        token_index=index,
+        token_id=token_id,
+        gap_s=gap_s,
+        compute_s=spent_s("compute"),
+        sync_s=spent_s("sync"),
+        load_wait_s=spent_s("load_wait"),
+        sampling_s=spent_s("sampling"),
+        unexplained_s=gap_s - sum(account.values()) / 1e9 if account else math.nan,
+    )

@@ -1,0 +1,60 @@
+"""A point measured: from what `prepare` made ready to its record."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from tpi_bench.contract.job import Outcome
+from tpi_bench.host import cache
+from tpi_bench.measure.limits import host_limits, point_limits
+from tpi_bench.measure.metrics import speed_of
+from tpi_bench.measure.oracle import compare_with_oracle
+from tpi_bench.measure.prepare import Prepared
+from tpi_bench.measure.record import begin_page_cache, make_record
+from tpi_bench.report.rows import Exactness, Record
+
+
+def measure(prepared: Prepared, on_token: Callable[[int], None] | None = None) -> Record:
+    """Run the point and make its record. A device that fails gives a record that says so."""
+    settings = prepared.settings
+    system, testbed = settings.system, settings.testbed
+    job = replace(prepared.job, stream=on_token is not None)
+    started = datetime.datetime.now(datetime.UTC).isoformat()
+    host = host_limits(testbed, system, job)
+    page_cache = begin_page_cache(testbed, job, settings.cache)
+    exactness = Exactness.unmeasured()
+    with _logits_file(settings.check) as logits_path:
+        job = replace(job, logits_path=logits_path)
+        outcome = _answered(testbed.run(job, on_token, cache.cache_folder(settings.cache_dir)))
+        if settings.check and outcome.status == "ok":
+            exactness = compare_with_oracle(settings, prepared.model, job, outcome)
+    speed = speed_of(outcome)
+    limits = point_limits(testbed, system, job, outcome, host)
+    if host is not None and speed.token_latency_s < limits.limit_token_s:
+        again = host_limits(testbed, system, job)  # the host was busy then, and is less now
+        assert again is not None
+        limits = point_limits(testbed, system, job, outcome, host.best(again))
+    return make_record(prepared, outcome, started, speed, limits, exactness, page_cache)
+
+
+@contextlib.contextmanager
+def _logits_file(is_wanted: bool) -> Iterator[str | None]:
+    """Where the master leaves its logits for the comparison."""
+    if not is_wanted:
+        yield None
+        return
+    with tempfile.TemporaryDirectory(prefix="tpi_bench-") as scratch:
+        yield str(Path(scratch) / "logits.pt")
+
+
+def _answered(outcome: Outcome) -> Outcome:
+    """A run that gave no token is an error."""
+    generation = outcome.generation
+    if outcome.status == "ok" and (generation is None or not generation.token_ids):
+        return replace(outcome, status="error", error="rank 0 generated no token")
+    return outcome

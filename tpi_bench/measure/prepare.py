@@ -1,0 +1,177 @@
+"""A point made ready: everything is checked and on the disk before a device starts.
+
+`prepare` is the first half of the story of a point; `point.measure` is the second.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+
+from tpi_bench.contract.blocks import BlockFile
+from tpi_bench.contract.device import DeviceProfile
+from tpi_bench.contract.job import Job
+from tpi_bench.contract.model import BYTES_PER_VALUE, Model, ModelSource
+from tpi_bench.contract.plan import Plan, Site
+from tpi_bench.contract.request import Request, make_request
+from tpi_bench.host import cache
+from tpi_bench.host.fork import in_helper
+from tpi_bench.measure.calibrate import ThisHost
+from tpi_bench.measure.settings import Settings
+from tpi_bench.models.block_files import rank_blocks
+from tpi_bench.models.block_layout import planned_blocks
+from tpi_bench.models.sharder import find_shards, shard, shard_folder
+from tpi_bench.models.tokenizer import encode_prompt
+from tpi_bench.virtual.network import transfers_s
+
+_PLANNED_SHARE = 0.95  # of a device's memory: the rest is for hidden states and heads left whole
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """A point that is ready to run: files are on the disk, every value is checked."""
+
+    settings: Settings
+    model: Model
+    job: Job
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Devices:
+    """What the point's devices are and may use."""
+
+    shares: list[float]
+    threads: int
+    cpus: list[list[int]] | None
+    memory_bytes: tuple[int, ...] | None
+    profiles: tuple[DeviceProfile, ...]
+    host: DeviceProfile | None
+
+
+def prepare(settings: Settings) -> Prepared:
+    """Check everything and make what is missing on the disk.
+
+    Raises ValueError; starts no device.
+    """
+    cache_dir = cache.cache_folder(settings.cache_dir)
+    system, testbed = settings.system, settings.testbed
+    testbed.check(system, settings.network, needs_tokens=settings.check)
+    devices = _devices(settings, cache_dir)
+    model = _load_model(settings.model, cache_dir)
+    request = _request(settings, model)
+    plan = system.plan(model.config, _site(settings, devices, model, request))
+    blocks = _blocks(settings, model, plan, cache_dir)
+    library_path = system.library_path(model, cache_dir)
+    job = Job(
+        program=system,
+        config=model.config,
+        dtype=model.dtype,
+        num_devices=settings.num_devices,
+        plan=plan,
+        blocks=blocks,
+        request=request,
+        network=settings.network,
+        threads_per_device=devices.threads,
+        profiles=devices.profiles,
+        host=devices.host,
+        cpus=devices.cpus,
+        memory_bytes=devices.memory_bytes,
+        timeout_s=settings.timeout_s,
+        library_path=None if library_path is None else str(library_path),
+        trace=testbed.trace,
+    )
+    return Prepared(settings=settings, model=model, job=job)
+
+
+def describe(prepared: Prepared) -> str:
+    """What is about to run, in one line."""
+    settings = prepared.settings
+    where = settings.testbed.where(prepared.job)
+    return f"{settings.system.name}: {prepared.model.name} on {where}"
+
+
+def _devices(settings: Settings, cache_dir: Path) -> _Devices:
+    """Profiles, caps, threads and shares; this host is calibrated where somebody must know it."""
+    testbed, num_devices = settings.testbed, settings.num_devices
+    memory_bytes = settings.memory_bytes
+    profiles = testbed.profiles(settings.profiles, num_devices, memory_bytes, cache_dir)
+    shares = settings.shares(profiles)
+    offered = testbed.threads(num_devices)
+    threads = settings.system.num_threads(offered)
+    asked = settings.system.needs_profiles and not profiles
+    host = ThisHost(threads=offered) if asked or testbed.needs_host(profiles) else None
+    return _Devices(
+        shares=shares,
+        threads=threads,
+        cpus=testbed.cpus(num_devices, threads),
+        memory_bytes=memory_bytes,
+        profiles=profiles,
+        host=None if host is None else host.load(cache_dir),
+    )
+
+
+@functools.lru_cache
+def _load_model(source: ModelSource, cache_dir: Path) -> Model:
+    """Once a sweep: the headers of a checkpoint do not change between its points."""
+    return source.load(cache_dir)
+
+
+def _request(settings: Settings, model: Model) -> Request:
+    return make_request(
+        settings.workload,
+        _prompt_ids(settings, model),
+        vocab=model.config.vocab,
+        context_length=model.config.context_length,
+        eos_ids=model.config.eos_ids,
+        keep_logits=settings.check,
+    )
+
+
+def _prompt_ids(settings: Settings, model: Model) -> tuple[int, ...]:
+    workload = settings.workload
+    if workload.prompt_ids is not None:
+        return tuple(workload.prompt_ids)
+    if workload.prompt_tokens is not None:
+        return tuple(1 + 37 * i % (model.config.vocab - 1) for i in range(workload.prompt_tokens))
+    if model.folder is None:
+        raise ValueError(
+            f"model={model.name} has random weights and no tokenizer; give "
+            "workload.prompt_ids=[1,2,3] or workload.prompt_tokens=32"
+        )
+    return encode_prompt(model.folder, workload.prompt or "", workload.chat)
+
+
+def _site(settings: Settings, devices: _Devices, model: Model, request: Request) -> Site:
+    """What a planner may know."""
+    num_devices = settings.num_devices
+    free_bytes = settings.testbed.free_bytes(devices.profiles, devices.memory_bytes)
+    same = (devices.host,) * num_devices if devices.host is not None else ()
+    return Site(
+        proportions=devices.shares,
+        profiles=devices.profiles or same,
+        memory_bytes=free_bytes and tuple(round(_PLANNED_SHARE * free) for free in free_bytes),
+        bytes_per_value=BYTES_PER_VALUE[model.dtype],
+        num_positions=request.length,
+        transfers_s=functools.partial(transfers_s, settings.network, num_devices),
+    )
+
+
+def _blocks(
+    settings: Settings, model: Model, plan: Plan | None, cache_dir: Path
+) -> list[list[BlockFile]]:
+    """Every rank's block files, made if they are missing, or only their sizes."""
+    if plan is None:
+        return []
+    if not settings.testbed.opens_files:
+        return planned_blocks(model.config, plan, model.dtype)
+    folder = shard_folder(cache_dir, model.checkpoint, plan, model.dtype)
+    manifest, bad = find_shards(folder)
+    if manifest is None or bad:
+        in_helper(shard, folder, model.checkpoint, plan, model.dtype)
+        manifest, bad = find_shards(folder)
+    if manifest is None or bad:
+        raise ValueError(
+            f"the block files in {folder} do not stay as written: {bad or 'no manifest'}"
+        )
+    return [rank_blocks(folder, manifest, rank) for rank in range(plan.num_devices)]

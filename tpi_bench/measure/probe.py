@@ -1,0 +1,98 @@
+"""What this host can do: passes over memory and disk, for limits and for calibration.
+
+A point's limits are measured in a process of its own right before it, because shared hosts drift
+from minute to minute.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tpi_bench.contract.blocks import Extent
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from tpi_bench.host.disk import DirectReader
+
+_MEMORY_BYTES = 96 << 20
+_DISK_BYTES = 192 << 20
+_DISK_BUFFER_BYTES = 64 << 20
+_DISK_THREADS = 16  # as many requests in flight as four devices make
+_MEMORY_PASSES = 3
+_DISK_PASSES = 6  # shared disks vary: the best pass is the limit
+
+
+@dataclass(frozen=True, kw_only=True)
+class HostLimits:
+    """Bytes per second; `disk_bps` is NaN when no file was to be read."""
+
+    memory_bps: float
+    disk_bps: float
+
+    def best(self, other: HostLimits) -> HostLimits:
+        """The larger of each: what the host was seen to do."""
+        return HostLimits(
+            memory_bps=max(self.memory_bps, other.memory_bps),
+            disk_bps=max(self.disk_bps, other.disk_bps),
+        )
+
+
+def measure_limits(num_threads: int, extents: Sequence[Extent]) -> HostLimits:
+    """Best of a few passes over memory (`num_threads` threads) and over the point's own files."""
+    import torch
+
+    torch.set_num_threads(num_threads)
+    data = torch.ones(_MEMORY_BYTES // 4)
+    rows, column = data.view(8, -1, 1024), torch.ones(8, 1024, 1)
+    passes = [
+        seconds(touch)
+        for _ in range(_MEMORY_PASSES)
+        for touch in (data.sum, lambda: torch.bmm(rows, column))
+    ]
+    return HostLimits(memory_bps=data.nbytes / min(passes), disk_bps=_disk_bandwidth(extents))
+
+
+def seconds(fn: Callable[[], object]) -> float:
+    """What one call takes."""
+    start = time.perf_counter()
+    fn()
+    return time.perf_counter() - start
+
+
+def read_all(reader: DirectReader, extents: Sequence[Extent], buffer: np.ndarray) -> None:
+    """Read all extents, queued at once. What is read is not used: they may overwrite each other."""
+    pending, position = [], 0
+    for extent in extents:
+        position = position if position + extent.nbytes <= buffer.nbytes else 0
+        target = buffer[position : position + extent.nbytes]
+        pending.append(reader.read(extent, target, lambda start, end: None))
+        position += extent.nbytes
+    for read in pending:
+        read.wait()
+
+
+def _disk_bandwidth(extents: Sequence[Extent]) -> float:
+    """Best of a few passes over the files, all queued at once, into touched memory."""
+    from tpi_bench.host.disk import DirectReader
+    from tpi_bench.host.memory import anonymous_area
+
+    chosen: list[Extent] = []
+    for extent in extents:
+        if sum(e.nbytes for e in chosen) < _DISK_BYTES and Path(extent.path).is_file():
+            chosen.append(extent)
+    if not chosen:
+        return float("nan")
+    buffer = anonymous_area(max(_DISK_BUFFER_BYTES, *(extent.nbytes for extent in chosen)))
+    buffer.fill(0)
+    reader = DirectReader(_DISK_THREADS)
+    try:
+        reader.open(extent.path for extent in chosen)
+        passes = [seconds(lambda: read_all(reader, chosen, buffer)) for _ in range(_DISK_PASSES)]
+    finally:
+        reader.close()
+    return sum(extent.nbytes for extent in chosen) / min(passes)

@@ -1,0 +1,183 @@
+"""From an outcome to a record: each function fills the columns of one part of the run row."""
+
+from __future__ import annotations
+
+import datetime
+import math
+import statistics
+from collections.abc import Sequence
+
+from tpi_bench.contract.job import DeviceReport, Job, Outcome
+from tpi_bench.contract.testbed import Testbed
+from tpi_bench.host import page_cache
+from tpi_bench.host.machine import available_cpus, provenance
+from tpi_bench.measure.metrics import token_rows
+from tpi_bench.measure.prepare import Prepared
+from tpi_bench.measure.settings import Settings
+from tpi_bench.report.rows import (
+    Asked,
+    Circumstances,
+    DeviceRow,
+    Ended,
+    Exactness,
+    Limits,
+    Links,
+    Memory,
+    PageCache,
+    Provenance,
+    Record,
+    RunRow,
+    SpanRow,
+    Speed,
+)
+
+
+def make_record(
+    prepared: Prepared,
+    outcome: Outcome,
+    started: str,
+    speed: Speed,
+    limits: Limits,
+    exactness: Exactness,
+    cached: PageCache,
+) -> Record:
+    """The record of a point that was run, however that ended."""
+    settings, job = prepared.settings, prepared.job
+    devices = sorted(outcome.devices, key=lambda device: device.rank)
+    run = RunRow.of(
+        _asked(settings, prepared.model.name),
+        _ended(started, outcome),
+        _circumstances(settings.testbed, job),
+        speed,
+        _links(job, outcome),
+        limits,
+        exactness,
+        _how_it_was_read(cached, job, devices),
+        _memory(outcome),
+        Provenance(**provenance()),
+    )
+    return Record(
+        run=run,
+        tokens=token_rows(outcome.generation),
+        devices=[_device_row(device) for device in devices],
+        spans=[SpanRow(rank=d.rank, **vars(span)) for d in devices for span in d.spans],
+        config=settings.raw,
+    )
+
+
+def failure_record(settings: Settings, error: str) -> Record:
+    """The record of a point that could not be prepared or run."""
+    started = datetime.datetime.now(datetime.UTC).isoformat()
+    ended = Ended(started=started, status="error", error=error, wall_s=math.nan, num_events=None)
+    run = RunRow.of(_asked(settings, _model_name(settings)), ended, Provenance(**provenance()))
+    return Record(run=run, config=settings.raw)
+
+
+def begin_page_cache(testbed: Testbed, job: Job, mode: str) -> PageCache:
+    """Drop the point's files from the page cache if asked to; columns that say what it held."""
+    said, cached_bytes = testbed.page_cache, math.nan
+    if said is None:
+        said, cached_bytes = page_cache.begin(job.opened_files, mode)
+    return PageCache(cache=said, cached_bytes_start=cached_bytes, page_cache=None)
+
+
+def _asked(settings: Settings, model_name: str) -> Asked:
+    system, testbed, network = settings.system, settings.testbed, settings.network
+    own = {k: str(v) for k, v in settings.raw["system"].items() if k not in ("_target_", "name")}
+    return Asked(
+        experiment=settings.name,
+        point=settings.point,
+        config_hash=settings.config_hash,
+        repeat=settings.repeat,
+        system=system.name,
+        label=system.label,
+        variant=system.variant,
+        is_library=system.max_devices == 1,
+        system_settings=own,
+        model=model_name,
+        dtype=system.compute_dtype(settings.model.dtype),
+        num_devices=settings.num_devices,
+        topology=network.topology,
+        link_latency_ms=network.link_latency_ms,
+        jitter_ms=network.jitter_ms,
+        bandwidth_mbps=network.bandwidth_mbps,
+        clock=testbed.clock,
+        cost=testbed.cost,
+        note=testbed.note,
+        memory_mb=_smallest(settings.memory_mb),
+        timeout_s=math.nan if settings.timeout_s is None else float(settings.timeout_s),
+    )
+
+
+def _model_name(settings: Settings) -> str:
+    """Of a model that may not have been loaded."""
+    group = settings.raw["model"]
+    return str(group.get("name") or group.get("path") or settings.model.name)
+
+
+def _smallest(memory_mb: float | list[float] | None) -> float:
+    """One number a row; the device table has each device's own."""
+    if memory_mb is None:
+        return math.nan
+    return float(min(memory_mb) if isinstance(memory_mb, list) else memory_mb)
+
+
+def _ended(started: str, outcome: Outcome) -> Ended:
+    return Ended(
+        started=started,
+        status=outcome.status,
+        error=outcome.error,
+        wall_s=outcome.wall_s,
+        num_events=outcome.num_events,
+    )
+
+
+def _circumstances(testbed: Testbed, job: Job) -> Circumstances:
+    machines = testbed.machines(job)
+    return Circumstances(
+        hidden=job.config.hidden,
+        prompt_tokens=len(job.request.prompt_ids),
+        num_tokens_asked=job.request.num_new_tokens,
+        threads_per_device=job.threads_per_device,
+        pinned=job.cpus is not None,
+        cores=len(available_cpus()),
+        devices_share_cores=machines.share_cores,
+        device=machines.names,
+        cores_per_device=machines.cores_per_device,
+    )
+
+
+def _links(job: Job, outcome: Outcome) -> Links:
+    trips = [ns / 1e9 for ns in outcome.round_trips_ns]
+    return Links(
+        asked_round_trip_s=2 * job.network.one_way_ns / 1e9 if job.num_devices > 1 else math.nan,
+        link_round_trip_s=statistics.median(trips) if trips else math.nan,
+        link_round_trip_min_s=min(trips, default=math.nan),
+    )
+
+
+def _how_it_was_read(cached: PageCache, job: Job, devices: Sequence[DeviceReport]) -> PageCache:
+    modes = {device.read_mode for device in devices} - {"none"}
+    unread = "unknown" if job.blocks else f"files of a library, {cached.cache} at the start"
+    return PageCache(
+        cache=cached.cache,
+        cached_bytes_start=cached.cached_bytes_start,
+        page_cache=", ".join(sorted(modes)) or unread,
+    )
+
+
+def _memory(outcome: Outcome) -> Memory:
+    devices = outcome.devices
+    return Memory(
+        peak_anon_bytes=max((d.peak_anon_bytes for d in devices), default=math.nan),
+        peak_file_bytes=max((d.peak_file_bytes for d in devices), default=math.nan),
+        memory_cap=outcome.memory_cap,
+        peak_cgroup_bytes=outcome.peak_cgroup_bytes,
+        pss_interval_s=outcome.pss_interval_s,
+        ledger_bytes=max((sum(d.ledger_bytes.values()) for d in devices), default=math.nan),
+    )
+
+
+def _device_row(device: DeviceReport) -> DeviceRow:
+    cells = {name: value for name, value in vars(device).items() if name != "spans"}
+    return DeviceRow(**(cells | {"ledger_bytes": sum(device.ledger_bytes.values())}))

@@ -1,0 +1,161 @@
+"""From a checkpoint and a plan to block files in the cache (TPI-LLM, section 3.1).
+
+The sharder streams: it reads a few rows at a time and never holds more than one chunk, so its
+memory does not grow with the model. `shard` runs in a process of its own; `find_shards`, which the
+launcher asks first, needs no torch.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from tpi_bench.contract.model import Checkpoint
+from tpi_bench.contract.plan import Plan, Shard
+from tpi_bench.host import cache
+from tpi_bench.models.block_files import (
+    FileEntry,
+    Manifest,
+    damaged_files,
+    manifest_entry,
+    write_block,
+)
+from tpi_bench.models.block_layout import FORMAT_VERSION, Layout, Slice, block_tensors, layout_of
+from tpi_bench.models.checkpoints import CHUNK_BYTES
+
+
+def shard_folder(cache_dir: Path, checkpoint: Checkpoint, plan: Plan, dtype: str) -> Path:
+    """The folder of this checkpoint's block files under this plan and dtype."""
+    key = {
+        "format": FORMAT_VERSION,
+        "checkpoint": checkpoint.identity,
+        "plan": plan.as_dict(),
+        "dtype": dtype,
+    }
+    return cache_dir / "shards" / cache.digest(key)
+
+
+def find_shards(folder: Path) -> tuple[Manifest | None, dict[str, str]]:
+    """The manifest in `folder`, if there is one, and the damaged files with the reason."""
+    path = folder / "manifest.json"
+    try:
+        manifest: Manifest = json.loads(path.read_text())
+        before = json.dumps(manifest)
+        bad = damaged_files(folder, manifest)
+    except FileNotFoundError:
+        return None, {}
+    except (ValueError, KeyError, TypeError) as error:
+        return None, {path.name: f"is not a manifest ({error})"}
+    if not bad and json.dumps(manifest) != before:
+        with cache.explain_write_errors(folder):
+            cache.write_json(path, manifest)
+    return manifest, bad
+
+
+def shard(folder: Path, checkpoint: Checkpoint, plan: Plan, dtype: str) -> None:
+    """Make `folder` hold every block file of the plan; whole files that are there are kept."""
+    with cache.locked(folder):
+        manifest, bad = find_shards(folder)
+        if manifest is None or manifest["complete"]:
+            for name, reason in bad.items():
+                print(f"{folder / name} {reason}; it is made again", file=sys.stderr)
+        if manifest is not None and not bad:
+            return
+        kept = {} if manifest is None else manifest["files"]
+        kept = {name: entry for name, entry in kept.items() if name not in bad}
+        with cache.explain_write_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            _write_missing(folder, checkpoint, plan, dtype, kept)
+
+
+def _write_missing(
+    folder: Path,
+    checkpoint: Checkpoint,
+    plan: Plan,
+    dtype: str,
+    kept: dict[str, FileEntry],
+) -> None:
+    """Write the plan's files that are not among the `kept`, and the manifest of all."""
+    ranks, shards = _name_files(checkpoint, plan)
+    whole = checkpoint.config.tensor_shapes()
+    layouts = {
+        name: layout_of(block_tensors(checkpoint.config, shard), whole, dtype)
+        for name, shard in shards.items()
+        if name not in kept
+    }
+    total = sum(layouts[name].block(shards[name], name).weight_bytes for name in layouts)
+    cache.require_space(folder, total + (1 << 20), "dividing the model over the devices")
+    with cache.progress(total, f"writing {len(layouts)} block files") as bar:
+        try:
+            for name, layout in layouts.items():
+                path = folder / name
+                kept[name] = _write_file(path, checkpoint, shards[name], layout, bar.update)
+        finally:  # a build that is stopped goes on from here
+            manifest: Manifest = {
+                "complete": len(kept) == len(shards),
+                "dtype": dtype,
+                "files": kept,
+                "ranks": ranks,
+            }
+            cache.write_json(folder / "manifest.json", manifest)
+
+
+def _name_files(
+    checkpoint: Checkpoint, plan: Plan
+) -> tuple[list[list[tuple[str, int, str]]], dict[str, Shard]]:
+    """For each rank its (kind, layer, file name), and what each file holds."""
+    ranks = []
+    shards: dict[str, Shard] = {}
+    for rank, own in enumerate(plan.shards):
+        entries: list[tuple[str, int, str]] = []
+        first_layer = min((shard.layer for shard in own if shard.layer >= 0), default=0)
+        for shard in own:
+            layer = min(shard.layer, first_layer) if checkpoint.share_layers else shard.layer
+            name = f"rank{rank}.{shard.kind}_{layer}" if layer >= 0 else f"rank{rank}.{shard.kind}"
+            if layer < 0 and checkpoint.config.tied_embeddings:
+                name = f"rank{rank}.embedding"
+            name += ".safetensors"
+            shards.setdefault(name, shard)  # with shared layers, the first stands for all
+            entries.append((shard.kind, shard.layer, name))
+        ranks.append(entries)
+    return ranks, shards
+
+
+def _write_file(
+    path: Path,
+    checkpoint: Checkpoint,
+    shard: Shard,
+    layout: Layout,
+    progress: Callable[[int], object],
+) -> FileEntry:
+    tensors = block_tensors(checkpoint.config, shard)
+
+    def pieces() -> Iterator[tuple[int, memoryview]]:
+        for name, slices in tensors.items():
+            offset = layout.tensors[name].begin
+            for piece in slices:
+                for chunk in _chunks(checkpoint, piece, layout.dtype):
+                    yield offset, chunk
+                    offset += len(chunk)
+
+    crc = write_block(path, layout, pieces(), progress)
+    return manifest_entry(layout.block(shard, str(path)), crc)
+
+
+def _chunks(checkpoint: Checkpoint, piece: Slice, dtype: str) -> Iterator[memoryview]:
+    """The bytes of a slice in `dtype`, a few rows at a time."""
+    import torch
+
+    whole = checkpoint.config.tensor_shapes()[piece.name]
+    row_bytes = math.prod(whole[1:]) * 4
+    rows_per_chunk = max(1, CHUNK_BYTES // row_bytes)
+    start, stop = piece.rows
+    for first in range(start, stop, rows_per_chunk):
+        rows = checkpoint.read_rows(piece.name, first, min(stop, first + rows_per_chunk))
+        if piece.cols is not None:
+            rows = rows[:, piece.cols[0] : piece.cols[1]]
+        rows = rows.to(getattr(torch, dtype)).contiguous()
+        yield memoryview(rows.view(-1).view(torch.uint8).numpy())

@@ -1,0 +1,56 @@
+"""Text to token ids and back. Encoding needs transformers; decoding is light.
+
+The prompt of a point is encoded once, in a helper process; `task=generate` prints what comes back.
+"""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+from tpi_bench.host.fork import in_helper
+
+
+@functools.lru_cache
+def encode_prompt(folder: Path, prompt: str, chat: bool) -> tuple[int, ...]:
+    """Token ids of a prompt, through the model's chat template if `chat` and it has one."""
+    names = ("tokenizer.json", "tokenizer.model", "vocab.json")
+    if not any((folder / name).is_file() for name in names):
+        raise ValueError(
+            f"{folder} holds no tokenizer; give workload.prompt_ids=[1,2,3] instead of a prompt"
+        )
+    return tuple(in_helper(_encode, folder, prompt, chat))
+
+
+def _encode(folder: Path, prompt: str, chat: bool) -> list[int]:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    if chat and tokenizer.chat_template:
+        message = [{"role": "user", "content": prompt}]
+        text = tokenizer.apply_chat_template(message, add_generation_prompt=True, tokenize=False)
+        return tokenizer.encode(str(text), add_special_tokens=False)
+    return tokenizer.encode(prompt)
+
+
+class TextStream:
+    """Turns token ids into text piece by piece, holding back incomplete characters."""
+
+    def __init__(self, folder: Path) -> None:
+        from tokenizers import Tokenizer
+
+        path = folder / "tokenizer.json"
+        self._tokenizer = Tokenizer.from_file(str(path)) if path.is_file() else None
+        self._ids: list[int] = []
+        self._text = ""
+
+    def add(self, token: int) -> str:
+        """The text that `token` adds; its number where the model has no fast tokenizer."""
+        if self._tokenizer is None:
+            return f"{token} "
+        self._ids.append(token)
+        text = self._tokenizer.decode(self._ids, skip_special_tokens=True)
+        if text.endswith("\N{REPLACEMENT CHARACTER}"):
+            return ""
+        new, self._text = text[len(self._text) :], text
+        return new

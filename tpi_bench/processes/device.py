@@ -1,0 +1,160 @@
+"""One device as an OS process: from a forked interpreter to its report.
+
+Runs in the child; `handle.py` starts it. A control thread answers the launcher's status questions,
+and ends the process when the launcher is gone, so nothing is ever left running.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import signal
+import sys
+import threading
+import traceback
+from multiprocessing.connection import Connection
+from typing import TypeVar
+
+import torch
+
+from tpi_bench.contract.job import DeviceReport, Job
+from tpi_bench.contract.runtime import BlockReadError, DeviceLost
+from tpi_bench.engine import device_model  # noqa: F401  (loaded once, where devices are forked)
+from tpi_bench.engine.rank import run_rank
+from tpi_bench.host.disk import DirectReader, disk_bytes_read
+from tpi_bench.host.memory import MemoryPeak, MemorySampler, pss_bytes
+from tpi_bench.processes.caps import Cap, CapTooSmall, Limit, is_out_of_memory
+from tpi_bench.processes.control import (
+    BadMessage,
+    Control,
+    Done,
+    Entered,
+    Failed,
+    FromDevice,
+    FromLauncher,
+    Listening,
+    Lost,
+    Setup,
+    Status,
+    StatusQuestion,
+    Token,
+)
+from tpi_bench.processes.handshake import Listener, connect_mesh
+from tpi_bench.processes.mesh import Mesh
+from tpi_bench.processes.runtime import WallRuntime
+
+_CONNECT_S = 20.0
+
+M = TypeVar("M", bound=FromLauncher)
+
+
+def device_main(rank: int, job: Job, cap: Cap, connection: Connection) -> None:
+    """Entry point of a device process; every way it can end is told to the launcher."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the launcher's to handle
+    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(message)s")
+    control = Control(connection)
+    try:
+        _run(rank, job, cap, control)
+    except DeviceLost as error:
+        _tell(control, Lost(error.rank, error.reason))
+    except Exception as error:
+        _tell(control, _failure(error))
+    else:
+        return
+    os._exit(1)
+
+
+def _failure(error: Exception) -> Failed:
+    """In one line; what nobody foresaw is printed in full."""
+    is_oom, is_clear = is_out_of_memory(error), isinstance(error, (BlockReadError, CapTooSmall))
+    if not is_oom and not is_clear:
+        traceback.print_exception(error)
+    reason = str(error).strip().split("\n")[0]
+    if not is_clear:
+        reason = f"{type(error).__name__}: {reason}".removesuffix(": ")
+    return Failed("oom" if is_oom else "error", reason)
+
+
+def _run(rank: int, job: Job, cap: Cap, control: Control) -> None:
+    limit = cap.enter()
+    _tell(control, Entered(limit))
+    torch.set_num_threads(job.threads_per_device)
+    torch.inference_mode().__enter__()
+    if job.cpus and hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, job.cpus[rank])
+    listener = Listener()
+    _tell(control, Listening(listener.port))
+    setup = _hear(control, Setup)
+    memory, disk_before = MemorySampler(), disk_bytes_read()
+    secret = bytes.fromhex(setup.secret)
+    sockets = connect_mesh(rank, setup.ports, listener, secret, _CONNECT_S)
+    mesh = Mesh(rank, sockets, job.network, is_watched=True)
+    reader = DirectReader()
+    rt = WallRuntime(rank, job.num_devices, mesh, reader, trace=job.trace)
+    threading.Thread(
+        target=_serve_control, args=(control, mesh, rt), name="control", daemon=True
+    ).start()
+    try:
+        reader.open(block.path for block in (job.blocks[rank] if job.blocks else []))
+        result = run_rank(rt, job, functools.partial(_tell_token, control) if job.stream else None)
+        memory.sample()
+        pss, disk_after = pss_bytes("self"), disk_bytes_read()
+    finally:
+        reader.close()
+        mesh.close()
+    assert result.generation is not None or rank > 0
+    report = _report(rt, reader, memory.stop(), limit)
+    report.disk_bytes_read = disk_after - disk_before
+    if job.blocks:  # a library has let its model go by now
+        report.peak_pss_bytes = pss
+    done = Done(report=report, generation=result.generation, round_trips_ns=result.round_trips_ns)
+    _tell(control, done)
+
+
+def _report(rt: WallRuntime, reader: DirectReader, peak: MemoryPeak, limit: Limit) -> DeviceReport:
+    return DeviceReport(
+        rank=rt.rank,
+        pid=os.getpid(),
+        num_threads=torch.get_num_threads(),
+        start_anon_bytes=peak.start_anon_bytes,
+        peak_anon_bytes=peak.peak_anon_bytes,
+        peak_file_bytes=peak.peak_file_bytes,
+        weight_bytes_read=reader.bytes_read,
+        ledger_bytes=dict(rt.ledger_bytes),
+        read_mode=reader.mode,
+        memory_limit_bytes=limit.limit_bytes,
+        spans=rt.log.spans,
+    )
+
+
+def _serve_control(control: Control, mesh: Mesh, rt: WallRuntime) -> None:
+    """Answer the launcher's questions for as long as it is there."""
+    while True:
+        _hear(control, StatusQuestion)
+        status = Status(
+            waiting_for=mesh.waiting_for, is_computing=rt.is_computing, num_steps=rt.num_steps
+        )
+        _tell(control, status)
+
+
+def _tell_token(control: Control, token_id: int) -> None:
+    _tell(control, Token(token_id))
+
+
+def _tell(control: Control, message: FromDevice) -> None:
+    try:
+        control.send(message)
+    except OSError:  # the launcher is gone, and with it everyone who could be told
+        os._exit(1)
+
+
+def _hear(control: Control, due: type[M]) -> M:
+    """What the launcher says; without it, or in another tongue, there is nothing to go on with."""
+    try:
+        return control.receive(due)
+    except BadMessage as error:
+        _tell(control, Failed("error", str(error)))
+    except (EOFError, OSError):
+        pass
+    os._exit(1)

@@ -1,0 +1,218 @@
+"""How a device's connections are made and proved: a full mesh of TCP connections over loopback.
+
+Both sides prove that they know the run's secret (HMAC-SHA256 over the peers' nonces); anything else
+that connects is refused and logged, and holds nobody up. `mesh.py` sends frames over the result.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hmac
+import logging
+import secrets
+import select
+import selectors
+import socket
+import struct
+import time
+from dataclasses import dataclass
+
+from tpi_bench.contract.runtime import DeviceLost
+
+log = logging.getLogger(__name__)
+
+_MAGIC = b"TPI1"
+_HELLO = struct.Struct("<4sI32s")  # magic, rank, nonce
+_PROOF_BYTES = 32
+_HANDSHAKE_NS = 2_000_000_000
+_MAX_GUESTS = 64
+
+
+class Listener:
+    """A device's server socket on an ephemeral loopback port, open only while the mesh forms."""
+
+    def __init__(self) -> None:
+        self._socket = socket.create_server(("127.0.0.1", 0), backlog=socket.SOMAXCONN)
+        self._socket.setblocking(False)
+        self.port: int = self._socket.getsockname()[1]
+
+    def accept(
+        self, rank: int, peers: set[int], secret: bytes, deadline_ns: int
+    ) -> dict[int, socket.socket]:
+        """Connections from all of `peers`. Strangers are refused and hold nobody up."""
+        found: dict[int, socket.socket] = {}
+        with _Lobby(self._socket, rank, secret) as lobby:
+            while awaited := peers - found.keys():
+                if time.monotonic_ns() > deadline_ns:
+                    raise DeviceLost(min(awaited), "did not connect in time")
+                found |= lobby.proved(awaited, deadline_ns)
+        return found
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+@dataclass(frozen=True)
+class _Guest:
+    """A connection that has not proved yet who it is."""
+
+    handshake: _Handshake
+    address: tuple[str, int]
+    deadline_ns: int
+
+
+class _Lobby:
+    """Where connections prove themselves side by side, so that nobody waits for a silent one.
+
+    Each has two seconds, and when there are too many, the one that has said least has to go.
+    """
+
+    def __init__(self, door: socket.socket, rank: int, secret: bytes) -> None:
+        self._door, self._rank, self._secret = door, rank, secret
+        self._guests: dict[object, _Guest] = {}  # by connection, the oldest first
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(door, selectors.EVENT_READ)
+
+    def __enter__(self) -> _Lobby:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for guest in [*self._guests.values()]:
+            self._refuse(guest)
+        self._selector.close()
+
+    def proved(self, awaited: set[int], deadline_ns: int) -> dict[int, socket.socket]:
+        """Wait for news, at most until the deadline; which of the awaited ranks have come in."""
+        deadlines = [deadline_ns, *(guest.deadline_ns for guest in self._guests.values())]
+        wait_s = max(0.0, (min(deadlines) - time.monotonic_ns()) / 1e9)
+        found: dict[int, socket.socket] = {}
+        for key, _ in self._selector.select(wait_s):
+            if key.fileobj is self._door:
+                self._let_in()
+            elif guest := self._guests.get(key.fileobj):
+                self._listen_to(guest, awaited, found)
+        for guest in [*self._guests.values()]:
+            if guest.deadline_ns < time.monotonic_ns():
+                self._refuse(guest)
+        return found
+
+    def _let_in(self) -> None:
+        try:
+            connection, address = self._door.accept()
+        except (BlockingIOError, ConnectionError):  # it has gone again
+            return
+        if len(self._guests) >= _MAX_GUESTS:
+            self._refuse(min(self._guests.values(), key=lambda g: g.handshake.num_received))
+        handshake = _Handshake(connection, self._rank, self._secret, is_caller=False)
+        deadline_ns = time.monotonic_ns() + _HANDSHAKE_NS
+        self._guests[connection] = _Guest(handshake, address, deadline_ns)
+        self._selector.register(connection, selectors.EVENT_READ)
+
+    def _listen_to(self, guest: _Guest, awaited: set[int], found: dict[int, socket.socket]) -> None:
+        try:
+            peer = guest.handshake.advance()
+        except OSError:
+            self._refuse(guest)
+            return
+        if peer in awaited - found.keys():
+            found[peer] = self._forget(guest)
+        elif peer is not None:
+            self._refuse(guest)
+
+    def _refuse(self, guest: _Guest) -> None:
+        log.warning(
+            "rank %d refused a connection from %s:%d: no valid proof", self._rank, *guest.address
+        )
+        self._forget(guest).close()
+
+    def _forget(self, guest: _Guest) -> socket.socket:
+        connection = guest.handshake.connection
+        self._selector.unregister(connection)
+        del self._guests[connection]
+        return connection
+
+
+def connect_mesh(
+    rank: int, ports: list[int], listener: Listener, secret: bytes, timeout_s: float
+) -> dict[int, socket.socket]:
+    """One connection to every other rank: calls go to lower ranks, higher ranks call here."""
+    deadline_ns = time.monotonic_ns() + round(timeout_s * 1e9)
+    sockets = {peer: _call(rank, peer, ports[peer], secret, timeout_s) for peer in range(rank)}
+    sockets |= listener.accept(rank, set(range(rank + 1, len(ports))), secret, deadline_ns)
+    listener.close()
+    for connection in sockets.values():
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return sockets
+
+
+def _call(rank: int, peer: int, port: int, secret: bytes, timeout_s: float) -> socket.socket:
+    """A proved connection to `peer`, which may be busy with its own calls for a while."""
+    deadline_ns = time.monotonic_ns() + round(timeout_s * 1e9)
+    try:
+        connection = socket.create_connection(("127.0.0.1", port), timeout=timeout_s)
+    except OSError as error:
+        raise DeviceLost(peer, f"cannot be reached ({error.strerror or error})") from error
+    poll = select.poll()
+    poll.register(connection, select.POLLIN)
+    found = None
+    with contextlib.suppress(OSError):  # whatever it does, it is not the peer
+        handshake = _Handshake(connection, rank, secret, is_caller=True)
+        while found is None and poll.poll(max(0.0, (deadline_ns - time.monotonic_ns()) / 1e6)):
+            found = handshake.advance()
+    if found != peer:
+        connection.close()
+        raise DeviceLost(peer, "did not prove that it belongs to this run")
+    return connection
+
+
+class _Handshake:
+    """Challenge and answer in both directions on one connection; it never waits.
+
+    The caller speaks first. A new connection's buffer is empty and takes all that is sent here.
+    """
+
+    def __init__(
+        self, connection: socket.socket, rank: int, secret: bytes, *, is_caller: bool
+    ) -> None:
+        self.connection = connection
+        self._rank, self._secret = rank, secret
+        self._role, self._other = (b"caller", b"callee") if is_caller else (b"callee", b"caller")
+        self._nonce = secrets.token_bytes(32)
+        self._hello = _HELLO.pack(_MAGIC, rank, self._nonce)
+        self._received = b""
+        self._has_answered = False
+        connection.setblocking(False)
+        if is_caller:
+            connection.send(self._hello)
+
+    @property
+    def num_received(self) -> int:
+        return len(self._received)
+
+    def advance(self) -> int | None:
+        """Take in what has come: the peer's rank once it is proved. OSError: it is a stranger."""
+        piece = self.connection.recv(_HELLO.size + _PROOF_BYTES - len(self._received))
+        if not piece:
+            raise ConnectionError("closed")
+        self._received += piece
+        hello, proof = self._received[: _HELLO.size], self._received[_HELLO.size :]
+        if not hello.startswith(_MAGIC[: len(hello)]):
+            raise ConnectionError("another protocol")
+        if len(hello) < _HELLO.size:
+            return None
+        _, peer, nonce = _HELLO.unpack(hello)
+        if not self._has_answered:
+            own = b"" if self._role == b"caller" else self._hello
+            self.connection.send(own + _proof(self._secret, self._role, self._rank, peer, nonce))
+            self._has_answered = True
+        if len(proof) < _PROOF_BYTES:
+            return None
+        if not hmac.compare_digest(
+            proof, _proof(self._secret, self._other, peer, self._rank, self._nonce)
+        ):
+            raise ConnectionError("another secret")
+        return peer
+
+
+def _proof(secret: bytes, role: bytes, prover: int, verifier: int, nonce: bytes) -> bytes:
+    return hmac.digest(secret, role + struct.pack("<II", prover, verifier) + nonce, "sha256")

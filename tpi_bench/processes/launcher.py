@@ -1,0 +1,227 @@
+"""The `processes` testbed: one OS process a device on this host, started and watched from here.
+
+Devices are forked from one clean interpreter that has torch loaded (multiprocessing's fork
+server), so a point starts in a fraction of a second and still in fresh processes. While they run,
+the launcher sleeps on their control pipes; a device that dies, fails or hangs, or a job that takes
+longer than it may, ends the job with its rank and the reason, and nothing is left behind. Control
+messages are those of `control.py`; devices talk TCP.
+"""
+
+from __future__ import annotations
+
+import math
+import secrets
+import time
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import wait
+
+from tpi_bench.contract.job import Job, Outcome
+from tpi_bench.host.fork import fork_context
+from tpi_bench.host.memory import PssSampler
+from tpi_bench.processes.caps import Caps
+from tpi_bench.processes.control import (
+    FROM_DEVICE,
+    BadMessage,
+    Done,
+    Entered,
+    Failed,
+    FromDevice,
+    FromLauncher,
+    Listening,
+    Lost,
+    Setup,
+    Status,
+    StatusQuestion,
+    Token,
+)
+from tpi_bench.processes.handle import DeviceHandle
+from tpi_bench.processes.verdict import Trouble, how_it_died
+from tpi_bench.processes.watch import Watch
+
+_GRACE_S = 0.6  # how long causes are collected after the first sign of trouble
+_START_S = 60.0
+_ANSWER_S = 0.3  # how long a device may take to say what it was at
+
+
+def run_job(job: Job, on_token: Callable[[int], None] | None = None) -> Outcome:
+    """Run `job` with one process a device and wait. Never raises for a device's failure."""
+    return Launch(job, on_token).run()
+
+
+class Launch:
+    """One job on its devices, from their start to their end."""
+
+    def __init__(self, job: Job, on_token: Callable[[int], None] | None) -> None:
+        self._start_s = time.monotonic()
+        self._job = job
+        self._devices: list[DeviceHandle] = []
+        self._caps = Caps(job)
+        self._pss = PssSampler()
+        self._watch = Watch(job, self._start_s)
+        self._hearing = Hearing(self._caps, self._watch, on_token)
+
+    def run(self) -> Outcome:
+        outcome, trouble = self._hearing.outcome, self._hearing.trouble
+        try:
+            self._caps.make()
+            self._start()
+            self._connect()
+            self._follow(until=lambda: all(device.is_done for device in self._devices))
+            if trouble and not trouble.is_final:  # the first sign is often a consequence
+                self._listen(_GRACE_S, until=lambda: all(d.is_closed for d in self._devices))
+            if trouble:
+                outcome.status, outcome.error = trouble.verdict()
+        finally:
+            self._end()
+        return outcome
+
+    def _start(self) -> None:
+        context = fork_context()
+        for rank in range(self._job.num_devices):
+            self._devices.append(DeviceHandle(rank, self._job, self._caps.of(rank), context))
+
+    def _connect(self) -> None:
+        """Every device has told its port; tell everyone all ports and the run's secret."""
+        deadline_s = time.monotonic() + _START_S
+        self._follow(until=lambda: not self._silent() or time.monotonic() > deadline_s)
+        trouble, silent = self._hearing.trouble, self._silent()
+        if silent and not trouble:
+            trouble.lost.append((silent[0], silent[0], "did not start in time"))
+        if trouble:
+            return
+        ports = [device.port for device in self._devices if device.port is not None]
+        self._tell(self._devices, Setup(ports=ports, secret=secrets.token_hex(32)))
+        self._watch.begin(time.monotonic())
+
+    def _silent(self) -> list[int]:
+        """Ranks that have not told their port."""
+        return [device.rank for device in self._devices if device.port is None]
+
+    def _running(self) -> list[DeviceHandle]:
+        return [device for device in self._devices if device.is_running]
+
+    def _follow(self, until: Callable[[], bool]) -> None:
+        """Handle messages and keep watch until `until()` or a sign of trouble."""
+        while not until() and not self._hearing.trouble:
+            due_in_s = self._watch.due_in_s(time.monotonic())
+            self._hearing.hear(self._devices, min(due_in_s, self._pss.due_in_s()))
+            self._pss.sample({device.rank: device.pid for device in self._running()})
+            if not until():
+                self._look()
+
+    def _look(self) -> None:
+        """End what takes too long; ask for signs of life, and note who gives none."""
+        now_s, trouble = time.monotonic(), self._hearing.trouble
+        if self._watch.is_late(now_s) and not trouble:
+            self._note_late()
+        elif self._watch.is_time_to_ask(now_s):
+            running = self._running()
+            trouble.hangs |= self._watch.hangs([device.rank for device in running], now_s)
+            self._tell(running, StatusQuestion())
+
+    def _note_late(self) -> None:
+        """Name the first device that is not done, and what it says that it is doing."""
+        device = self._running()[0]
+        if self._watch.has_begun:
+            self._watch.forget(device.rank)
+            self._tell([device], StatusQuestion())
+            self._listen(_ANSWER_S, until=lambda: self._watch.has_answered(device.rank))
+        doing, limit = self._watch.doing(device.rank), f"{self._job.timeout_s:g} s (timeout_s)"
+        self._hearing.trouble.late[device.rank] = f"was still {doing} after {limit}"
+
+    def _listen(self, duration_s: float, until: Callable[[], bool]) -> None:
+        deadline_s = time.monotonic() + duration_s
+        while not until() and (remaining_s := deadline_s - time.monotonic()) > 0:
+            self._hearing.hear(self._devices, remaining_s)
+
+    def _tell(self, devices: Sequence[DeviceHandle], message: FromLauncher) -> None:
+        for device in devices:
+            try:
+                device.control.send(message)
+            except OSError:
+                self._hearing.note_silence(device)
+
+    def _end(self) -> None:
+        """No device outlives its job, nor does its group."""
+        for device in self._devices:
+            device.end(in_peace=device.is_done and not self._hearing.trouble)
+        self._hearing.outcome.wall_s = time.monotonic() - self._start_s
+        _complete(self._hearing.outcome, self._job, self._caps, self._pss)
+        self._caps.remove()
+
+
+class Hearing:
+    """What devices have told, sorted: results, trouble, signs of life."""
+
+    def __init__(self, caps: Caps, watch: Watch, on_token: Callable[[int], None] | None) -> None:
+        self.outcome = Outcome(status="ok")
+        self.trouble = Trouble()
+        self._caps = caps
+        self._watch = watch
+        self._on_token = on_token
+
+    def hear(self, devices: Sequence[DeviceHandle], timeout_s: float) -> None:
+        """Wait for messages and take in one of each device that has some."""
+        by_control = {d.control.connection: d for d in devices if not d.is_closed}
+        ready = wait(list(by_control), timeout_s)
+        for device in [device for control, device in by_control.items() if control in ready]:
+            try:
+                message = device.control.receive(*FROM_DEVICE)
+            except BadMessage as error:
+                self.trouble.failed[device.rank] = ("error", str(error))
+            except (EOFError, OSError):
+                self.note_silence(device)
+            else:  # what `on_token` raises is the caller's
+                self._take(device, message)
+
+    def note_silence(self, device: DeviceHandle) -> None:
+        """A device has hung up. If it is not done, it has died, unless the cause is known."""
+        device.is_closed = True
+        if device.is_done:
+            return
+        exit_code = device.exit_code()
+        if self._caps.was_killed(device.rank):
+            self._note_out_of_memory(device, None)
+        elif not self.trouble.told(device.rank):  # else the cause is known, or elsewhere
+            self.trouble.died[device.rank] = how_it_died(exit_code)
+
+    def _take(self, device: DeviceHandle, message: FromDevice) -> None:
+        rank = device.rank
+        match message:
+            case Entered(limit):
+                device.limit = limit
+            case Listening(port):
+                device.port = port
+            case Token(token_id):
+                if self._on_token:
+                    self._on_token(token_id)
+            case Status():
+                self._watch.note(rank, message, time.monotonic())
+            case Done():
+                device.is_done = True
+                self.outcome.devices.append(message.report)
+                if rank == 0:
+                    self.outcome.generation = message.generation
+                    self.outcome.round_trips_ns = message.round_trips_ns
+            case Failed("oom", reason):
+                self._note_out_of_memory(device, reason)
+            case Failed(status, reason):
+                self.trouble.failed[rank] = (status, reason)
+            case Lost(peer, reason):
+                self.trouble.lost.append((rank, peer, reason))
+
+    def _note_out_of_memory(self, device: DeviceHandle, reason: str | None) -> None:
+        text = self._caps.oom_text(device.rank, device.limit, reason)
+        self.trouble.out_of_memory[device.rank] = text
+
+
+def _complete(outcome: Outcome, job: Job, caps: Caps, pss: PssSampler) -> None:
+    """Add what is known here only."""
+    outcome.memory_cap, outcome.pss_interval_s = caps.kind, pss.interval_s
+    peaks = [caps.peak_bytes(rank) for rank in range(job.num_devices)]
+    known = [peak for peak in peaks if not math.isnan(peak)]
+    outcome.peak_cgroup_bytes = max(known, default=math.nan)
+    for report in outcome.devices:
+        report.peak_cgroup_bytes = peaks[report.rank]
+        pss.note(report.rank, report.peak_pss_bytes)
+        report.peak_pss_bytes = pss.peaks.get(report.rank, math.nan)

@@ -1,0 +1,106 @@
+"""The wall-clock runtime of one device: real compute, real sockets, real disk.
+
+Implements `contract/runtime.py`; `device.py` makes one and hands it to the rank program.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from typing import TypeVar
+
+import numpy as np
+import torch
+
+from tpi_bench.contract.blocks import BlockFile
+from tpi_bench.contract.runtime import Key, ReadHandle, SpanLog, kind_of
+from tpi_bench.host.disk import DirectReader
+from tpi_bench.host.memory import anonymous_area
+from tpi_bench.processes.mesh import Mesh
+
+T = TypeVar("T")
+
+
+class WallRuntime:
+    """One rank on this host. `now` is CLOCK_MONOTONIC, which all processes of the host share."""
+
+    def __init__(
+        self, rank: int, world_size: int, mesh: Mesh, reader: DirectReader, *, trace: bool
+    ) -> None:
+        self.rank = rank
+        self.world_size = world_size
+        self.log = SpanLog(trace=trace)
+        self.ledger_bytes: dict[str, int] = defaultdict(int)
+        self.is_computing = False
+        self.num_steps = 0  # grows with every computation, message and read: a sign of life
+        self._areas: list[torch.Tensor] = []  # kept for the look at memory after the program
+        self._mesh = mesh
+        self._reader = reader
+
+    def now(self) -> int:
+        return time.monotonic_ns()
+
+    def sleep(self, ns: int) -> None:
+        time.sleep(ns / 1e9)
+
+    def send(self, dst: int, buffer: torch.Tensor) -> None:
+        start = time.monotonic_ns()
+        self._mesh.send(dst, as_bytes(buffer))
+        self.log.add("sync", "send", start, time.monotonic_ns())
+
+    def recv(self, src: int, out: torch.Tensor) -> None:
+        start = time.monotonic_ns()
+        self._mesh.recv(src, as_bytes(out))
+        self.num_steps += 1
+        self.log.add("sync", "recv", start, time.monotonic_ns())
+        self._reader.notice()
+
+    def compute(self, key: Key, fn: Callable[[], T]) -> T:
+        self.is_computing = True
+        start = time.monotonic_ns()
+        result = fn()
+        self.log.add(kind_of(key), str(key[0]), start, time.monotonic_ns())
+        self.is_computing = False
+        self.num_steps += 1
+        self._reader.notice()
+        return result
+
+    def alloc(self, kind: str, nbytes: int) -> torch.Tensor:
+        """An area that is touched before use, so that no page fault is timed."""
+        self.hold(kind, nbytes)
+        tensor = torch.from_numpy(anonymous_area(nbytes))
+        self.is_computing = True  # touching tens of gigabytes takes a while
+        tensor.zero_()
+        self.is_computing = False
+        self._areas.append(tensor)
+        return tensor
+
+    def hold(self, kind: str, nbytes: int) -> None:
+        self.ledger_bytes[kind] += nbytes
+
+    def read(self, block: BlockFile, out: torch.Tensor) -> ReadHandle:
+        start = time.monotonic_ns()
+        note = functools.partial(self._note_read, block.key)
+        handle = self._reader.read(block.extent, out.numpy(), note)
+        self.log.add("load_wait", "request", start, time.monotonic_ns())
+        return handle
+
+    def _note_read(self, key: str, start_ns: int, end_ns: int) -> None:
+        self.num_steps += 1
+        self.log.add("read", key, start_ns, end_ns)
+
+    def map(self, block: BlockFile, nbytes: int) -> torch.Tensor:
+        return torch.from_numpy(self._reader.map(block.extent))
+
+    def waiting(self, handle: ReadHandle, key: str) -> None:
+        start = time.monotonic_ns()
+        handle.wait()
+        self.log.add("load_wait", key, start, time.monotonic_ns())
+
+
+def as_bytes(tensor: torch.Tensor) -> np.ndarray:
+    """A contiguous CPU tensor's memory as uint8, without a copy."""
+    assert tensor.is_contiguous()
+    return tensor.view(-1).view(torch.uint8).numpy()

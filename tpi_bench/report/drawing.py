@@ -1,0 +1,66 @@
+"""An experiment's table and figure: pure functions of stored rows, after a sweep or again later."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tpi_bench.report.figures import save_figure
+from tpi_bench.report.folder import read_runs
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawing:
+    """What a module of `experiments/` calls DRAWING.
+
+    `rows` takes those of the run table that it shows and adds columns of its own; there are none
+    when nothing can be drawn, and `nothing` says so. `table` and `draw` get these rows.
+    """
+
+    name: str
+    rows: Callable[[pd.DataFrame], pd.DataFrame]
+    table: Callable[[pd.DataFrame], str]
+    draw: Callable[[pd.DataFrame], Figure]
+    nothing: str = "no point succeeded"
+
+    def text(self, runs: pd.DataFrame) -> str:
+        """The table, or why there is none."""
+        rows = self.rows(runs)
+        return self.nothing if rows.empty else self.table(rows)
+
+    def save(self, runs: pd.DataFrame, folder: Path) -> list[Path]:
+        """PNG and PDF in `folder`; none when there is nothing to draw."""
+        rows = self.rows(runs)
+        return [] if rows.empty else save_figure(self.draw(rows), folder, self.name)
+
+    def again(self) -> None:
+        """`python -m experiments.NAME FOLDER`: table and figure again from stored rows."""
+        if len(sys.argv) != 2:
+            sys.exit(f"usage: python -m experiments.{self.name} RESULTS_FOLDER")
+        folder = Path(sys.argv[1])
+        try:
+            runs = read_runs(folder)
+            if self.rows(runs).empty:
+                raise ValueError(f"{folder} holds no point of {self.name} that succeeded")
+        except ValueError as error:
+            sys.exit(f"error: {error}")
+        print(self.text(runs))
+        print(*self.save(runs, folder), sep="\n")
+
+
+def succeeded(runs: pd.DataFrame) -> pd.DataFrame:
+    """A copy of the rows that are ok and have a token latency."""
+    return runs[(runs.status == "ok") & runs.token_latency_s.notna()].copy()
+
+
+def compared(runs: pd.DataFrame) -> pd.DataFrame:
+    """A copy of the rows that were held against the oracle (`check=true`)."""
+    rows = runs[(runs.status == "ok") & runs.tokens_equal.notna()].copy()
+    return rows.assign(tokens_equal=rows.tokens_equal.astype(bool))

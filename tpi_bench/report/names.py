@@ -1,0 +1,62 @@
+"""How rows are called in tables and legends: a system's own label, and what sets it apart."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def system_name(row: Mapping[Any, Any]) -> str:
+    """How a run's system is named, without how many devices it has."""
+    return f"{row['label']} {row['variant']}".rstrip()
+
+
+def system_label(row: Mapping[Any, Any]) -> str:
+    """How a run's system is named in tables and legends of several devices."""
+    return f"{system_name(row)}, 1 device" if row["is_library"] else system_name(row)
+
+
+# What tells lines apart when it varies among the rows, and how it is written.
+_VARYING = {
+    "num_devices": "{:.0f} devices",
+    "model": "{}",
+    "dtype": "{}",
+    "topology": "{}",
+    "bandwidth_mbps": "{:g} Mbit/s",
+    "jitter_ms": "jitter {:g} ms",
+    "threads_per_device": "{:.0f} threads",
+    "system_loading": "{} loading",
+    "system_planner": "{} planner",
+    "system_mmap": "mmap {}",
+    "system_attention": "{} attention",
+    "system_dtype": "in {}",
+    "memory_mb": "{:.0f} MB",
+    "cache": "{} cache",
+    "prompt_tokens": "prompt {:.0f}",
+    "num_tokens_asked": "{:.0f} tokens",
+}
+
+
+def labels(rows: pd.DataFrame, along: Sequence[str] = ()) -> list[str]:
+    """A line's name for each row: its system, and whatever differs within that system.
+
+    `along` names columns that are an axis of the figure and so no part of a line's name.
+    """
+    names = [system_label(row) for row in rows.to_dict("records")]
+    for column, pattern in _VARYING.items():
+        if column not in rows or column in along:
+            continue
+        kinds = rows[column].groupby(names).transform("nunique")
+        values = rows[column].tolist()
+        names = [
+            f"{name}, {_singular(pattern.format(value))}" if count > 1 else name
+            for name, value, count in zip(names, values, kinds, strict=True)
+        ]
+    return names
+
+
+def _singular(words: str) -> str:
+    return words.removesuffix("s") if words.startswith("1 ") else words

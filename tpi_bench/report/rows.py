@@ -1,0 +1,306 @@
+"""Every column of every table, once: its name, type, unit and meaning.
+
+A record is made of these rows (`measure/record.py`), the Parquet files carry units and meanings,
+and the list in `results/README.md` is written from here (`columns.py`). What was not measured is
+NaN for a number of seconds or bytes, and null for anything else.
+"""
+
+from __future__ import annotations
+
+import math
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Self
+
+SETTINGS = "system_settings"  # the field that stands for a column a setting
+SETTING_PREFIX = "system_"
+
+
+def column(unit: str, meaning: str) -> Any:
+    """A field of a row."""
+    return field(metadata={"unit": unit, "meaning": meaning})
+
+
+@dataclass(kw_only=True)
+class Row:
+    """Some columns. Each must be given: one that is forgotten cannot be written."""
+
+    @classmethod
+    def unmeasured(cls) -> Self:
+        """All columns empty."""
+        hints = typing.get_type_hints(cls)
+        empty: dict[Any, Any] = {float: math.nan, dict[str, str]: {}}
+        return cls(**{each.name: empty.get(hints[each.name]) for each in fields(cls)})
+
+
+@dataclass(kw_only=True)
+class Asked(Row):
+    """What the point is."""
+
+    experiment: str = column("", "the name that was given to the sweep (`name=`)")
+    point: str = column("", "names the point: a digest of its configuration")
+    config_hash: str = column("", "the same without the repeat: equal for points that are repeats")
+    repeat: int = column("", "which of the repeats it is")
+    system: str = column("", "`system=`")
+    label: str = column("", "how figures call the system")
+    variant: str = column("", "behind the label: settings that make it another line")
+    is_library: bool = column("", "a real library, in one process whatever the testbed offers")
+    system_settings: dict[str, str] = column("", "the system's own setting of that name")
+    model: str = column("", "name of the model")
+    dtype: str = column("", "what the system computes in")
+    num_devices: int = column("", "devices, the master included")
+    topology: str = column("", "`network.topology`")
+    link_latency_ms: float = column("ms", "asked latency of one hop")
+    jitter_ms: float = column("ms", "largest deviation of one hop's latency")
+    bandwidth_mbps: float = column("Mbit/s", "rate of each link; 0 is unlimited")
+    clock: str = column("", "`wall`, or `virtual`: simulated time")
+    cost: str = column("", "of a computation: `real`, `measured` (here, alone), `modelled`")
+    note: str = column("", "what must be known of the row before it is used")
+    memory_mb: float = column("MB", "asked memory of a device, the smallest where they differ")
+    timeout_s: float = column("s", "asked bound on the run's wall time")
+
+
+@dataclass(kw_only=True)
+class Ended(Row):
+    """How it went."""
+
+    started: str = column("", "time of day, UTC")
+    status: str = column("", "`ok`, `oom`, `timeout`, `device_lost` or `error`")
+    error: str | None = column("", "the reason, where the status is not `ok`")
+    wall_s: float = column("s", "from the start of the devices to the end of the last")
+    num_events: int | None = column("", "events of a virtual run")
+
+
+@dataclass(kw_only=True)
+class Circumstances(Row):
+    """On what it ran, and what it was given."""
+
+    hidden: int | None = column("", "the model's hidden size")
+    prompt_tokens: int | None = column("", "tokens of the prompt")
+    num_tokens_asked: int | None = column("", "tokens that were to be generated")
+    threads_per_device: int | None = column("", "threads that a device computes with")
+    pinned: bool | None = column("", "whether devices were pinned to cores")
+    cores: int | None = column("", "cores of this host that may be used")
+    devices_share_cores: bool | None = column(
+        "", "more threads than cores: real devices would be faster"
+    )
+    device: str | None = column("", "device profiles, or `this host`")
+    cores_per_device: float = column("", "cores of the first profile that compute")
+
+
+@dataclass(kw_only=True)
+class Speed(Row):
+    """One definition for all systems; `measure/metrics.py` computes it."""
+
+    ttft_s: float = column("s", "from the request at the master to the first sampled token")
+    warmup_ttft_s: float = column("s", "the same of the warm-up, which counts nowhere else")
+    token_latency_s: float = column("s", "mean gap between later tokens: (last - first) / (n - 1)")
+    token_latency_p50_s: float = column("s", "median of these gaps")
+    token_latency_p95_s: float = column("s", "95th percentile of these gaps")
+    num_tokens: int | None = column("", "tokens that were generated")
+    unexplained_share: float = column(
+        "", "median share of a gap that its spans on the master do not cover"
+    )
+
+
+@dataclass(kw_only=True)
+class Limits(Row):
+    """What a token costs at least; `measure/limits.py` computes it."""
+
+    memory_bps: float = column("bytes/s", "memory bandwidth, of the host or the slowest profile")
+    disk_bps: float = column("bytes/s", "disk bandwidth, of the host or the slowest profile")
+    limit_memory_s: float = column("s", "a token's weight bytes over memory bandwidth")
+    limit_disk_s: float = column("s", "a token's streamed bytes over disk bandwidth")
+    limit_network_s: float = column("s", "what the links cost a token at least")
+    limit_token_s: float = column("s", "nothing can be faster, whatever overlaps")
+
+
+@dataclass(kw_only=True)
+class Links(Row):
+    """An empty message from the master to a worker and back."""
+
+    asked_round_trip_s: float = column("s", "as the network was asked for")
+    link_round_trip_s: float = column("s", "median of those measured before the request")
+    link_round_trip_min_s: float = column("s", "the least of them")
+
+
+@dataclass(kw_only=True)
+class Exactness(Row):
+    """Beside the oracle, with `check=true`; `measure/oracle.py` compares."""
+
+    tokens_equal: bool | None = column("", "whether all tokens are the oracle's")
+    num_same_tokens: int | None = column("", "tokens that are the oracle's at their places")
+    num_leading_tokens: int | None = column("", "tokens before the first that differs")
+    max_logit_diff: float = column("", "largest difference of logits up to the first other token")
+
+
+@dataclass(kw_only=True)
+class PageCache(Row):
+    """What the kernel kept of the point's files."""
+
+    cache: str | None = column("", "`cold`: dropped before the run; `warm`: left as they were")
+    cached_bytes_start: float = column("bytes", "of the point's files in the cache at the start")
+    page_cache: str | None = column("", "how block files were read: `direct`, `buffered`, `mapped`")
+
+
+@dataclass(kw_only=True)
+class Memory(Row):
+    """The largest of all devices; the device table has each."""
+
+    peak_anon_bytes: float = column("bytes", "anonymous pages, Python and torch included")
+    peak_file_bytes: float = column("bytes", "pages of mapped files")
+    memory_cap: str | None = column("", "what enforced the cap")
+    peak_cgroup_bytes: float = column(
+        "bytes", "charged to the device's cgroup beside what it started with, page cache included"
+    )
+    pss_interval_s: float = column("s", "longest time between two looks at `peak_pss_bytes`")
+    ledger_bytes: float = column("bytes", "what the rank program entered as held")
+
+
+@dataclass(kw_only=True)
+class Provenance(Row):
+    """Where the row comes from."""
+
+    commit: str = column("", "of this program; `+changes` where files differed from it")
+    host: str = column("", "name of the machine")
+    cpu: str = column("", "its processor")
+    platform: str = column("", "its system")
+    python: str = column("", "version")
+    torch_version: str = column("", "version")
+    transformers_version: str = column("", "version")
+    safetensors_version: str = column("", "version")
+    numpy_version: str = column("", "version")
+
+
+PARTS = (
+    Asked,
+    Ended,
+    Circumstances,
+    Speed,
+    Links,
+    Limits,
+    Exactness,
+    PageCache,
+    Memory,
+    Provenance,
+)
+
+
+@dataclass(kw_only=True)
+class RunRow(
+    Provenance, Memory, PageCache, Exactness, Limits, Links, Speed, Circumstances, Ended, Asked
+):
+    """A row of the run table: all parts (a dataclass lays its bases' fields from last to first)."""
+
+    @classmethod
+    def of(cls, *parts: Row) -> RunRow:
+        """From its parts; those left out were not measured."""
+        given = {type(part): part for part in parts}
+        cells: dict[str, Any] = {}
+        for kind in PARTS:
+            cells |= vars(given[kind] if kind in given else kind.unmeasured())
+        return cls(**cells)
+
+    @classmethod
+    def from_cells(cls, cells: Mapping[str, Any]) -> RunRow:
+        """The inverse of `cells`; columns that an older record lacks are empty."""
+        known = vars(cls.unmeasured())
+        settings = {
+            name.removeprefix(SETTING_PREFIX): value
+            for name, value in cells.items()
+            if name.startswith(SETTING_PREFIX)
+        }
+        given = {name: value for name, value in cells.items() if name in known}
+        return cls(**(known | given | {SETTINGS: settings}))
+
+    def cells(self) -> dict[str, Any]:
+        """Column by column, the system's settings as columns of their own."""
+        found: dict[str, Any] = {}
+        for each in fields(self):
+            value = getattr(self, each.name)
+            if each.name == SETTINGS:
+                found |= {f"{SETTING_PREFIX}{name}": setting for name, setting in value.items()}
+            else:
+                found[each.name] = value
+        return found
+
+    @property
+    def is_answer(self) -> bool:
+        """Whether it answers what was asked: also that it does not fit, or takes too long.
+
+        A timeout that `timeout_s` did not bring about is a device that hangs, and no answer.
+        """
+        took_too_long = self.status == "timeout" and self.wall_s >= self.timeout_s
+        return self.status in ("ok", "oom") or took_too_long
+
+    @property
+    def differs_from_oracle(self) -> bool:
+        """Whether it should have the oracle's tokens and has others: fp32, in values and weights.
+
+        Narrower numbers round differently, and are compared but not judged.
+        """
+        weights = self.system_settings.get("weights", "")
+        is_exact = self.dtype == "float32" and not weights.startswith("Q")
+        return is_exact and self.status == "ok" and self.tokens_equal is False
+
+    @property
+    def beats_its_limit(self) -> bool:
+        """Then the host was busier when the limit was measured."""
+        return self.status == "ok" and self.token_latency_s < self.limit_token_s
+
+
+@dataclass(kw_only=True)
+class TokenRow(Row):
+    """A token, and where on the master the time before it went."""
+
+    token_index: int = column("", "0 is the first")
+    token_id: int = column("", "in the model's vocabulary; means nothing where costs are modelled")
+    gap_s: float = column("s", "since the token before, or the request")
+    compute_s: float = column("s", "of it, computing")
+    sync_s: float = column("s", "of it, sending, receiving and adding up")
+    load_wait_s: float = column("s", "of it, asking and waiting for weights")
+    sampling_s: float = column("s", "of it, sampling")
+    unexplained_s: float = column("s", "the rest")
+
+
+@dataclass(kw_only=True)
+class DeviceRow(Row):
+    """A device of a run."""
+
+    rank: int = column("", "0 is the master")
+    pid: int = column("", "process")
+    num_threads: int = column("", "threads that it computed with")
+    start_anon_bytes: float = column("bytes", "anonymous pages before the run: Python and torch")
+    peak_anon_bytes: float = column("bytes", "anonymous pages, these included")
+    peak_file_bytes: float = column("bytes", "pages of mapped files")
+    weight_bytes_read: int = column("bytes", "asked of the disk for weights")
+    ledger_bytes: int = column("bytes", "what the rank program entered as held")
+    read_mode: str = column("", "`direct`, `buffered`, `mapped files`, `virtual` or `none`")
+    disk_bytes_read: float = column("bytes", "what it made the disk read, page-ins included")
+    peak_cgroup_bytes: float = column("bytes", "charged to its cgroup beside what it started with")
+    peak_pss_bytes: float = column("bytes", "proportional set size; shared pages count in parts")
+    memory_limit_bytes: float = column("bytes", "enforced limit, or the profile's memory")
+    profile: str = column("", "its device profile, or `this host`")
+
+
+@dataclass(kw_only=True)
+class SpanRow(Row):
+    """What took from one time to another on a device (`testbed.trace=true`)."""
+
+    rank: int = column("", "of the device")
+    kind: str = column("", "`compute`, `sync`, `sampling`, `load_wait`; `read` in the background")
+    key: str = column("", "which computation, message or block")
+    start_ns: int = column("ns", "on the clock that all devices share")
+    end_ns: int = column("ns", "on the clock that all devices share")
+
+
+@dataclass(kw_only=True)
+class Record:
+    """A point that was measured, or failed: its rows, and the configuration they came from."""
+
+    run: RunRow
+    tokens: list[TokenRow] = field(default_factory=list)
+    devices: list[DeviceRow] = field(default_factory=list)
+    spans: list[SpanRow] = field(default_factory=list)
+    config: dict[str, Any] = field(default_factory=dict)

@@ -1,0 +1,149 @@
+"""What a person or a script is told of a record: text, or a JSON object."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from tpi_bench.report.names import system_name
+from tpi_bench.report.rows import DeviceRow, Record, RunRow
+
+_DEVICE_FIELDS = ("rank", "peak_anon_bytes", "peak_file_bytes", "weight_bytes_read")
+
+
+def run_report(record: Record) -> dict[str, Any]:
+    """The JSON contract of `report=json`. What was not measured is null."""
+    run = record.run
+    report = {
+        "status": run.status,
+        "token_ids": [row.token_id for row in record.tokens],
+        "ttft_s": _number(run.ttft_s),
+        "token_latencies_s": [row.gap_s for row in record.tokens[1:]],
+        "devices": [
+            {key: _number(getattr(device, key)) for key in _DEVICE_FIELDS}
+            for device in record.devices
+        ],
+        "link_round_trip_s": _number(run.link_round_trip_s),
+        "limit_token_s": _number(run.limit_token_s),
+    }
+    if run.tokens_equal is not None:
+        report |= {
+            "tokens_equal": run.tokens_equal,
+            "max_logit_diff": _number(run.max_logit_diff),
+        }
+    if run.error:
+        report["error"] = run.error
+    return report
+
+
+def error_report(message: str) -> dict[str, Any]:
+    """The same object when nothing could be run."""
+    return {
+        "status": "error",
+        "token_ids": [],
+        "ttft_s": None,
+        "token_latencies_s": [],
+        "devices": [],
+        "link_round_trip_s": None,
+        "error": message,
+    }
+
+
+def generation_text(record: Record) -> str:
+    """Speed beside its limit, and each device's memory, in a few lines, of a point that is ok."""
+    run, devices = record.run, record.devices
+    lines = [*_speed_lines(run), *(_device_line(device) for device in devices)]
+    if not math.isnan(run.memory_mb):
+        lines.append(f"memory cap     {_cap_text(run, devices)}")
+    if run.tokens_equal is not None:
+        verdict = "equal those" if run.tokens_equal else "DIFFER from those"
+        difference = _number(run.max_logit_diff)
+        logits = "no logits" if difference is None else f"largest logit difference {difference:.1e}"
+        lines.append(f"check          tokens {verdict} of the oracle, {logits}")
+    return "\n".join([*lines, *(f"note: {note}" for note in _notes(run))])
+
+
+def _speed_lines(run: RunRow) -> list[str]:
+    latency, limit = run.token_latency_s, run.limit_token_s
+    lines = [f"TTFT           {run.ttft_s * 1e3:9.1f} ms   ({run.prompt_tokens} prompt tokens)"]
+    if not math.isnan(latency):
+        lines.append(
+            f"token latency  {latency * 1e3:9.1f} ms   (p50 {run.token_latency_p50_s * 1e3:.1f}, "
+            f"p95 {run.token_latency_p95_s * 1e3:.1f}, {run.num_tokens} tokens)"
+        )
+        if limit > 0:
+            reason = (
+                f"limit {1 / limit:.1f}: memory at {run.memory_bps / 1e9:.1f} GB/s "
+                f"{_ms(run.limit_memory_s)}, links {_ms(run.limit_network_s)}, "
+                f"disk {_ms(run.limit_disk_s)} a token"
+            )
+        else:
+            reason = "weights fit in the CPU cache: no limit"
+        lines.append(f"speed          {1 / latency:9.1f} tokens/s   ({reason})")
+    if not math.isnan(run.link_round_trip_s):
+        asked, trip = run.asked_round_trip_s * 1e3, run.link_round_trip_s * 1e3
+        lines.append(f"round trip     {trip:9.2f} ms   (asked {asked:.2f})")
+    return lines
+
+
+def _device_line(device: DeviceRow) -> str:
+    """What it took of memory: as the system tells, else as the ledger says."""
+    name, read = f"device {device.rank:<8d}", f"{device.weight_bytes_read / 1e6:.0f} MB read"
+    if math.isnan(device.peak_anon_bytes):
+        held = f"{device.ledger_bytes / 1e6:9.0f} MB held at most"
+        return f"{name}{held}, {read} ({device.profile})"
+    return (
+        f"{name}{device.peak_anon_bytes / 1e6:9.0f} MB anonymous at peak "
+        f"({device.start_anon_bytes / 1e6:.0f} before the model), "
+        f"{device.peak_file_bytes / 1e6:.0f} MB mapped files, {read}, "
+        f"{device.num_threads} threads"
+    )
+
+
+def _notes(run: RunRow) -> list[str]:
+    """What must be known of a row before its numbers are used."""
+    notes = [run.note] if run.note else []
+    if run.beats_its_limit:
+        notes.append("faster than its limit, so the host was busier when the limit was measured")
+    if run.devices_share_cores:
+        notes.append(f"{run.num_devices} devices share {run.cores} cores; real devices would not")
+    return notes
+
+
+def _cap_text(run: RunRow, devices: Sequence[DeviceRow]) -> str:
+    """What bounded the devices, and how near they came to it."""
+    used = ", ".join(
+        f"{device.peak_cgroup_bytes / 1e6:.0f} of {device.memory_limit_bytes / 1e6:.0f} MB"
+        for device in devices
+        if not math.isnan(device.peak_cgroup_bytes)
+    )
+    beside = f"; used beside what a device starts with: {used}" if used else ""
+    return f"{run.memory_mb:g} MB, {run.memory_cap}{beside}"
+
+
+def point_line(run: RunRow) -> str:
+    """One point in one line, for logs."""
+    where = f"{system_name(run.cells())}, {run.num_devices} device"
+    if run.num_devices > 1:
+        where += f"s, {run.link_latency_ms:g} ms a hop"
+    if not math.isnan(run.memory_mb):
+        where += f", {run.memory_mb:g} MB"
+    where += f", repeat {run.repeat}"
+    if run.status != "ok":
+        return f"{where}: {run.status}: {run.error}"
+    where += f": {run.token_latency_s * 1e3:.1f} ms a token, TTFT {run.ttft_s * 1e3:.1f} ms"
+    if run.beats_its_limit:
+        where += ", faster than its limit (the host was busy when that was measured)"
+    if run.tokens_equal is not None:
+        where += ", tokens as the oracle's" if run.tokens_equal else ", OTHER TOKENS"
+    return where
+
+
+def _ms(seconds: float) -> str:
+    return "-" if math.isnan(seconds) else f"{seconds * 1e3:.1f} ms"
+
+
+def _number(value: Any) -> Any:
+    """JSON knows no NaN."""
+    return None if isinstance(value, float) and math.isnan(value) else value

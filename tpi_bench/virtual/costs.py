@@ -1,0 +1,162 @@
+"""What a computation costs in virtual time: modelled by a roofline, or measured on this host.
+
+Modelled: the computation runs once on torch's meta device, where tensors have shapes and no data;
+its operators are counted and every later one with the same key costs the same and runs no more.
+Measured: every computation really runs, alone; what is charged is the typical time of computations
+with the same key, kept in a file of this host and scaled to the device's profile. A core that has
+idled is slower at first (caches and clock rate), so it idles as long before a timed computation,
+and times after short and long waits are kept apart.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+from tpi_bench.contract.device import DeviceProfile, Work
+from tpi_bench.contract.runtime import Key
+from tpi_bench.host import cache
+from tpi_bench.virtual.operators import count_work
+
+T = TypeVar("T")
+
+_WAITS_MS = (8, 2, 1)
+
+
+class Costs(Protocol):
+    """How the virtual runtime gets a computation's result and its time."""
+
+    def run(
+        self, key: Key, fn: Callable[[], T], profile: DeviceProfile, idle_ns: int = 0
+    ) -> tuple[T, int]:
+        """The result of `fn` and what it costs a device after `idle_ns` of waiting, in ns."""
+        ...
+
+
+class ModelledCosts:
+    """Roofline of the profile; each key is traced once, whatever the number of devices."""
+
+    def __init__(self) -> None:
+        self._known: dict[Key, tuple[Any, Work]] = {}
+        self._priced: dict[tuple[Key, DeviceProfile], int] = {}
+        self.num_traced = 0
+
+    def run(
+        self, key: Key, fn: Callable[[], T], profile: DeviceProfile, idle_ns: int = 0
+    ) -> tuple[T, int]:
+        known = self._known.get(key)
+        if known is None:
+            known = self._known[key] = count_work(fn)
+            self.num_traced += 1
+        price = self._priced.get((key, profile))
+        if price is None:
+            price = self._priced[key, profile] = profile.work_ns(known[1])
+        return known[0], price
+
+
+class Typical(NamedTuple):
+    """What the file knows of a computation."""
+
+    ns: int
+    work: Work
+
+
+class MeasuredCosts:
+    """Times of this host from `path`, which `save` brings up to date.
+
+    A key that the file does not know is timed as it runs, and charged what it took; the run is then
+    not `is_complete` and should be made again.
+    """
+
+    def __init__(self, path: Path, host: DeviceProfile, num_threads: int) -> None:
+        self._path = path
+        self._host = host
+        self._num_threads = num_threads
+        self._typical = _read_costs(path)
+        self._names: dict[tuple[Key, int], str] = {}
+        self._samples: dict[str, list[int]] = defaultdict(list)
+        self._works: dict[str, Work] = {}
+        self._ratios: dict[tuple[str, DeviceProfile], float] = {}
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every cost since the last `save` came from the file."""
+        return not self._samples
+
+    def run(
+        self, key: Key, fn: Callable[[], T], profile: DeviceProfile, idle_ns: int = 0
+    ) -> tuple[T, int]:
+        wait_ms = next((ms for ms in _WAITS_MS if idle_ns >= ms * 1e6), 0)
+        name = self._names.get((key, wait_ms))
+        if name is None:
+            name = f"{self._num_threads} threads, after {wait_ms} ms, {key}"
+            self._names[key, wait_ms] = name
+        known = self._typical.get(name)
+        if known is not None:
+            return fn(), round(known.ns * self._ratio(name, known.work, profile))
+        if name in self._works:
+            result, took_ns = self._time(name, fn, wait_ms)
+        else:
+            result, took_ns = self._count(name, fn)
+        return result, round(took_ns * self._ratio(name, self._works[name], profile))
+
+    def save(self) -> None:
+        """Add what this run's samples say to the file; it holds from now on."""
+        for name, samples in self._samples.items():
+            if samples:  # what ran once only is timed in the next run
+                self._typical[name] = Typical(typical_ns(samples), self._works[name])
+        once = [name for name, samples in self._samples.items() if not samples]
+        self._samples = defaultdict(list)
+        self._works = {name: self._works[name] for name in once}
+        _write_costs(self._path, self._typical)
+
+    def _count(self, name: str, fn: Callable[[], T]) -> tuple[T, int]:
+        """Counting slows it down: this one is charged, but no sample."""
+        start = time.perf_counter_ns()
+        result, self._works[name] = count_work(fn)
+        took_ns = time.perf_counter_ns() - start
+        self._samples[name] = []
+        return result, took_ns
+
+    def _time(self, name: str, fn: Callable[[], T], wait_ms: int) -> tuple[T, int]:
+        time.sleep(wait_ms / 1e3)
+        start = time.perf_counter_ns()
+        result = fn()
+        took_ns = time.perf_counter_ns() - start
+        self._samples[name].append(took_ns)
+        return result, took_ns
+
+    def _ratio(self, name: str, work: Work, profile: DeviceProfile) -> float:
+        """How much longer the roofline says that the device takes than this host."""
+        if profile.name == self._host.name:
+            return 1.0
+        ratio = self._ratios.get((name, profile))
+        if ratio is None:
+            ratio = profile.work_ns(work) / max(1, self._host.work_ns(work))
+            self._ratios[name, profile] = ratio
+        return ratio
+
+
+def typical_ns(samples: list[int]) -> int:
+    """Mean without the slowest tenth: a token is a sum of many, whose skew a median would lose."""
+    ordered = sorted(samples)
+    kept = ordered[: max(1, len(ordered) * 9 // 10)]
+    return round(statistics.fmean(kept))
+
+
+def _read_costs(path: Path) -> dict[str, Typical]:
+    entries = json.loads(path.read_text()) if path.is_file() else {}
+    return {
+        name: Typical(entry["typical_ns"], tuple((a, b) for a, b in entry["work"]))
+        for name, entry in entries.items()
+    }
+
+
+def _write_costs(path: Path, costs: dict[str, Typical]) -> None:
+    entries = {name: {"typical_ns": known.ns, "work": known.work} for name, known in costs.items()}
+    cache.write_json(path, entries)

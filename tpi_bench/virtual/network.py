@@ -1,0 +1,136 @@
+"""The virtual network: messages on their way from port to port, in virtual time.
+
+`topologies.py` says which ports lie between two devices. A port passes one message at a time, first
+come (by first bit), first served, at its own rate; bits flow through several ports at once
+(cut-through), except where a hop receives a message whole before it sends it on. So flows that
+share a port wait for each other's whole messages: the mean is that of a fair share, the order is
+not, and a small message behind a large one waits longer than with packets in turns. Losses,
+retransmissions, TCP's slow start and Wi-Fi's contention for the channel are left out.
+
+The runtime sends over a `Fabric`; planners ask for `transfers_s`.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from tpi_bench.contract.network import Jitter, NetworkConfig
+from tpi_bench.virtual.topologies import TOPOLOGIES, Hop, Port
+
+Deliver = Callable[[int], object]
+
+
+class Clock(Protocol):
+    """Virtual time in ns, and what is to happen when."""
+
+    now_ns: int
+
+    def at(self, time_ns: int, action: Callable[[], object]) -> None: ...
+
+
+@dataclass(frozen=True)
+class Way:
+    """From one device to another; `left_ns` is when the last message had left each hop."""
+
+    hops: tuple[Hop, ...]
+    left_ns: list[int]
+
+
+@dataclass(slots=True)
+class Message:
+    """On its way. `first_ns` and `last_ns` are when its first and last bit are at the next port."""
+
+    clock: Clock
+    way: Way
+    nbytes: int
+    jitter_ns: int
+    first_ns: int
+    last_ns: int
+    deliver: Deliver
+    place: int = 0  # of the next port on the way
+
+    def go_on(self) -> None:
+        """Through every port of which it is known by now when its turn is."""
+        hops = self.way.hops
+        while True:
+            hop = hops[self.place]
+            if hop.port.ns_per_byte:
+                self._take_turn(hop.port)
+            if hop.is_stored:
+                self.first_ns = self.last_ns
+            self.first_ns += hop.latency_ns
+            self.last_ns += hop.latency_ns
+            if hop.jitter_parts:
+                self._shift(self.jitter_ns // hop.jitter_parts)
+            self.place += 1
+            if self.place == len(hops):
+                self.deliver(self.last_ns)
+                return
+            if hops[self.place].port.ns_per_byte and self.first_ns > self.clock.now_ns:
+                # Shared, and others may be there before the first bit is.
+                self.clock.at(self.first_ns, self.go_on)
+                return
+
+    def _take_turn(self, port: Port) -> None:
+        self.first_ns = max(self.first_ns, port.free_ns)
+        transfer_ns = round(self.nbytes * port.ns_per_byte)
+        self.last_ns = port.free_ns = max(self.first_ns + transfer_ns, self.last_ns)
+
+    def _shift(self, jitter_ns: int) -> None:
+        """Jitter never lets a message overtake the one before it."""
+        moved_ns = max(self.first_ns + jitter_ns, self.way.left_ns[self.place])
+        self.last_ns += moved_ns - self.first_ns
+        self.first_ns = moved_ns
+        self.way.left_ns[self.place] = self.last_ns
+
+
+class Fabric:
+    """Carries messages between `num_devices` devices."""
+
+    def __init__(self, network: NetworkConfig, num_devices: int, clock: Clock) -> None:
+        """Raises ValueError when a table does not fit the number of devices."""
+        self._clock = clock
+        self._topology = TOPOLOGIES[network.topology](network, num_devices)
+        self._ways: dict[tuple[int, int], Way] = {}
+        self._jitter = [Jitter(network, rank) for rank in range(num_devices)]
+
+    def send(self, src: int, dst: int, nbytes: int, deliver: Deliver) -> None:
+        """Put a message on its way now; `deliver(arrival_ns)` is called no later than it arrives.
+
+        Messages between two devices keep their order.
+        """
+        way = self._ways.get((src, dst))
+        if way is None:
+            hops = self._topology.hops(src, dst)
+            way = self._ways[src, dst] = Way(hops, [0] * len(hops))
+        now, jitter_ns = self._clock.now_ns, self._jitter[src].draw_ns()
+        Message(self._clock, way, nbytes, jitter_ns, now, now, deliver).go_on()
+
+
+class _LonelyClock:
+    """Time for one message after the other."""
+
+    def __init__(self) -> None:
+        self.now_ns = 0
+
+    def at(self, time_ns: int, action: Callable[[], object]) -> None:
+        self.now_ns = time_ns
+        action()
+
+    def skip_to(self, time_ns: int) -> None:
+        self.now_ns = time_ns
+
+
+def transfers_s(network: NetworkConfig, num_devices: int, nbytes: int) -> list[list[float]]:
+    """Seconds from each device to each other for a message that is alone; jitter left out."""
+    clock = _LonelyClock()
+    fabric = Fabric(replace(network, jitter_ms=0.0), num_devices, clock)
+    table = [[0.0] * num_devices for _ in range(num_devices)]
+    for src, dst in itertools.permutations(range(num_devices), 2):
+        start_ns = clock.now_ns
+        fabric.send(src, dst, nbytes, clock.skip_to)
+        table[src][dst] = (clock.now_ns - start_ns) / 1e9
+    return table

@@ -1,0 +1,93 @@
+"""What a computation does: floating-point operations and bytes of each of its operators.
+
+Counted as torch dispatches them, on real tensors or on the meta device, where tensors have shapes
+and no data. `costs.py` asks once for each kind of computation and charges a profile's roofline.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from torch._ops import OpOverload, OpOverloadPacket
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
+
+from tpi_bench.contract.device import Work
+
+T = TypeVar("T")
+
+_UNTOUCHED = ("empty", "empty_like", "new_empty", "empty_strided")
+
+_ATTENTION = "scaled_dot_product_attention"  # one fused operator on a CPU, many on the meta device
+
+_GATHERS = ("index", "index_select", "embedding", "gather")
+
+
+def count_work(fn: Callable[[], T]) -> tuple[T, Work]:
+    """Run `fn` and count its operators."""
+    counter = CountOperators()
+    with counter:
+        result = fn()
+    return result, tuple(counter.work)
+
+
+class CountOperators(TorchDispatchMode):
+    """Floating-point operations and bytes of every operator that touches data.
+
+    Views are free. A gather reads what it returns, not the whole table.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.work: list[tuple[int, int]] = []
+
+    def __torch_dispatch__(
+        self, func: OpOverload, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        packet = func.overloadpacket
+        if packet not in flop_registry and packet.__name__ != _ATTENTION:
+            with self:  # inference mode leaves `linear` and its like whole
+                parts = func.decompose(*args, **kwargs)
+            if parts is not NotImplemented:
+                return parts
+        out = func(*args, **kwargs)
+        if not _is_view(func) and packet.__name__ not in _UNTOUCHED:
+            flops = _flops(packet, args, kwargs, out)
+            self.work.append((flops, _nbytes(packet, args, kwargs, out)))
+        return out
+
+
+def _flops(packet: OpOverloadPacket, args: Any, kwargs: Any, out: Any) -> int:
+    if packet.__name__ == _ATTENTION:  # two products of every query with every key
+        queries, keys, values = args[:3]
+        return 2 * queries.numel() * keys.shape[-2] + 2 * out.numel() * values.shape[-2]
+    if packet not in flop_registry:
+        return 0
+    return int(flop_registry[packet](*args, **kwargs, out_val=out))
+
+
+def _nbytes(packet: OpOverloadPacket, args: Any, kwargs: Any, out: Any) -> int:
+    written = _tensor_bytes(out)
+    if packet.__name__ in _GATHERS:
+        return 2 * written
+    inputs = args[1:] if packet.__name__ == "copy_" else args
+    return written + _tensor_bytes((inputs, kwargs))
+
+
+def _tensor_bytes(values: Any) -> int:
+    return sum(leaf.nbytes for leaf in tree_leaves(values) if isinstance(leaf, torch.Tensor))
+
+
+@functools.lru_cache(maxsize=4096)
+def _is_view(func: OpOverload) -> bool:
+    """Whether an operator only looks at its input another way."""
+    returns = func._schema.returns
+    aliases = [r.alias_info for r in returns]
+    if not returns or any(alias is None or alias.is_write for alias in aliases):
+        return func.name() in ("aten::detach", "aten::_unsafe_view", "aten::lift_fresh")
+    return True

@@ -1,0 +1,95 @@
+"""One job in virtual time, from its start to its outcome. Runs in the testbed's helper process.
+
+Where costs are measured, a run rehearses until every computation is charged by the file of costs.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from tpi_bench.contract.job import DeviceReport, Job, Outcome
+from tpi_bench.contract.runtime import BlockReadError, DeviceLost
+from tpi_bench.engine.rank import run_rank
+from tpi_bench.host import cache, machine
+from tpi_bench.virtual.costs import Costs, MeasuredCosts, ModelledCosts
+from tpi_bench.virtual.runtime import OutOfMemory, VirtualRuntime, World
+from tpi_bench.virtual.scheduler import Deadlock
+
+_MAX_REHEARSALS = 5
+
+
+def run_virtual(
+    job: Job,
+    cache_dir: Path,
+    *,
+    cost: str,
+    shares_disk: bool = False,
+    failure: tuple[int, float] | None = None,
+) -> Outcome:
+    """The job, and rehearsals of it where costs are measured.
+
+    `failure` is a rank and the time, in seconds, at which it is gone.
+    """
+    torch.set_num_threads(job.threads_per_device)
+    if cost == "modelled":
+        job = replace(job, request=replace(job.request, eos_ids=()))  # tokens mean nothing
+        with torch.device("meta"):
+            return _run(job, ModelledCosts(), shares_disk, failure)
+    path = cost_file(cache_dir)
+    with cache.locked(path):
+        costs = MeasuredCosts(path, job.host or job.profiles[0], job.threads_per_device)
+        for _ in range(_MAX_REHEARSALS):
+            outcome = _run(job, costs, shares_disk, failure)
+            if costs.is_complete or outcome.status != "ok":
+                break
+            costs.save()
+    return outcome
+
+
+def cost_file(cache_dir: Path) -> Path:
+    """Where this host's measured costs are kept."""
+    return cache_dir / "costs" / f"{machine.host_key()}.json"
+
+
+def _run(job: Job, costs: Costs, shares_disk: bool, failure: tuple[int, float] | None) -> Outcome:
+    world = World(job.profiles, job.network, costs, shares_disk=shares_disk, trace=job.trace)
+    if failure is not None:
+        rank, time_s = failure
+        world.fail_at(rank, round(time_s * 1e9))
+    try:
+        master, *_ = world.run(lambda rt: run_rank(rt, job))
+    except OutOfMemory as error:
+        return Outcome(status="oom", error=f"rank {min(world.failed)} {error}")
+    except DeviceLost as error:
+        return Outcome(status="device_lost", error=str(error))
+    except (BlockReadError, Deadlock) as error:
+        return Outcome(status="error", error=str(error))
+    return Outcome(
+        status="ok",
+        generation=master.generation,
+        devices=[_report(rt, job.threads_per_device) for rt in world.runtimes],
+        round_trips_ns=master.round_trips_ns,
+        num_events=world.scheduler.num_events,
+    )
+
+
+def _report(rt: VirtualRuntime, num_threads: int) -> DeviceReport:
+    return DeviceReport(
+        rank=rt.rank,
+        pid=os.getpid(),
+        num_threads=num_threads,
+        start_anon_bytes=math.nan,
+        peak_anon_bytes=math.nan,
+        peak_file_bytes=math.nan,
+        weight_bytes_read=rt.bytes_read,
+        ledger_bytes=dict(rt.ledger_bytes),
+        read_mode="virtual" if rt.bytes_read else "none",
+        memory_limit_bytes=rt.profile.memory_bytes,
+        profile=rt.profile.name,
+        spans=rt.log.spans,
+    )

@@ -1,0 +1,273 @@
+"""The virtual runtime: the same rank programs as greenlets under a discrete-event scheduler.
+
+Every rank is a greenlet that runs until it must wait; the scheduler then wakes whoever is next in
+virtual time. Times are integer nanoseconds, events at one time happen in the order in which they
+were planned, so a run is repeatable to the bit. What a computation costs is asked of `costs.py`,
+what a message meets of `network.py`, what a read takes of `disk.py`. `run.py` makes a `World`, all
+ranks of one run, for a job.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections import defaultdict, deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, TypeVar
+
+import torch
+from greenlet import greenlet
+
+from tpi_bench.contract.blocks import BlockFile
+from tpi_bench.contract.device import DeviceProfile
+from tpi_bench.contract.network import NetworkConfig
+from tpi_bench.contract.runtime import BlockReadError, DeviceLost, Key, ReadHandle, SpanLog, kind_of
+from tpi_bench.host.disk import map_file, read_file
+from tpi_bench.virtual.costs import Costs
+from tpi_bench.virtual.disk import READ_AHEAD_BYTES, READS_IN_FLIGHT, DiskQueue, PageCache
+from tpi_bench.virtual.network import Fabric
+from tpi_bench.virtual.scheduler import Deadlock, Scheduler
+
+T = TypeVar("T")
+
+
+class OutOfMemory(RuntimeError):
+    """A device's ledger has passed its memory."""
+
+
+class Arrival(NamedTuple):
+    """A message at its receiver; `data` is None where costs are modelled, and there is none."""
+
+    time_ns: int
+    nbytes: int
+    data: torch.Tensor | None
+
+
+@dataclass
+class TimedRead:
+    """Handle of a read: over at a time that is known when it begins."""
+
+    scheduler: Scheduler
+    end_ns: int
+    error: BlockReadError | None
+
+    def wait(self) -> None:
+        self.scheduler.sleep_until(self.end_ns)
+        if self.error:
+            raise self.error
+
+
+class VirtualRuntime:
+    """One rank. Implements `contract.runtime.Runtime`."""
+
+    def __init__(self, rank: int, world: World, profile: DeviceProfile, disk: DiskQueue) -> None:
+        self.rank = rank
+        self.world_size = world.num_devices
+        self.world = world
+        self.profile = profile
+        self.log = SpanLog(trace=world.trace)
+        self.ledger_bytes: dict[str, int] = defaultdict(int)
+        self.bytes_read = 0
+        self.waiting_for: int | None = None
+        self.greenlet: greenlet | None = None
+        self._disk = disk
+        self._scheduler = world.scheduler
+        self._message_ns = profile.message_ns
+        self._inbox: dict[int, deque[Arrival]] = defaultdict(deque)
+        self._computed_ns = 0  # when the last computation ended
+        self._page_cache = PageCache()
+        self._paged_in_ns = 0  # when what the next computation touches is all there
+        self._mapped: dict[str, torch.Tensor] = {}
+
+    def now(self) -> int:
+        return self._scheduler.now_ns
+
+    def sleep(self, ns: int) -> None:
+        self._scheduler.sleep_until(self._scheduler.now_ns + ns)
+
+    def send(self, dst: int, buffer: torch.Tensor) -> None:
+        start = self._scheduler.now_ns
+        self._busy(self._message_ns)
+        nbytes, data = buffer.nbytes, None if buffer.is_meta else buffer.clone()
+        receiver = self.world.runtimes[dst]
+        self.world.fabric.send(
+            self.rank,
+            dst,
+            nbytes,
+            lambda at: receiver.deliver(self.rank, Arrival(at, nbytes, data)),
+        )
+        self.log.add("sync", "send", start, self._scheduler.now_ns)
+
+    def deliver(self, src: int, arrival: Arrival) -> None:
+        """A message of `src` is here from its time on."""
+        self._inbox[src].append(arrival)
+        if self.waiting_for == src:
+            self.waiting_for = None
+            assert self.greenlet is not None
+            self._scheduler.at(arrival.time_ns, self.greenlet.switch)
+
+    def recv(self, src: int, out: torch.Tensor) -> None:
+        start = self._scheduler.now_ns
+        inbox = self._inbox[src]
+        if inbox:
+            self._scheduler.sleep_until(inbox[0].time_ns)
+        else:
+            self.waiting_for = src
+            self._scheduler.wait()
+        _, nbytes, data = inbox.popleft()
+        if nbytes != out.nbytes:
+            raise DeviceLost(src, f"sent {nbytes} bytes where {out.nbytes} were due")
+        if data is not None:
+            out.copy_(data.view(out.shape))
+        self._busy(self._message_ns)
+        self.log.add("sync", "recv", start, self._scheduler.now_ns)
+
+    def compute(self, key: Key, fn: Callable[[], T]) -> T:
+        start = self._scheduler.now_ns
+        result, ns = self.world.costs.run(key, fn, self.profile, start - self._computed_ns)
+        self._busy(max(ns, self._paged_in_ns - start))
+        self._computed_ns = self._scheduler.now_ns
+        self.log.add(kind_of(key), str(key[0]), start, self._scheduler.now_ns)
+        return result
+
+    def alloc(self, kind: str, nbytes: int) -> torch.Tensor:
+        self.hold(kind, nbytes)
+        return torch.empty(nbytes, dtype=torch.uint8)  # meta where costs are modelled
+
+    def hold(self, kind: str, nbytes: int) -> None:
+        self.ledger_bytes[kind] += nbytes
+        total = sum(self.ledger_bytes.values())
+        if total > self.profile.memory_bytes:
+            parts = ", ".join(f"{k} {v / 1e9:.2f}" for k, v in self.ledger_bytes.items())
+            raise OutOfMemory(
+                f"needs {total / 1e9:.2f} GB ({parts}), but {self.profile.name} has "
+                f"{self.profile.memory_gb:g} GB"
+            )
+
+    def read(self, block: BlockFile, out: torch.Tensor) -> TimedRead:
+        start = self._scheduler.now_ns
+        self._busy(self._message_ns)
+        self.log.add("load_wait", "request", start, self._scheduler.now_ns)
+        end = self._disk.read(self._scheduler.now_ns, block.nbytes)
+        self.bytes_read += block.nbytes
+        self.log.add("read", block.key, self._scheduler.now_ns, end)
+        return TimedRead(self._scheduler, end, _read_now(block, out))
+
+    def map(self, block: BlockFile, nbytes: int) -> torch.Tensor:
+        """The next computation lasts at least until the missing pages are there.
+
+        They come in the order in which it touches them, so that it goes on meanwhile.
+        """
+        room = self.profile.memory_bytes - sum(self.ledger_bytes.values())
+        now = self._scheduler.now_ns
+        missing = self._page_cache.touch(block.path, nbytes, room)
+        if missing:
+            self._paged_in_ns = self._disk.stream(now, missing, READ_AHEAD_BYTES, READS_IN_FLIGHT)
+            self.bytes_read += missing
+            self.log.add("read", block.key, now, self._paged_in_ns)
+        data = self._mapped.get(block.path)
+        if data is None:
+            data = self._mapped[block.path] = _map_now(block)
+        return data
+
+    def waiting(self, handle: ReadHandle, key: str) -> None:
+        start = self._scheduler.now_ns
+        handle.wait()
+        self.log.add("load_wait", key, start, self._scheduler.now_ns)
+
+    def _busy(self, ns: int) -> None:
+        if ns:
+            self._scheduler.sleep_until(self._scheduler.now_ns + ns)
+
+
+def _read_now(block: BlockFile, out: torch.Tensor) -> BlockReadError | None:
+    """The bytes at once, if there are any; their time is the disk's matter, an error the wait's."""
+    if out.is_meta:
+        return None
+    try:
+        read_file(block.extent, out.numpy())
+    except BlockReadError as error:
+        return error
+    return None
+
+
+def _map_now(block: BlockFile) -> torch.Tensor:
+    data = torch.empty(block.nbytes, dtype=torch.uint8)
+    return data if data.is_meta else torch.from_numpy(map_file(block.extent))
+
+
+class World:
+    """All ranks of one run, their network and the time they share."""
+
+    def __init__(
+        self,
+        profiles: Sequence[DeviceProfile],
+        network: NetworkConfig,
+        costs: Costs,
+        *,
+        shares_disk: bool = False,
+        trace: bool = False,
+    ) -> None:
+        self.num_devices = len(profiles)
+        self.costs = costs
+        self.trace = trace
+        self.scheduler = Scheduler()
+        self.fabric = Fabric(network, len(profiles), self.scheduler)
+        disks = [DiskQueue(profile) for profile in profiles]
+        self.runtimes = [
+            VirtualRuntime(rank, self, profile, disks[0 if shares_disk else rank])
+            for rank, profile in enumerate(profiles)
+        ]
+        self.failed: dict[int, BaseException] = {}
+        self._num_running = 0
+
+    def fail_at(self, rank: int, time_ns: int) -> None:
+        """The device is gone at that time, and with it the run."""
+
+        def fail() -> None:
+            if self._num_running and not self.scheduler.is_idle:  # else all wait for ever
+                raise DeviceLost(rank, f"failed at {time_ns / 1e9:g} s of virtual time, as asked")
+
+        self.scheduler.at(time_ns, fail)
+
+    def run(self, program: Callable[[VirtualRuntime], T]) -> list[T]:
+        """Run `program` on every rank to its end; results by rank.
+
+        Raises Deadlock, or what a rank raised, with the rank in `failed`.
+        """
+        results: dict[int, T] = {}
+        self._num_running = self.num_devices
+
+        def body(runtime: VirtualRuntime) -> None:
+            try:
+                results[runtime.rank] = program(runtime)
+                self._num_running -= 1
+            except Exception as error:
+                self.failed[runtime.rank] = error
+                raise
+
+        for runtime in self.runtimes:
+            runtime.greenlet = greenlet(body)
+            self.scheduler.at(0, functools.partial(runtime.greenlet.switch, runtime))
+        try:
+            with torch.inference_mode():
+                self.scheduler.run()
+            if len(results) < self.num_devices:
+                raise Deadlock(self._who_waits())
+        finally:
+            self._end()
+        return [results[rank] for rank in range(self.num_devices)]
+
+    def _who_waits(self) -> str:
+        waits = [
+            f"rank {runtime.rank} waits for rank {runtime.waiting_for}"
+            for runtime in self.runtimes
+            if runtime.waiting_for is not None
+        ]
+        return "deadlock: " + ", ".join(waits)
+
+    def _end(self) -> None:
+        """Greenlets that wait for ever are thrown out, so that nothing holds their memory."""
+        for runtime in self.runtimes:
+            if runtime.greenlet is not None and not runtime.greenlet.dead:
+                runtime.greenlet.throw()
