@@ -13,12 +13,11 @@ from tpi_bench.contract.plan import Site
 
 def plan_shares(config: ModelConfig, site: Site) -> list[float]:
     """Of heads and columns, by what devices can do and hold. They sum up to 1."""
-    cache = 2 * config.num_kv_heads * config.head_dim * site.num_positions
-    ends = config.vocab * config.hidden * (1 if config.tied_embeddings else 2)
+    layer = config.layer_parameters + config.cache_values(site.num_positions)
     return balanced_shares(
         capacities(site),
-        (config.layer_parameters + cache) * config.num_layers * site.bytes_per_value,
-        ends * site.bytes_per_value,
+        layer * config.num_layers * site.bytes_per_value,
+        config.end_parameters * site.bytes_per_value,
         site.memory_bytes,
     )
 

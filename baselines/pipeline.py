@@ -60,18 +60,17 @@ class PipelineSystem(WindowedSystem):
     def _stages(self, config: ModelConfig, site: Site) -> list[Stage]:
         """Of EdgeShard. A layer costs its bytes over memory bandwidth, or streamed, over disk's."""
         weights = config.layer_parameters * site.bytes_per_value
-        cache = 2 * config.num_kv_heads * config.head_dim * site.num_positions
-        ends = config.vocab * config.hidden * (1 if config.tied_embeddings else 2)
+        cache = config.cache_values(site.num_positions)
         window = self.window_config
         is_held = window.size is None and window.loading == "overlapped"
         layer_s = []
-        for device in site.profiles:
-            rate = device.memory_bps if is_held else min(device.memory_bps, device.disk_bps)
-            layer_s.append(weights / rate + _OPERATORS * device.op_overhead_us * 1e-6)
+        for profile in site.profiles:
+            rate = profile.memory_bps if is_held else min(profile.memory_bps, profile.disk_bps)
+            layer_s.append(weights / rate + _OPERATORS * profile.op_overhead_us * 1e-6)
         rooms = [float("inf")] * site.num_devices
         if is_held and site.memory_bytes is not None:
             rooms = [float(room) for room in site.memory_bytes]
-            rooms[0] -= ends * site.bytes_per_value
+            rooms[0] -= config.end_parameters * site.bytes_per_value
         num = config.num_layers
         stages, _ = plan_stages(
             [[seconds] * num for seconds in layer_s],
@@ -108,7 +107,7 @@ class PipelineSystem(WindowedSystem):
 def _moves_s(site: Site, nbytes: int) -> list[list[float]]:
     """Seconds for a message from each device to each other: on the links, and in both devices."""
     assert site.transfers_s is not None
-    overheads = [device.message_overhead_us * 1e-6 for device in site.profiles]
+    overheads = [profile.message_overhead_us * 1e-6 for profile in site.profiles]
     return [
         [seconds + overheads[a] + overheads[b] for b, seconds in enumerate(row)]
         for a, row in enumerate(site.transfers_s(nbytes))

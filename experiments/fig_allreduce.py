@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_COLLECTIVES = ("star", "tree", "ring", "direct")
 _NETWORKS = {"paper": "paper's network", "switch": "LAN with one switch"}
 
 
@@ -41,20 +40,21 @@ def table(rows: pd.DataFrame) -> str:
 def draw(rows: pd.DataFrame) -> Figure:
     """Against latency on each network at the middle number of devices, and against devices."""
     figure = figures.new_figure(2.7, num_columns=2)
+    names = list(dict.fromkeys(rows.system_collective))
     networks = list(dict.fromkeys(rows.topology))
     panels = figure.subplots(1, len(networks) + 1)
     counts = sorted(rows.num_devices.unique())
     middle = counts[min(len(counts) - 1, 2)]
     for axes, network in zip(panels, networks, strict=False):
         own = rows[(rows.topology == network) & (rows.num_devices == middle)]
-        _lines(axes, own, "link_latency_ms")
+        _lines(axes, own, "link_latency_ms", names)
         axes.set_xlabel("link latency (ms a hop)")
         mbps = f"{own.bandwidth_mbps.iloc[0]:g} Mbit/s"
         axes.set_title(f"{_NETWORKS.get(network, network)}, {mbps}, {middle} devices", fontsize=7)
     first = rows[rows.topology == networks[0]]
     latencies = sorted(first.link_latency_ms.unique())
     latency = 1.0 if 1.0 in latencies else latencies[-1]
-    _lines(panels[-1], first[first.link_latency_ms == latency], "num_devices")
+    _lines(panels[-1], first[first.link_latency_ms == latency], "num_devices", names)
     panels[-1].set_xlabel("devices")
     panels[-1].set_title(
         f"{_NETWORKS.get(networks[0], networks[0])}, {latency:g} ms a hop", fontsize=7
@@ -65,8 +65,7 @@ def draw(rows: pd.DataFrame) -> Figure:
     return figure
 
 
-def _lines(axes: Axes, rows: pd.DataFrame, along: str) -> None:
-    names = list(_COLLECTIVES)
+def _lines(axes: Axes, rows: pd.DataFrame, along: str, names: list[str]) -> None:
     colours = figures.palette(names)
     for name, marker in figures.with_markers(names):
         line = rows[rows.system_collective == name].sort_values(along)

@@ -113,8 +113,7 @@ def _title(rows: pd.DataFrame) -> str:
     devices = int(rows.num_devices.max())
     if (rows.clock == "virtual").all():
         largest = rows.loc[rows.num_devices.idxmax()]
-        windows = set(rows.get("system_window", rows.status).astype(str))
-        windows -= {"off", "False", "None", "nan"}
+        windows = _windows(rows)
         window = f"window {windows.pop()} or none, " if len(windows) == 1 else ""
         return f"{largest.model}, {largest.device},\n{window}virtual time"
     shared = " (sharing cores)" if rows.devices_share_cores.any() else ""
@@ -162,6 +161,12 @@ def _name_at_right(axes: Axes, times: pd.Series) -> None:
         )
 
 
+def _windows(rows: pd.DataFrame) -> set[str]:
+    """The windows that are set; YAML reads `off` as False."""
+    found = rows.system_window.dropna() if "system_window" in rows else []
+    return set(found) - {"off", "False", "None"}
+
+
 def _line_name(row: dict, of_all: str) -> str:
     """As in the legend of both panels: without what the virtual panel's title says of all lines."""
     if row["clock"] == "wall":
@@ -180,8 +185,7 @@ def _good(runs: pd.DataFrame) -> pd.DataFrame:
     for clock in good.clock.unique():
         rows = good.clock == clock
         good.loc[rows, "name"] = names.labels(good[rows])
-    virtual = good[good.clock == "virtual"]
-    shared = set(virtual.get("system_window", virtual.status).astype(str)) - {"off", "nan", "None"}
+    shared = _windows(good[good.clock == "virtual"])
     of_all = f" window {shared.pop()}" if len(shared) == 1 else ""
     good["line"] = [_line_name(row, of_all) for row in good.to_dict("records")]
     good["memory_bytes"] = good.peak_anon_bytes.fillna(good.ledger_bytes)

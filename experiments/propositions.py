@@ -1,6 +1,6 @@
 """Propositions 3 to 6 of TPI-LLM (arXiv 2410.00531): when the window hides the disk, its memory.
 
-For figures that draw the border and tests that hold the engine against it.
+The tests hold them against the paper's own numbers.
 """
 
 from __future__ import annotations

@@ -117,6 +117,18 @@ def test_arrows_point_downward(room: str) -> None:
     assert not wrong
 
 
+def test_a_room_above_is_named_in_one_place_only() -> None:
+    """Not by import, but in a string: what the fork server loads."""
+    named = {
+        (module_of(path), node.value)
+        for path in FILES
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Constant) and "." in str(node.value) and node.value in MODULES
+        if room_of(node.value) not in (None, room_of(module_of(path)))
+    }
+    assert named == {("tpi_bench.host.fork", "tpi_bench.processes.device")}
+
+
 def test_no_circle() -> None:
     """Not between files either, wherever the import stands."""
     arrows = {module_of(path): own_imports(path) for path in FILES}

@@ -20,6 +20,7 @@ from tests.helpers.running import make_job, run_ok
 from tpi_bench.contract.model import ModelConfig
 from tpi_bench.contract.plan import Plan, Site
 from tpi_bench.contract.request import Request
+from tpi_bench.engine import collectives
 from tpi_bench.engine.plans import layer_chain
 from tpi_bench.engine.tpi import TpiSystem
 
@@ -32,7 +33,7 @@ class Chain(PipelineSystem):
         return layer_chain(config, stages, site.num_devices)
 
 
-COLLECTIVES = ("star", "tree", "ring", "direct")
+COLLECTIVES = tuple(collectives.COLLECTIVES)
 WINDOWS = (("off", 0), (1, 0), (2, 0), (4, 0), (2, 2))  # window and retention
 
 
@@ -41,7 +42,7 @@ WINDOWS = (("off", 0), (1, 0), (2, 0), (4, 0), (2, 2))  # window and retention
 SQUARE = [
     (
         devices,
-        COLLECTIVES[(devices + i) % 4],
+        COLLECTIVES[(devices + i) % len(COLLECTIVES)],
         *WINDOWS[(devices + i) % 5],
         (1, 200)[(devices + i) % 2],
     )
@@ -74,7 +75,7 @@ def test_variants(
     name = list(VARIANTS)[number]
     window, retain = WINDOWS[(number + case) % 5]
     system = TpiSystem(
-        collective=COLLECTIVES[(number + case) % 4],
+        collective=COLLECTIVES[(number + case) % len(COLLECTIVES)],
         window=window,
         retain_every=retain,
         resident_io=number % 2 == 0,

@@ -65,7 +65,8 @@ def test_cells_and_back() -> None:
     assert again.system_settings == SETTINGS
     assert repr(again) == repr(RUN)
     old = {name: value for name, value in cells.items() if name != "note"}
-    assert RunRow.from_cells(old).note is None
+    assert RunRow.from_cells(old | {"given_up": 1}).note is None
+    assert TokenRow.from_cells({"token_index": 3}).token_index == 3
 
 
 def records() -> list[Record]:

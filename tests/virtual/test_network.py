@@ -11,8 +11,7 @@ from itertools import pairwise, permutations
 
 import pytest
 
-from tpi_bench.contract.network import TOPOLOGIES as NAMES
-from tpi_bench.contract.network import NetworkConfig
+from tpi_bench.contract.network import TOPOLOGY_NAMES, NetworkConfig
 from tpi_bench.virtual.network import Fabric, transfers_s
 from tpi_bench.virtual.scheduler import Scheduler
 from tpi_bench.virtual.topologies import TOPOLOGIES
@@ -260,7 +259,7 @@ def test_a_receiver_gets_one_message_at_a_time(name: str) -> None:
 
 
 def test_every_topology_of_the_settings_has_a_class() -> None:
-    assert set(TOPOLOGIES) == set(NAMES)
+    assert set(TOPOLOGIES) == set(TOPOLOGY_NAMES)
 
 
 @pytest.mark.parametrize("name", NETWORKS)

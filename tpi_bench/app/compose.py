@@ -18,9 +18,7 @@ from tpi_bench.host import page_cache
 from tpi_bench.measure.settings import Settings
 
 TASKS = ("generate", "measure", "calibrate")
-
 REPORTS = ("text", "json")
-
 _PLAIN: dict[str, Any] = {
     "name": str,
     "results_dir": str,
@@ -51,6 +49,18 @@ def build_settings(cfg: DictConfig, overrides: Sequence[str] = ()) -> Settings:
         for name in ("system", "oracle", "model", "testbed", "network")
     }
     workload = make_dataclass(Workload, values["workload"], "workload")
+    _check_plain(values)
+    return Settings(
+        **{name: values[name] for name in ("task", "report", "cache", "memory_mb", *_PLAIN)},
+        **groups,
+        profiles=tuple(_make(device, "device") for device in values["device"]),
+        workload=workload,
+        raw=values,
+    )
+
+
+def _check_plain(values: dict[str, Any]) -> None:
+    """Settings that are in no group."""
     for name, hint in _PLAIN.items():
         if not fits(values[name], hint):
             raise ValueError(
@@ -63,20 +73,6 @@ def build_settings(cfg: DictConfig, overrides: Sequence[str] = ()) -> Settings:
         raise ValueError(
             f"name={values['name']} names a folder; use letters, digits, '_', '-', '.'"
         )
-    plain = {
-        name: values[name]
-        for name in ("task", "name", "report", "results_dir", "cache_dir", "figure")
-    }
-    return Settings(
-        **plain,
-        **groups,
-        profiles=tuple(_make(device, "device") for device in values["device"]),
-        **{name: values[name] for name in ("memory_mb", "cache", "timeout_s")},
-        workload=workload,
-        repeat=values["repeat"],
-        check=values["check"],
-        raw=values,
-    )
 
 
 def _take_memory(group: dict[str, Any]) -> Any:

@@ -27,7 +27,6 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 NAME = "hydra_plugins.tpi_bench.GridSweeper"
-
 CONFIG_FOLDER = Path(__file__).resolve().parents[2] / "conf"
 
 

@@ -50,7 +50,6 @@ class DeviceProfile:
         for name in ("op_overhead_us", "disk_latency_us", "message_overhead_us"):
             if not 0 <= getattr(self, name) < inf:
                 raise ValueError(f"device.{name}={getattr(self, name)} must be at least 0")
-
         if self.memory_gb == inf:
             raise ValueError("device.memory_gb=inf must be a number of GB")
         if self.used_cores is not None and not 1 <= self.used_cores <= self.cores:

@@ -64,6 +64,12 @@ class Job:
     stream: bool = False
     logits_path: str | None = None
 
+    def memory_of(self, rank: int) -> float:
+        """Bytes that a device may hold: its profile's or its cap; infinite where none is known."""
+        if self.profiles:
+            return self.profiles[rank].memory_bytes
+        return self.memory_bytes[rank] if self.memory_bytes else math.inf
+
     @property
     def opened_files(self) -> list[str]:
         """What the devices open: block files, or all that a library is given."""

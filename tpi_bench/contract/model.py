@@ -85,6 +85,15 @@ class ModelConfig:
         shapes = self.tensor_shapes().items()
         return sum(math.prod(s) for name, s in shapes if name.startswith("model.layers.0."))
 
+    @property
+    def end_parameters(self) -> int:
+        """Parameters of the input embedding and the output head, which may be one."""
+        return self.vocab * self.hidden * (1 if self.tied_embeddings else 2)
+
+    def cache_values(self, num_positions: int) -> int:
+        """Keys and values of one layer for so many positions."""
+        return 2 * self.num_kv_heads * self.head_dim * num_positions
+
     def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
         """Every tensor of the checkpoint, by its Hugging Face name."""
         h, d, s = self.hidden, self.head_dim, self.intermediate

@@ -14,12 +14,9 @@ from math import inf
 # (TPI-LLM, section 4 and appendix): 4 links one way. `switch`: device, switch, device. `wifi`:
 # device, access point, device, over one channel that carries one frame at a time.
 HOPS = {"none": 0, "switch": 2, "paper": 4, "wifi": 2}
-
 # One way between each pair of devices, from a table: `wan` a matrix of latencies, `mesh` links.
 TABLES = ("wan", "mesh")
-
-TOPOLOGIES = (*HOPS, *TABLES)
-
+TOPOLOGY_NAMES = (*HOPS, *TABLES)
 VIRTUAL_ONLY = ("wifi", *TABLES)
 
 
@@ -42,10 +39,10 @@ class NetworkConfig:
     mesh_links: list[list[float]] | None = None
 
     def __post_init__(self) -> None:
-        if self.topology not in TOPOLOGIES:
+        if self.topology not in TOPOLOGY_NAMES:
             raise ValueError(
                 f"network.topology={self.topology} is unknown; choose one of "
-                f"{', '.join(TOPOLOGIES)}"
+                f"{', '.join(TOPOLOGY_NAMES)}"
             )
         self._check_tables()
         for name in ("link_latency_ms", "jitter_ms", "bandwidth_mbps"):

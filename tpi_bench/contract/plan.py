@@ -14,7 +14,6 @@ from typing import Any, Literal
 from tpi_bench.contract.device import DeviceProfile
 
 Kind = Literal["input", "attn", "ffn", "output"]
-
 Range = tuple[int, int]
 
 

@@ -16,17 +16,13 @@ if TYPE_CHECKING:
 
     from tpi_bench.contract.blocks import BlockFile
 
-
 T = TypeVar("T")
-
 # What a computation is: key[0] names the kind of work; equal keys mean the same operators on
 # tensors of the same shapes and types, so a runtime may know the cost of one from another.
 Key = tuple[Hashable, ...]
-
+_KINDS = {"sample": "sampling", "reduce": "sync"}  # of computations that are not `compute`
 # Where a token's time goes. `read` (disk activity in the background) is logged but is no part of
 # it.
-_KINDS = {"sample": "sampling", "reduce": "sync"}
-
 TOKEN_KINDS = ("compute", "sync", "load_wait", "sampling")
 
 

@@ -10,15 +10,12 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from tpi_bench.contract.blocks import BlockFile
 from tpi_bench.contract.job import Job, Program
 from tpi_bench.contract.model import Model, ModelConfig
 from tpi_bench.contract.plan import Plan, Site
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)

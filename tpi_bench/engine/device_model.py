@@ -26,9 +26,7 @@ from tpi_bench.engine.window import weight_source
 if TYPE_CHECKING:
     from tpi_bench.contract.runtime import Runtime
 
-
 Combine = Callable[[torch.Tensor], torch.Tensor]
-
 LayerBlock = AttentionBlock | FeedForwardBlock
 
 

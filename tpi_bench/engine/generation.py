@@ -17,7 +17,6 @@ from tpi_bench.contract.runtime import TOKEN_KINDS, Runtime
 if TYPE_CHECKING:
     import torch
 
-
 # (new token ids, position of the first) -> logits (v,) of the last one
 Forward = Callable[[list[int], int], "torch.Tensor"]
 

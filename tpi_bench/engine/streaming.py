@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tpi_bench.contract.blocks import BlockFile
+from tpi_bench.contract.blocks import PAGE, BlockFile
 from tpi_bench.contract.system import Streaming, System
 
 LOADINGS = ("overlapped", "blocking", "mmap")
@@ -124,7 +124,7 @@ def resident_indices(blocks: Sequence[BlockFile], config: WindowConfig) -> set[i
     return kept
 
 
-def place_blocks(sizes: Sequence[int], window: int, alignment: int = 4096) -> tuple[list[int], int]:
+def place_blocks(sizes: Sequence[int], window: int, alignment: int = PAGE) -> tuple[list[int], int]:
     """Fixed addresses for blocks that stream through one memory area, and the area's size.
 
     Blocks are visited cyclically and at most `window` consecutive ones are held at once, so two

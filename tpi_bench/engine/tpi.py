@@ -64,15 +64,15 @@ class TpiSystem(WindowedSystem):
         model = DeviceModel(rt, job, self.window_config)
         model.hold_buffers(collective.num_receive_buffers(rt.world_size))
         if rt.rank:
-            run_worker(rt, model, collective)
+            _run_worker(rt, model, collective)
             return None
-        master = Master(rt, model, collective)
+        master = _Master(rt, model, collective)
         result = generate(rt, master.forward, job.request, output)
         master.close()
         return result
 
 
-class Master:
+class _Master:
     """Rank 0. `forward` is what the request loop calls; `close` ends the workers' loops."""
 
     def __init__(self, rt: Runtime, model: DeviceModel, collective: Collective) -> None:
@@ -98,7 +98,7 @@ class Master:
         self._model.window.close()
 
 
-def run_worker(rt: Runtime, model: DeviceModel, collective: Collective) -> None:
+def _run_worker(rt: Runtime, model: DeviceModel, collective: Collective) -> None:
     """Ranks above 0: take a step's embedding, add the own part of every block, until the end."""
     from tpi_bench.engine.device_model import Steps
 

@@ -19,14 +19,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 _DEPTH = 64
-
 # io_setup, io_destroy, io_getevents, io_submit
 _SYSTEM_CALLS = {"x86_64": (206, 207, 208, 209), "aarch64": (0, 1, 4, 2)}
-
 # data, key, rw_flags, opcode (0 reads), priority, file, buffer, bytes, offset, reserved, flags,
 # eventfd
 _REQUEST = struct.Struct("<QIIHhIQQqQII")
-
 _EVENT = struct.Struct("<QQqq")  # data, request, result, second result
 
 

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import ClassVar
 
 _NAME = re.compile(r"tpi_bench-(\d+)-[0-9a-f]+-rank\d+")
-
 _REMOVE_S = 2.0
 
 

@@ -27,9 +27,7 @@ from tpi_bench.contract.runtime import BlockReadError
 from tpi_bench.host.aio import KernelAio, ReadRequest
 
 _PIECE_BYTES = 2 << 20
-
 _F_NOCACHE = 48  # macOS
-
 _BUFFERED = "buffered, dropped after each read"
 
 

@@ -19,6 +19,8 @@ from typing import Any, TypeVar
 from tqdm import tqdm
 
 T = TypeVar("T")
+# The one name of a room above, by word and not by import: what devices need is loaded once.
+_PRELOADED = "tpi_bench.processes.device"
 
 
 def fork_context() -> multiprocessing.context.ForkServerContext:
@@ -28,7 +30,7 @@ def fork_context() -> multiprocessing.context.ForkServerContext:
     the whole process group, and while they start they could only die of it with a traceback.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tpi_bench.processes.device"])
+    context.set_forkserver_preload([_PRELOADED])
     resource_tracker.ensure_running()  # its start unblocks SIGINT
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:

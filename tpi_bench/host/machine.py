@@ -1,4 +1,4 @@
-"""Where a row comes from: commit, host, processor, library versions. None is imported."""
+"""This machine: its cores and cache, and where a row comes from (commit, host, versions)."""
 
 from __future__ import annotations
 

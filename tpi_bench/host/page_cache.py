@@ -17,9 +17,7 @@ from collections.abc import Sequence
 import numpy as np
 
 MODES = ("cold", "warm")
-
 _NOT_DROPPED = "not dropped on this system"
-
 _SPAN_BYTES = 1 << 30  # mapped at a time
 
 

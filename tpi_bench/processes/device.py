@@ -45,7 +45,6 @@ from tpi_bench.processes.mesh import Mesh
 from tpi_bench.processes.runtime import WallRuntime
 
 _CONNECT_S = 20.0
-
 M = TypeVar("M", bound=FromLauncher)
 
 

@@ -105,5 +105,5 @@ class ProcessesTestbed(Testbed):
 
 
 def _share_cores(job: Job) -> bool:
-    """Whether devices outnumber cores."""
+    """Whether devices have more threads than there are cores."""
     return job.num_devices * job.threads_per_device > len(available_cpus())

@@ -13,13 +13,9 @@ if TYPE_CHECKING:
     from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
-
 COLUMN_INCHES = 3.4
-
 COLUMN_GAP_INCHES = 0.2
-
 _MARKERS = "osD^vPX*<>hd"
-
 _STYLE = {
     "font.size": 7.5,
     "axes.labelsize": 8,

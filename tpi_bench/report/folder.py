@@ -125,8 +125,8 @@ def _read(path: Path) -> Record:
     found = json.loads(path.read_text())
     return Record(
         run=RunRow.from_cells(found["run"]),
-        tokens=[TokenRow(**row) for row in found["tokens"]],
-        devices=[DeviceRow(**row) for row in found["devices"]],
-        spans=[SpanRow(**row) for row in found["spans"]],
+        tokens=[TokenRow.from_cells(row) for row in found["tokens"]],
+        devices=[DeviceRow.from_cells(row) for row in found["devices"]],
+        spans=[SpanRow.from_cells(row) for row in found["spans"]],
         config=found["config"],
     )

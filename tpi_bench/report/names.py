@@ -9,16 +9,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-def system_name(row: Mapping[Any, Any]) -> str:
-    """How a run's system is named, without how many devices it has."""
-    return f"{row['label']} {row['variant']}".rstrip()
-
-
-def system_label(row: Mapping[Any, Any]) -> str:
-    """How a run's system is named in tables and legends of several devices."""
-    return f"{system_name(row)}, 1 device" if row["is_library"] else system_name(row)
-
-
 # What tells lines apart when it varies among the rows, and how it is written.
 _VARYING = {
     "num_devices": "{:.0f} devices",
@@ -38,6 +28,16 @@ _VARYING = {
     "prompt_tokens": "prompt {:.0f}",
     "num_tokens_asked": "{:.0f} tokens",
 }
+
+
+def system_name(row: Mapping[Any, Any]) -> str:
+    """How a run's system is named, without how many devices it has."""
+    return f"{row['label']} {row['variant']}".rstrip()
+
+
+def system_label(row: Mapping[Any, Any]) -> str:
+    """How a run's system is named in tables and legends of several devices."""
+    return f"{system_name(row)}, 1 device" if row["is_library"] else system_name(row)
 
 
 def labels(rows: pd.DataFrame, along: Sequence[str] = ()) -> list[str]:

@@ -33,6 +33,12 @@ class Row:
         empty: dict[Any, Any] = {float: math.nan, dict[str, str]: {}}
         return cls(**{each.name: empty.get(hints[each.name]) for each in fields(cls)})
 
+    @classmethod
+    def from_cells(cls, cells: Mapping[str, Any]) -> Self:
+        """As stored; columns that an older record lacks are empty, others that it has are lost."""
+        known = vars(cls.unmeasured())
+        return cls(**(known | {name: cells[name] for name in known if name in cells}))
+
 
 @dataclass(kw_only=True)
 class Asked(Row):
@@ -69,7 +75,7 @@ class Ended(Row):
     status: str = column("", "`ok`, `oom`, `timeout`, `device_lost` or `error`")
     error: str | None = column("", "the reason, where the status is not `ok`")
     wall_s: float = column("s", "from the start of the devices to the end of the last")
-    num_events: int | None = column("", "events of a virtual run")
+    num_events: int | None = column("", "events of a run in virtual time, else 0")
 
 
 @dataclass(kw_only=True)
@@ -139,9 +145,11 @@ class Exactness(Row):
 class PageCache(Row):
     """What the kernel kept of the point's files."""
 
-    cache: str | None = column("", "`cold`: dropped before the run; `warm`: left as they were")
+    cache: str | None = column(
+        "", "`cold`: dropped before the run, if the system can; `warm`: left; `virtual`: none"
+    )
     cached_bytes_start: float = column("bytes", "of the point's files in the cache at the start")
-    page_cache: str | None = column("", "how block files were read: `direct`, `buffered`, `mapped`")
+    page_cache: str | None = column("", "how files were read, as `read_mode` of the devices")
 
 
 @dataclass(kw_only=True)
@@ -204,15 +212,13 @@ class RunRow(
 
     @classmethod
     def from_cells(cls, cells: Mapping[str, Any]) -> RunRow:
-        """The inverse of `cells`; columns that an older record lacks are empty."""
-        known = vars(cls.unmeasured())
+        """The inverse of `cells`."""
         settings = {
             name.removeprefix(SETTING_PREFIX): value
             for name, value in cells.items()
             if name.startswith(SETTING_PREFIX)
         }
-        given = {name: value for name, value in cells.items() if name in known}
-        return cls(**(known | given | {SETTINGS: settings}))
+        return super().from_cells({**cells, SETTINGS: settings})
 
     def cells(self) -> dict[str, Any]:
         """Column by column, the system's settings as columns of their own."""
@@ -276,7 +282,7 @@ class DeviceRow(Row):
     peak_file_bytes: float = column("bytes", "pages of mapped files")
     weight_bytes_read: int = column("bytes", "asked of the disk for weights")
     ledger_bytes: int = column("bytes", "what the rank program entered as held")
-    read_mode: str = column("", "`direct`, `buffered`, `mapped files`, `virtual` or `none`")
+    read_mode: str = column("", "`direct`, `buffered, ...`, `mapped files`, `virtual` or `none`")
     disk_bytes_read: float = column("bytes", "what it made the disk read, page-ins included")
     peak_cgroup_bytes: float = column("bytes", "charged to its cgroup beside what it started with")
     peak_pss_bytes: float = column("bytes", "proportional set size; shared pages count in parts")

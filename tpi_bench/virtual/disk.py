@@ -60,7 +60,7 @@ class PageCache:
 
 
 class DiskQueue:
-    """A disk's requests in order: latencies of up to `queue_depth` overlap, transfers do not."""
+    """In order; latencies of up to `disk_queue_depth` requests overlap, transfers do not."""
 
     def __init__(self, profile: DeviceProfile) -> None:
         self._latency_ns = round(profile.disk_latency_us * 1e3)

@@ -19,11 +19,8 @@ from torch.utils.flop_counter import flop_registry
 from tpi_bench.contract.device import Work
 
 T = TypeVar("T")
-
 _UNTOUCHED = ("empty", "empty_like", "new_empty", "empty_strided")
-
 _ATTENTION = "scaled_dot_product_attention"  # one fused operator on a CPU, many on the meta device
-
 _GATHERS = ("index", "index_select", "embedding", "gather")
 
 

@@ -11,7 +11,9 @@ A port passes one message at a time: whoever sends through the same port waits f
   that only pass by included.
 
 `network.py` moves the messages. A new topology is a class here and its name in TOPOLOGIES at the
-end; settings of its own and their check in `contract/network.py`; and one YAML in `conf/network/`.
+end; the same name in HOPS or TABLES of `contract/network.py` (and in VIRTUAL_ONLY there, unless
+links of `processes/` emulate it) with its settings and their check; and one YAML in
+`conf/network/`.
 """
 
 from __future__ import annotations

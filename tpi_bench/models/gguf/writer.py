@@ -27,13 +27,10 @@ if TYPE_CHECKING:
     from gguf import GGUFWriter
 
 _FORMAT_VERSION = 1
-
 # Values of one row that are quantised together, and the bytes of as many of each type.
 _BLOCK_VALUES = 32
 _BLOCK_BYTES = {"F32": 128, "F16": 64, "BF16": 64, "Q8_0": 34, "Q4_0": 18}
-
 WEIGHT_TYPES = tuple(_BLOCK_BYTES)
-
 _QUANTISED = ("Q8_0", "Q4_0")
 _FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q8_0": 7, "BF16": 32}
 _ROPE_FACTORS = "rope_freqs.weight"
