@@ -199,7 +199,7 @@ PARTS = (
 class RunRow(
     Provenance, Memory, PageCache, Exactness, Limits, Links, Speed, Circumstances, Ended, Asked
 ):
-    """A row of the run table: all parts (a dataclass lays its bases' fields from last to first)."""
+    """A point that was run: all parts (a dataclass lays its bases' fields from last to first)."""
 
     @classmethod
     def of(cls, *parts: Row) -> RunRow:
