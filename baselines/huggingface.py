@@ -44,7 +44,7 @@ class HuggingFaceSystem(System):
     def sync_steps(self, job: Job) -> int:
         return 0
 
-    def library_path(self, model: Model, cache_dir: Path) -> Path | None:
+    def checkpoint_path(self, model: Model, cache_dir: Path) -> Path | None:
         return hugging_face_folder(model, cache_dir)
 
     def token_weight_bytes(self, job: Job) -> int:
@@ -65,11 +65,11 @@ def load_model(job: Job, dtype: str, **options: object) -> PreTrainedModel:
     import torch
     import transformers
 
-    assert job.library_path is not None
+    assert job.checkpoint_path is not None
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     return transformers.AutoModelForCausalLM.from_pretrained(
-        job.library_path, dtype=getattr(torch, dtype), local_files_only=True, **options
+        job.checkpoint_path, dtype=getattr(torch, dtype), local_files_only=True, **options
     )
 
 

@@ -72,7 +72,7 @@ class LlamaCppSystem(System):
     def sync_steps(self, job: Job) -> int:
         return 0
 
-    def library_path(self, model: Model, cache_dir: Path) -> Path | None:
+    def checkpoint_path(self, model: Model, cache_dir: Path) -> Path | None:
         installed_binding()
         return gguf_file(model, cache_dir, self._weight_type(model.dtype))
 
@@ -87,12 +87,12 @@ class LlamaCppSystem(System):
         return warmed_up(job.request, output, functools.partial(model.answer, rt, job.request))
 
     def _options(self, job: Job) -> Options:
-        assert job.library_path is not None
+        assert job.checkpoint_path is not None
         cache_type = self.kv_cache
         if cache_type == "auto":
             cache_type = "F32" if self._weight_type(job.dtype) == "F32" else "F16"
         return Options(
-            path=job.library_path,
+            path=job.checkpoint_path,
             vocab=job.config.vocab,
             num_positions=job.request.length,
             num_threads=job.threads_per_device,

@@ -117,7 +117,7 @@ def test_what_it_cannot_run(
     checkpoint = SyntheticCheckpoint(config, seed=0, share_layers=share_layers)
     model = Model(name="tiny", checkpoint=checkpoint, dtype="float32", folder=None)
     with pytest.raises(ValueError, match=message):
-        LlamaCppSystem(weights=weights).library_path(model, tmp_path)
+        LlamaCppSystem(weights=weights).checkpoint_path(model, tmp_path)
     assert not list(tmp_path.iterdir())
 
 
@@ -126,7 +126,7 @@ def test_no_binding(
 ) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"not installed; run pip install -e '\.\[llamacpp\]'"):
-        LlamaCppSystem().library_path(model_of(checkpoints["gqa"]), tmp_path)
+        LlamaCppSystem().checkpoint_path(model_of(checkpoints["gqa"]), tmp_path)
     assert not list(tmp_path.iterdir())
 
 
@@ -164,7 +164,7 @@ def test_what_llamacpp_takes_for_an_end(
         prompt_ids=prompt_of(20), num_new_tokens=NUM_NEW, eos_ids=(end,) if stops else ()
     )
     job = make_job(LlamaCppSystem(), folder, tmp_path, num_devices=1, request=request)
-    generation = run_ok(replace(job, library_path=str(path))).generation
+    generation = run_ok(replace(job, checkpoint_path=str(path))).generation
     assert generation is not None
     assert generation.token_ids == (expected[: expected.index(end) + 1] if stops else expected)
 

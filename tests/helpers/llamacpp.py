@@ -26,7 +26,7 @@ def generate(system: LlamaCppSystem, folder: Path, cache_dir: Path, **request: A
     """The answer to a request whose prompt has 20 tokens unless told otherwise."""
     asked = Request(**({"prompt_ids": prompt_of(20), "num_new_tokens": NUM_NEW} | request))
     job = make_job(system, folder, cache_dir, num_devices=1, request=asked)
-    path = system.library_path(model_of(folder), cache_dir)
-    found = run_ok(replace(job, library_path=str(path))).generation
+    path = system.checkpoint_path(model_of(folder), cache_dir)
+    found = run_ok(replace(job, checkpoint_path=str(path))).generation
     assert found is not None
     return found

@@ -49,7 +49,7 @@ def make_job(
         request=request,
         network=network or NetworkConfig(),
         threads_per_device=1,
-        library_path=str(folder),
+        checkpoint_path=str(folder),
         **extra,
     )
 

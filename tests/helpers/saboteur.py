@@ -36,7 +36,7 @@ class Saboteur(TpiSystem):
                 held = np.ones(NUM_BYTES, dtype=np.uint8)
                 time.sleep(held[0] * 0.1)
             if self.harm == "map":  # the file that a library would be given
-                with open(job.library_path, "rb") as file:
+                with open(job.checkpoint_path, "rb") as file:
                     mapped = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
                     mapped[:: mmap.PAGESIZE]  # reads every page
             if self.harm == "slow":

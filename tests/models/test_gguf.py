@@ -80,7 +80,7 @@ def test_quantised_weights_are_near(
 ) -> None:
     model, system = model_of(wide), LlamaCppSystem(weights=weights)
     path = gguf_file(model, cache_dir, weights)
-    assert system.library_path(model, cache_dir) == path
+    assert system.checkpoint_path(model, cache_dir) == path
     found = read_tensors(path)
     for tensor in gguf_tensors(model.config, weights):
         assert tensor.source is not None

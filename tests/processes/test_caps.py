@@ -167,7 +167,7 @@ def test_pages_of_mapped_files_count_and_are_given_up(
     file = tmp_path / "weights"
     file.write_bytes(os.urandom(1 << 20) * 100)
     job = job_of(Saboteur(0, "map"), checkpoints, cache_dir)
-    job = replace(job, library_path=str(file))
+    job = replace(job, checkpoint_path=str(file))
     page_cache.drop(str(file))
     if page_cache.cached_bytes([str(file)]):
         pytest.skip("this file system keeps files in memory")

@@ -42,7 +42,7 @@ class Job:
     """Sent to each device. `blocks[rank]` are the rank's files; empty for systems that have none.
 
     `profiles` are those of the virtual testbed, one a device; `host` is this host's, where somebody
-    asked for it. `library_path` is the file or folder that a library opens instead of block files.
+    asked for it. `checkpoint_path` is what a library opens instead of block files: a file or folder.
     """
 
     program: Program
@@ -59,7 +59,7 @@ class Job:
     cpus: list[list[int]] | None = None
     memory_bytes: tuple[int, ...] | None = None  # caps, one a device
     timeout_s: float | None = None  # of the whole run, in wall time
-    library_path: str | None = None
+    checkpoint_path: str | None = None
     trace: bool = False
     stream: bool = False
     logits_path: str | None = None
@@ -75,9 +75,9 @@ class Job:
         """What the devices open: block files, or all that a library is given."""
         if self.blocks:
             return sorted({block.path for blocks in self.blocks for block in blocks})
-        if self.library_path is None:
+        if self.checkpoint_path is None:
             return []
-        given = Path(self.library_path)
+        given = Path(self.checkpoint_path)
         files = given.rglob("*") if given.is_dir() else [given]
         return sorted(str(path) for path in files if path.is_file())
 

@@ -64,7 +64,7 @@ class System(Program):
         """Behind the label: settings that make it another line in a figure."""
         return ""
 
-    def library_path(self, model: Model, cache_dir: Path) -> Path | None:
+    def checkpoint_path(self, model: Model, cache_dir: Path) -> Path | None:
         """What the devices open instead of block files, made if it is missing."""
         return None
 

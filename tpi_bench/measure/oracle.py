@@ -67,7 +67,7 @@ def _oracle_answer(settings: Settings, model: Model, job: Job, cache_dir: Path) 
                 cpus=None,
                 memory_bytes=None,
                 timeout_s=None,
-                library_path=str(hugging_face_folder(model, cache_dir)),
+                checkpoint_path=str(hugging_face_folder(model, cache_dir)),
                 logits_path=str(temporary),
             )
         )

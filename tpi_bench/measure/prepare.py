@@ -62,7 +62,7 @@ def prepare(settings: Settings) -> Prepared:
     request = _request(settings, model)
     plan = system.plan(model.config, _site(settings, devices, model, request))
     blocks = _blocks(settings, model, plan, cache_dir)
-    library_path = system.library_path(model, cache_dir)
+    checkpoint_path = system.checkpoint_path(model, cache_dir)
     job = Job(
         program=system,
         config=model.config,
@@ -78,7 +78,7 @@ def prepare(settings: Settings) -> Prepared:
         cpus=devices.cpus,
         memory_bytes=devices.memory_bytes,
         timeout_s=settings.timeout_s,
-        library_path=None if library_path is None else str(library_path),
+        checkpoint_path=None if checkpoint_path is None else str(checkpoint_path),
         trace=testbed.trace,
     )
     return Prepared(settings=settings, model=model, job=job)
