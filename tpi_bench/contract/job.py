@@ -42,7 +42,8 @@ class Job:
     """Sent to each device. `blocks[rank]` are the rank's files; empty for systems that have none.
 
     `profiles` are those of the virtual testbed, one a device; `host` is this host's, where somebody
-    asked for it. `checkpoint_path` is what a library opens instead of block files: a file or folder.
+    asked for it. `checkpoint_path` is what a library opens instead of block files: a file or
+    folder.
     """
 
     program: Program
