@@ -138,7 +138,8 @@ def test_no_circle() -> None:
         if room is not None:
             rooms[room] |= {r for r in map(room_of, others) if r is not None} - {room}
     for graph in (arrows, rooms):
-        TopologicalSorter(graph).prepare()
+        order = list(TopologicalSorter(graph).static_order())  # raises CycleError
+        assert graph.keys() <= set(order)
 
 
 @pytest.mark.parametrize("room", RANK_PROGRAMS)

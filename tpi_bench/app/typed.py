@@ -34,6 +34,7 @@ def make_dataclass(cls: Any, values: dict[str, Any], group: str) -> Any:
 
 
 def fits(value: Any, hint: Any) -> bool:
+    """Whether a plain value is of an annotation's type; a whole number is a number too."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:
         return True
@@ -51,6 +52,7 @@ def fits(value: Any, hint: Any) -> bool:
 
 
 def describe(hint: Any) -> str:
+    """An annotation in words, for people."""
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         return " or ".join(describe(option) for option in typing.get_args(hint))
     if isinstance(typing.get_origin(hint), type):

@@ -20,7 +20,7 @@ from tpi_bench.engine.llama import (
     embed,
     output_logits,
 )
-from tpi_bench.engine.streaming import WindowConfig
+from tpi_bench.engine.streaming import ALL_BLOCKS, WindowConfig
 from tpi_bench.engine.window import weight_source
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ LayerBlock = AttentionBlock | FeedForwardBlock
 class DeviceModel:
     """One device's blocks of a job, with their KV caches and weights, in the order of a token."""
 
-    def __init__(self, rt: Runtime, job: Job, window: WindowConfig = WindowConfig()) -> None:  # noqa: B008
+    def __init__(self, rt: Runtime, job: Job, window: WindowConfig = ALL_BLOCKS) -> None:
         assert job.plan is not None
         config, request, blocks = job.config, job.request, job.blocks[rt.rank]
         shards = job.plan.shards[rt.rank]

@@ -27,6 +27,9 @@ class WindowConfig:
     loading: str = "overlapped"
 
 
+ALL_BLOCKS = WindowConfig()  # are held
+
+
 @dataclass(frozen=True, kw_only=True)
 class WindowedSystem(System):
     """A rank program whose weights come through a window: base class of `tpi` and `pipeline`.
