@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 TEST_WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help install fig_latency exactness test test_product columns lint types check clean clean_cache
+.PHONY: help install fig_latency bench exactness test test_product columns lint types check clean clean_cache
 
 help:  ## Show this list
 	@grep -hE '^[a-z_]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -23,6 +23,9 @@ $(STAMP): pyproject.toml constraints.txt
 
 fig_latency: $(STAMP)  ## The main job: token latency against link latency, table and figure
 	$(BIN)/python -m tpi_bench +experiment=fig_latency
+
+bench: $(STAMP)  ## The engine at every precision beside its limits, llama.cpp and Transformers (20 minutes)
+	$(BIN)/python -m tpi_bench +experiment=bench_engine
 
 exactness: $(STAMP)  ## Tokens and logits of every system against Transformers, on the demo model
 	$(BIN)/python -m tpi_bench +experiment=exactness

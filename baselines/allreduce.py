@@ -2,7 +2,8 @@
 
 A "token" is one allreduce of a payload as decoding has it, (1, h): all devices start at one time,
 and it lasts until the last of them has the sum (TPI-LLM, figure 3). The devices' clocks must be one
-clock, as on one host and in virtual time. In a model, one allreduce's end overlaps the next block.
+clock, as on one host and in virtual time. In a model, one allreduce's end overlaps the next block;
+`in_a_row` times several that follow each other, and a "token" is their mean.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from tpi_bench.contract.plan import Site
 from tpi_bench.contract.request import Generation
 from tpi_bench.contract.system import System
 from tpi_bench.engine.collectives import collective_by_name
+from tpi_bench.engine.wire import check_wire, wire_bytes, wire_words
 
 if TYPE_CHECKING:
     import torch
@@ -31,9 +33,18 @@ class AllreduceSystem(System):
 
     name: str = "allreduce"
     collective: str = "star"
+    wire: str = "auto"
+    in_a_row: int = 1
 
     def __post_init__(self) -> None:
         collective_by_name(self.collective)
+        check_wire(self.wire)
+        if self.in_a_row < 1:
+            raise ValueError(f"system.in_a_row={self.in_a_row} must be at least 1")
+
+    @property
+    def variant(self) -> str:
+        return wire_words(self.wire)
 
     def plan(self, config: ModelConfig, site: Site) -> None:
         """Nothing is owned."""
@@ -42,25 +53,30 @@ class AllreduceSystem(System):
         return collective_by_name(self.collective).num_steps(job.num_devices)
 
     def network_limit_s(self, job: Job, one_way_s: float) -> float:
-        """The collective's closed form."""
+        """The collective's closed form, of the payload as it travels."""
         return collective_by_name(self.collective).time_s(
             job.num_devices,
             one_way_s=one_way_s,
-            nbytes=job.config.hidden * BYTES_PER_VALUE[job.dtype],
+            nbytes=wire_bytes(self.wire, job.config.hidden, BYTES_PER_VALUE[job.dtype]),
             bandwidth_bps=job.network.bandwidth_mbps * 1e6,
         )
 
     def run_device(self, rt: Runtime, job: Job, output: Output) -> Generation | None:
         import torch
 
+        from tpi_bench.engine.packing import make_wire
+
         collective = collective_by_name(self.collective)
-        payload = torch.ones(1, job.config.hidden, dtype=getattr(torch, job.dtype))
+        hidden, dtype = job.config.hidden, getattr(torch, job.dtype)
+        wire = make_wire(rt, self.wire, dtype, hidden, collective.messages(rt.world_size))
+        payload = torch.zeros(1, hidden, dtype=dtype)  # so is its sum, however often
         result = Generation(token_ids=[], request_ns=0, token_ns=[], account=[])
         for _ in range(job.request.num_new_tokens + 1):
             start_ns = _agree_on_start(rt)
             rt.sleep(start_ns - rt.now())
-            collective.run(rt, payload / rt.world_size)
-            took_ns = _last_end(rt) - start_ns
+            for _ in range(self.in_a_row):
+                collective.run(rt, payload, wire)
+            took_ns = (_last_end(rt) - start_ns) // self.in_a_row
             result.token_ids.append(0)
             result.token_ns.append(sum(result.token_ns[-1:]) + took_ns)
         return result if rt.rank == 0 else None

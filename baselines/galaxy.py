@@ -22,6 +22,7 @@ from tpi_bench.contract.plan import Plan, Range, Site
 from tpi_bench.contract.request import Generation
 from tpi_bench.contract.system import System
 from tpi_bench.engine.plans import tensor_parallel
+from tpi_bench.engine.wire import Wire, check_wire, wire_words
 
 if TYPE_CHECKING:
     import torch
@@ -36,13 +37,21 @@ class GalaxySystem(System):
     """`system=galaxy`. Everything is held in memory: Galaxy knows no offloading."""
 
     name: str = "galaxy"
+    wire: str = "auto"
+
+    def __post_init__(self) -> None:
+        check_wire(self.wire)
 
     @property
     def label(self) -> str:
         return "Galaxy" if self.name == "galaxy" else self.name
 
+    @property
+    def variant(self) -> str:
+        return wire_words(self.wire)
+
     def plan(self, config: ModelConfig, site: Site) -> Plan:
-        return tensor_parallel(config, plan_shares(config, site))
+        return tensor_parallel(config, plan_shares(config, site), site.group)
 
     def sync_steps(self, job: Job) -> int:
         return galaxy_steps(job.num_devices, job.config.num_layers)
@@ -50,13 +59,16 @@ class GalaxySystem(System):
     def run_device(self, rt: Runtime, job: Job, output: Output) -> Generation | None:
         from tpi_bench.engine.device_model import DeviceModel
         from tpi_bench.engine.generation import generate
+        from tpi_bench.engine.packing import make_wire
 
-        model = DeviceModel(rt, job)
+        model = DeviceModel(rt, job, self.streaming(job, rt.rank))
         model.hold_buffers(2 * min(1, rt.world_size - 1))  # the gathered tiles, and a partial sum
+        most_rows = split_positions(len(job.request.prompt_ids), rt.world_size)[0][1]
+        wire = make_wire(rt, self.wire, model.dtype, most_rows * job.config.hidden)
         if rt.rank:
-            _run_worker(rt, model)
+            _run_worker(rt, model, wire)
             return None
-        master = _Master(rt, model)
+        master = _Master(rt, model, wire)
         result = generate(rt, master.forward, job.request, output)
         master.close()
         return result
@@ -65,12 +77,13 @@ class GalaxySystem(System):
 class _Master:
     """Rank 0: gives each device the new positions that it connects, takes the last one back."""
 
-    def __init__(self, rt: Runtime, model: DeviceModel) -> None:
+    def __init__(self, rt: Runtime, model: DeviceModel, wire: Wire) -> None:
         from tpi_bench.engine.device_model import Steps
 
         self._rt = rt
         self._model = model
-        self._ring = _Ring(rt, model)
+        self._wire = wire
+        self._ring = _Ring(rt, model, wire)
         self._steps = Steps(rt)
         self._workers = range(1, rt.world_size)
 
@@ -82,11 +95,11 @@ class _Master:
         self._steps.announce(self._workers, num_new, position)
         for worker in self._workers:
             if rows[worker][0] < num_new:
-                self._rt.send(worker, x[slice(*rows[worker])])
+                self._rt.send(worker, self._wire.pack(self._rt, x[slice(*rows[worker])]))
         x = self._ring.layers(x[slice(*rows[0])], rows, position)
         owner = _owner_of_last(rows)
         if owner:
-            x = self._model.receive_hidden(owner, 1)
+            x = self._model.receive_hidden(owner, 1, self._wire)
         return self._model.logits(x)
 
     def close(self) -> None:
@@ -94,16 +107,18 @@ class _Master:
         self._model.window.close()
 
 
-def _run_worker(rt: Runtime, model: DeviceModel) -> None:
+def _run_worker(rt: Runtime, model: DeviceModel, wire: Wire) -> None:
     """Ranks above 0: their rows in, through all layers, the last position back to the master."""
     from tpi_bench.engine.device_model import Steps
 
-    ring = _Ring(rt, model)
+    ring = _Ring(rt, model, wire)
     for num_new, position in Steps(rt):
         rows = split_positions(num_new, rt.world_size)
-        x = ring.layers(ring.receive(0, rows[rt.rank]), rows, position)
+        first, last = rows[rt.rank]
+        x = ring.new_tile(0) if first == last else model.receive_hidden(0, last - first, wire)
+        x = ring.layers(x, rows, position)
         if rt.rank == _owner_of_last(rows):
-            rt.send(0, x[-1:].contiguous())
+            rt.send(0, wire.pack(rt, x[-1:].contiguous()))
     model.window.close()
 
 
@@ -111,24 +126,22 @@ class _Ring:
     """A device's blocks between its neighbours.
 
     `rows[rank]` are the new positions that a device connects (see `split_positions`); a tile is the
-    hidden states of one device's rows (t, h).
+    hidden states of one device's rows (t, h). A gathered tile is packed once, by its owner, and its
+    bytes go round; a tile that is being summed is packed at each hop.
     """
 
-    def __init__(self, rt: Runtime, model: DeviceModel) -> None:
+    def __init__(self, rt: Runtime, model: DeviceModel, wire: Wire) -> None:
         self._rt = rt
         self._model = model
+        self._wire = wire
         self._next = (rt.rank + 1) % rt.world_size
         self._previous = (rt.rank - 1) % rt.world_size
 
-    def receive(self, src: int, rows: Range) -> torch.Tensor:
-        """The tile of these rows; where there are none, nothing is sent."""
-        first, last = rows
-        return self._model.receive_hidden(src, last - first) if last > first else self._empty()
-
-    def _empty(self) -> torch.Tensor:
+    def new_tile(self, num_rows: int) -> torch.Tensor:
+        """For so many rows; an empty one is not sent."""
         import torch
 
-        return torch.empty(0, self._model.config.hidden, dtype=self._model.dtype)
+        return torch.empty(num_rows, self._model.config.hidden, dtype=self._model.dtype)
 
     def layers(self, x: torch.Tensor, rows: list[Range], position: int) -> torch.Tensor:
         """The own tile through all blocks."""
@@ -160,17 +173,23 @@ class _Ring:
         if x.shape[0]:
             key = ("norm", *block.key(x.shape[0], 0))
             tile = self._rt.compute(key, functools.partial(block.norm, x, weights))
+        message = self._wire.pack(self._rt, tile)
         for step in range(size):
             owner = (rank - step) % size
             count = tile.shape[0]
             if step < size - 1 and count:
-                self._rt.send(self._next, tile)
+                self._rt.send(self._next, message)
+            self._wire.unpack(self._rt, message, tile)
             if count:
                 key = ("enter", *block.key(count, 0))
                 product = functools.partial(block.enter, tile, weights)
                 entered[owner] = self._rt.compute(key, product)
             if step < size - 1:
-                tile = self.receive(self._previous, rows[(owner - 1) % size])
+                first, last = rows[(owner - 1) % size]
+                tile = self.new_tile(last - first)
+                message = self._wire.landing(tile)
+                if last > first:
+                    self._rt.recv(self._previous, message)
         parts = [part for part, (first, last) in zip(entered, rows, strict=True) if last > first]
         if len(parts) == 1:
             return parts[0]
@@ -186,21 +205,21 @@ class _Ring:
         is the last, and what is returned.
         """
         size, rank = self._rt.world_size, self._rt.rank
-        partial = self._empty()
+        partial = self.new_tile(0)
         for step in range(size):
             first, last = rows[(rank - 1 - step) % size]
             if last == first:
-                partial = self._empty()
+                partial = self.new_tile(0)
                 continue
             key = ("leave", *block.key(last - first, 0))
             product = functools.partial(block.leave, mixed[first:last], weights)
             partial = self._rt.compute(key, product)
             if step:
-                received = self.receive(self._previous, (first, last))
-                key = ("reduce", 1, partial.numel(), partial.dtype)
-                self._rt.compute(key, functools.partial(partial.add_, received))
+                received = self._wire.room(partial)
+                self._rt.recv(self._previous, received)
+                self._wire.add(self._rt, received, partial)
             if step < size - 1:
-                self._rt.send(self._next, partial)
+                self._rt.send(self._next, self._wire.pack(self._rt, partial))
         return partial
 
 

@@ -13,11 +13,12 @@ from tpi_bench.contract.plan import Site
 
 def plan_shares(config: ModelConfig, site: Site) -> list[float]:
     """Of heads and columns, by what devices can do and hold. They sum up to 1."""
-    layer = config.layer_parameters + config.cache_values(site.num_positions)
+    weights = config.layer_parameters * site.bytes_per_weight
+    layer = weights + config.cache_values(site.num_positions) * site.bytes_per_value
     return balanced_shares(
         capacities(site),
-        layer * config.num_layers * site.bytes_per_value,
-        config.end_parameters * site.bytes_per_value,
+        layer * config.num_layers,
+        config.end_parameters * site.bytes_per_weight,
         site.memory_bytes,
     )
 

@@ -44,7 +44,7 @@ class AccelerateSystem(HuggingFaceSystem):
     name: str = "accelerate"
     offload: str = "disk"
 
-    stand_in: ClassVar[str | None] = "system=blocking"
+    stand_in: ClassVar[str | None] = "system=faulted"
 
     def __post_init__(self) -> None:
         if self.offload not in OFFLOADS:

@@ -49,12 +49,13 @@ class TransformersSystem(HuggingFaceSystem):
     def label(self) -> str:
         return "Transformers" if self.name == "transformers" else self.name
 
-    def compute_dtype(self, model_dtype: str) -> str:
-        return self.dtype or model_dtype
+    def precision(self, dtype: str, weights: str) -> tuple[str, str]:
+        own = self.dtype or dtype
+        return own, own
 
     def num_threads(self, offered: int) -> int:
         return self.threads or offered
 
     def load(self, job: Job) -> PreTrainedModel:
-        dtype = self.compute_dtype(job.dtype)
+        dtype, _ = self.precision(job.dtype, job.weights)
         return load_model(job, dtype, attn_implementation=self.attention)

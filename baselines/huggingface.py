@@ -19,7 +19,7 @@ from tpi_bench.contract.plan import Site
 from tpi_bench.contract.request import Generation, Request
 from tpi_bench.contract.system import System
 from tpi_bench.engine.generation import should_stop, warmed_up
-from tpi_bench.models.synthetic import hugging_face_folder
+from tpi_bench.models.hf_folder import hugging_face_folder
 
 if TYPE_CHECKING:
     import torch
@@ -45,6 +45,12 @@ class HuggingFaceSystem(System):
         return 0
 
     def checkpoint_path(self, model: Model, cache_dir: Path) -> Path | None:
+        if model.weights != model.dtype:
+            raise ValueError(
+                f"model.weights={model.weights} with system={self.name}, which holds weights in "
+                f"what it computes in; set model.weights={model.dtype}, or take system=tpi, "
+                "pipeline, galaxy, mmap, blocking or llamacpp"
+            )
         return hugging_face_folder(model, cache_dir)
 
     def token_weight_bytes(self, job: Job) -> int:
@@ -52,7 +58,10 @@ class HuggingFaceSystem(System):
         values = sum(math.prod(shape) for shape in job.config.tensor_shapes().values())
         if not job.config.tied_embeddings:
             values -= job.config.vocab * job.config.hidden
-        return values * BYTES_PER_VALUE[self.compute_dtype(job.dtype)]
+        return values * BYTES_PER_VALUE[self.precision(job.dtype, job.weights)[1]]
+
+    def precision(self, dtype: str, weights: str) -> tuple[str, str]:
+        return dtype, dtype
 
     def run_device(self, rt: Runtime, job: Job, output: Output) -> Generation | None:
         # As one computation: importing and loading take a while, and are no sign of a hang.

@@ -19,11 +19,11 @@ from tpi_bench.contract.request import Generation
 from tpi_bench.contract.system import System
 from tpi_bench.engine.generation import warmed_up
 from tpi_bench.models.gguf.writer import WEIGHT_TYPES, gguf_file, gguf_tensors
+from tpi_bench.models.quantised import GGUF_TYPES, WEIGHTS_OF_TYPES
 
 if TYPE_CHECKING:
     from tpi_bench.contract.runtime import Runtime
 
-_WEIGHTS_OF_DTYPE = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 _CACHE_TYPES = ("F32", "F16")
 
 
@@ -31,7 +31,7 @@ _CACHE_TYPES = ("F32", "F16")
 class LlamaCppSystem(System):
     """`system=llamacpp`. One process whatever `testbed.num_devices` says; no network.
 
-    `weights` auto is the model's dtype. `mmap` maps the file, as llama.cpp does by default; without
+    `weights` auto is `model.weights`. `mmap` maps the file, as llama.cpp does by default; without
     it the weights are read into memory. `kv_cache` auto is F32 beside F32 weights, so that results
     are those of Transformers, and else llama.cpp's own F16.
     """
@@ -74,10 +74,14 @@ class LlamaCppSystem(System):
 
     def checkpoint_path(self, model: Model, cache_dir: Path) -> Path | None:
         installed_binding()
-        return gguf_file(model, cache_dir, self._weight_type(model.dtype))
+        return gguf_file(model, cache_dir, self._weight_type(model.weights))
+
+    def precision(self, dtype: str, weights: str) -> tuple[str, str]:
+        held = self._weight_type(weights)
+        return dtype, WEIGHTS_OF_TYPES[held]
 
     def token_weight_bytes(self, job: Job) -> int:
-        tensors = gguf_tensors(job.config, self._weight_type(job.dtype))
+        tensors = gguf_tensors(job.config, self._weight_type(job.weights))
         looked_up = set() if job.config.tied_embeddings else {"token_embd.weight"}
         return sum(tensor.nbytes for tensor in tensors if tensor.name not in looked_up)
 
@@ -90,7 +94,7 @@ class LlamaCppSystem(System):
         assert job.checkpoint_path is not None
         cache_type = self.kv_cache
         if cache_type == "auto":
-            cache_type = "F32" if self._weight_type(job.dtype) == "F32" else "F16"
+            cache_type = "F32" if self._weight_type(job.weights) == "F32" else "F16"
         return Options(
             path=job.checkpoint_path,
             vocab=job.config.vocab,
@@ -101,5 +105,5 @@ class LlamaCppSystem(System):
             cache_type=cache_type,
         )
 
-    def _weight_type(self, dtype: str) -> str:
-        return _WEIGHTS_OF_DTYPE[dtype] if self.weights == "auto" else self.weights
+    def _weight_type(self, model_weights: str) -> str:
+        return GGUF_TYPES[model_weights] if self.weights == "auto" else self.weights

@@ -18,6 +18,13 @@ from tpi_bench.contract.plan import Plan, Site
 from tpi_bench.contract.request import Generation
 from tpi_bench.engine import plans
 from tpi_bench.engine.streaming import WindowedSystem
+from tpi_bench.engine.wire import (
+    AS_COMPUTED,
+    Wire,
+    check_wire,
+    wire_bytes,
+    wire_words,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -35,8 +42,10 @@ class PipelineSystem(WindowedSystem):
 
     name: str = "pipeline"
     planner: str = "proportional"
+    wire: str = "auto"
 
     def __post_init__(self) -> None:
+        check_wire(self.wire)
         if self.planner not in PLANNERS:
             raise ValueError(
                 f"system.planner={self.planner} is unknown; choose one of {', '.join(PLANNERS)}"
@@ -46,6 +55,10 @@ class PipelineSystem(WindowedSystem):
     @property
     def label(self) -> str:
         return "EdgeShard" if self.name == "edgeshard" else self.name
+
+    @property
+    def variant(self) -> str:
+        return f"{super().variant} {wire_words(self.wire)}".strip()
 
     @property
     def needs_profiles(self) -> bool:
@@ -59,24 +72,26 @@ class PipelineSystem(WindowedSystem):
 
     def _stages(self, config: ModelConfig, site: Site) -> list[Stage]:
         """Of EdgeShard. A layer costs its bytes over memory bandwidth, or streamed, over disk's."""
-        weights = config.layer_parameters * site.bytes_per_value
+        weights = round(config.layer_parameters * site.bytes_per_weight)
         cache = config.cache_values(site.num_positions)
         window = self.window_config
-        is_held = window.size is None and window.loading == "overlapped"
+        is_held = window.holds_all
         layer_s = []
         for profile in site.profiles:
-            rate = profile.memory_bps if is_held else min(profile.memory_bps, profile.disk_bps)
+            rate = profile.read_bps(site.weights)
+            if not is_held:
+                rate = min(rate, profile.disk_bps)
             layer_s.append(weights / rate + _OPERATORS * profile.op_overhead_us * 1e-6)
         rooms = [float("inf")] * site.num_devices
         if is_held and site.memory_bytes is not None:
             rooms = [float(room) for room in site.memory_bytes]
-            rooms[0] -= config.end_parameters * site.bytes_per_value
+            rooms[0] -= config.end_parameters * site.bytes_per_weight
         num = config.num_layers
         stages, _ = plan_stages(
             [[seconds] * num for seconds in layer_s],
             [weights + cache * site.bytes_per_value] * num,
             rooms,
-            _moves_s(site, config.hidden * site.bytes_per_value),
+            _moves_s(site, wire_bytes(self.wire, config.hidden, site.bytes_per_value)),
         )
         return stages
 
@@ -84,21 +99,29 @@ class PipelineSystem(WindowedSystem):
         assert job.plan is not None
         return pipeline_steps(len(job.plan.chain))
 
+    def num_buffers(self, job: Job) -> int:
+        return 1
+
     def run_device(self, rt: Runtime, job: Job, output: Output) -> Generation | None:
         from tpi_bench.engine.device_model import DeviceModel, Steps
         from tpi_bench.engine.generation import generate
+        from tpi_bench.engine.packing import make_wire
 
         assert job.plan is not None
         chain = job.plan.chain
         if rt.rank not in chain:
             next(iter(Steps(rt)), None)  # idle: nothing comes but the end
             return None
-        model = DeviceModel(rt, job, self.window_config)
-        model.hold_buffers(min(1, len(chain) - 1))
+        model = DeviceModel(rt, job, self.streaming(job, rt.rank))
+        most_values = len(job.request.prompt_ids) * job.config.hidden
+        is_alone = len(chain) == 1
+        wire = make_wire(rt, "auto" if is_alone else self.wire, model.dtype, most_values)
+        if wire is AS_COMPUTED:
+            model.hold_buffers(0 if is_alone else 1)
         if rt.rank:
-            _run_stage(rt, model, chain)
+            _run_stage(rt, model, chain, wire)
             return None
-        first = _FirstStage(rt, model, chain)
+        first = _FirstStage(rt, model, chain, wire)
         result = generate(rt, first.forward, job.request, output)
         first.close()
         return result
@@ -117,10 +140,11 @@ def _moves_s(site: Site, nbytes: int) -> list[list[float]]:
 class _FirstStage:
     """The master: first layers, then the output head when the last device has answered."""
 
-    def __init__(self, rt: Runtime, model: DeviceModel, chain: Sequence[int]) -> None:
+    def __init__(self, rt: Runtime, model: DeviceModel, chain: Sequence[int], wire: Wire) -> None:
         from tpi_bench.engine.device_model import Steps
 
         self._rt = rt
+        self._wire = wire
         self._model = model
         self._chain = chain
         self._steps = Steps(rt)
@@ -130,8 +154,9 @@ class _FirstStage:
         self._steps.announce(self._chain[1:], len(token_ids), position)
         x = self._model.layers(self._model.embed(token_ids), position, lambda partial: partial)
         if len(self._chain) > 1:
-            self._rt.send(self._chain[1], x)
-            x = self._model.receive_hidden(self._chain[-1], 1)  # the last position is all it needs
+            self._rt.send(self._chain[1], self._wire.pack(self._rt, x))
+            last = self._chain[-1]
+            x = self._model.receive_hidden(last, 1, self._wire)  # the last position is all it needs
         return self._model.logits(x)
 
     def close(self) -> None:
@@ -139,16 +164,17 @@ class _FirstStage:
         self._model.window.close()
 
 
-def _run_stage(rt: Runtime, model: DeviceModel, chain: Sequence[int]) -> None:
+def _run_stage(rt: Runtime, model: DeviceModel, chain: Sequence[int], wire: Wire) -> None:
     """A later device: take the hidden state, run the own layers, pass it on."""
     from tpi_bench.engine.device_model import Steps
 
     place = chain.index(rt.rank)
     is_last = place == len(chain) - 1
     for num_new, position in Steps(rt):
-        x = model.receive_hidden(chain[place - 1], num_new)
+        x = model.receive_hidden(chain[place - 1], num_new, wire)
         x = model.layers(x, position, lambda partial: partial)
-        rt.send(0 if is_last else chain[place + 1], x[-1:] if is_last else x)
+        following, x = (0, x[-1:]) if is_last else (chain[place + 1], x)
+        rt.send(following, wire.pack(rt, x))
     model.window.close()
 
 

@@ -26,7 +26,7 @@ _NAME_HEIGHT = 0.055  # of a panel
 
 def table(rows: pd.DataFrame) -> str:
     """Medians over the repeats with the range, one line a system and link latency."""
-    groups = rows.groupby(["clock", "name", "latency_label"], sort=False)
+    groups = rows.groupby(["panel", "name", "latency_label"], sort=False)
     medians = groups.agg(
         ttft=("ttft_s", "median"),
         token=("token_latency_s", "median"),
@@ -52,7 +52,7 @@ def table(rows: pd.DataFrame) -> str:
         }
     ).rename(columns={"name": "system"})
     columns = [
-        *(["clock"] if rows.clock.nunique() > 1 else []),
+        *(["panel"] if rows.panel.nunique() > 1 else []),
         "system",
         "link ms/hop",
         "round trip ms",
@@ -66,16 +66,16 @@ def table(rows: pd.DataFrame) -> str:
 def draw(rows: pd.DataFrame) -> Figure:
     """Median token latency with the range of the repeats; dashed, each system's physical limit.
 
-    Measured rows and those of virtual time are panels side by side. What one device does alone is
-    a level grey line, named at the right.
+    Measured rows and those of virtual time, for each precision, are panels side by side. What one
+    device does alone is a level grey line, named at the right.
     """
-    clocks = [clock for clock in ("wall", "virtual") if (rows.clock == clock).any()]
+    names_of_panels = list(dict.fromkeys(rows.panel))
     labels = list(dict.fromkeys(rows[rows.num_devices > 1].line))
     colours = figures.palette(labels)
-    figure = figures.new_figure(2.9, num_columns=len(clocks))
-    panels = figure.subplots(1, len(clocks), squeeze=False)[0]
-    for axes, clock in zip(panels, clocks, strict=True):
-        own = rows[rows.clock == clock]
+    figure = figures.new_figure(2.9, num_columns=len(names_of_panels))
+    panels = figure.subplots(1, len(names_of_panels), squeeze=False)[0]
+    for axes, panel in zip(panels, names_of_panels, strict=True):
+        own = rows[rows.panel == panel]
         latencies = sorted(own.loc[own.num_devices > 1, "link_latency_ms"].unique())
         for label, marker in figures.with_markers(labels):
             line = own[(own.line == label) & (own.num_devices > 1)]
@@ -87,9 +87,9 @@ def draw(rows: pd.DataFrame) -> Figure:
         figures.log_milliseconds(axes)
         _name_at_right(axes, alone.groupby("line").token_latency_s.median() * 1e3)
         topology = own.loc[own.num_devices > 1, "topology"]
-        hops = f", {topology.iloc[0]} topology" if len(topology) else ""
+        hops = f", {topology.iloc[0]}" if len(topology) else ""
         axes.set_xlabel(f"link latency (ms a hop{hops})")
-        axes.set_title(_title(own), fontsize=7)
+        axes.set_title(_title(own), fontsize=6.5)
     panels[0].set_ylabel("token latency (ms)")
     handles: dict[str, Artist] = {}
     for axes in panels:
@@ -102,7 +102,7 @@ def draw(rows: pd.DataFrame) -> Figure:
         handles[f"one device alone{number}"] = panels[0].plot([], [], color=_ALONE)[0]
     (limit,) = panels[0].plot([], [], color="0.4", linestyle="--", linewidth=0.7)
     handles["physical limit of each"] = limit
-    columns = 2 * len(clocks)
+    columns = 2 if len(names_of_panels) == 1 else 4
     figure.legend(
         handles.values(), handles.keys(), ncol=columns, loc="outside lower center", frameon=False
     )
@@ -110,16 +110,17 @@ def draw(rows: pd.DataFrame) -> Figure:
 
 
 def _title(rows: pd.DataFrame) -> str:
-    devices = int(rows.num_devices.max())
-    if (rows.clock == "virtual").all():
-        largest = rows.loc[rows.num_devices.idxmax()]
+    """The model and how it was timed; the devices and what they hold, or share."""
+    largest = rows.loc[rows.num_devices.idxmax()]
+    if largest.clock == "virtual":
         windows = _windows(rows)
-        window = f"window {windows.pop()} or none, " if len(windows) == 1 else ""
-        return f"{largest.model}, {largest.device},\n{window}virtual time"
-    shared = " (sharing cores)" if rows.devices_share_cores.any() else ""
+        window = f"window {windows.pop()} or none" if len(windows) == 1 else "all in memory"
+        return f"{largest.model} in {largest.weights}, virtual time,\n{largest.device}, {window}"
+    shared = ", sharing cores" if rows.devices_share_cores.any() else ""
     own = rows[rows.num_devices > 1].threads_per_device
     threads = f" of {own.iloc[0]:.0f} thread{'s' * int(own.iloc[0] > 1)}" if len(own) else ""
-    return f"{rows.model.iloc[0]}, {devices} devices{threads}{shared}, measured"
+    devices = f"{largest.num_devices} device{'s' * int(largest.num_devices > 1)}{threads}"
+    return f"{largest.model}, measured,\n{devices}{shared}"
 
 
 def _draw_line(axes: Axes, rows: pd.DataFrame, label: str, colour: object, marker: str) -> None:
@@ -181,25 +182,31 @@ def _good(runs: pd.DataFrame) -> pd.DataFrame:
     `memory_bytes` is the anonymous peak of measured rows and the ledger of virtual ones.
     """
     good = succeeded(runs)
-    good["name"] = [""] * len(good)
-    for clock in good.clock.unique():
-        rows = good.clock == clock
+    good["panel"] = [_panel(row) for row in good.to_dict("records")]
+    good["name"], good["line"] = "", ""
+    for panel in good.panel.unique():
+        rows = good.panel == panel
         good.loc[rows, "name"] = names.labels(good[rows])
-    shared = _windows(good[good.clock == "virtual"])
-    of_all = f" window {shared.pop()}" if len(shared) == 1 else ""
-    good["line"] = [_line_name(row, of_all) for row in good.to_dict("records")]
+        shared = _windows(good[rows]) if panel != "wall" else set()
+        of_all = f" window {shared.pop()}" if len(shared) == 1 else ""
+        lines = [_line_name(row, of_all) for row in good[rows].to_dict("records")]
+        good.loc[rows, "line"] = lines
     good["memory_bytes"] = good.peak_anon_bytes.fillna(good.ledger_bytes)
     good["latency_label"] = [
         "-" if row["num_devices"] == 1 else f"{row['link_latency_ms']:g}"
         for row in good.to_dict("records")
     ]
-    order = {name: i for i, name in enumerate(dict.fromkeys(good.name))}
-    good["order"] = good.name.map(order)
-    return good.sort_values(
-        ["clock", "order", "link_latency_ms", "repeat"],
-        ascending=[False, True, True, True],
-        kind="stable",
+    for column in ("panel", "name"):
+        found = list(dict.fromkeys(good[column]))
+        good[f"{column}_order"] = good[column].map(found.index)
+    return good.assign(is_virtual=good.clock == "virtual").sort_values(
+        ["is_virtual", "panel_order", "name_order", "link_latency_ms", "repeat"], kind="stable"
     )
+
+
+def _panel(row: dict) -> str:
+    """Measured rows are in one, those of virtual time by what weights are held in."""
+    return "wall" if row["clock"] == "wall" else f"virtual {row['weights']}"
 
 
 DRAWING = Drawing(

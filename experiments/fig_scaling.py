@@ -86,7 +86,13 @@ def _title(good: pd.DataFrame) -> str:
 def _rows(runs: pd.DataFrame) -> pd.DataFrame:
     """All rows, if any succeeded, with the name of their `line`."""
     rows = runs if len(succeeded(runs)) else runs[:0]
-    return rows.assign(line=[names.system_label(row) for row in rows.to_dict("records")])
+    lines = [names.system_label(row) for row in rows.to_dict("records")]
+    if rows.weights.nunique() > 1:
+        lines = [
+            line if held == "float32" else f"{line}, {held}"
+            for line, held in zip(lines, rows.weights, strict=True)
+        ]
+    return rows.assign(line=lines)
 
 
 DRAWING = Drawing(

@@ -1,15 +1,16 @@
 """The paper's case study (TPI-LLM, tables 3, 7 and 8): laptops alone, and together over Wi-Fi.
 
 Claim 2 of the paper against numbers: 80 % less TTFT and token latency than Accelerate, 90 % less
-than Transformers. Virtual rows are at the paper's scale and have its numbers beside them; measured
-rows are real libraries and processes at a scale this host carries. Run it with `python -m tpi_bench
+than Transformers. Virtual rows are at the paper's scale and have its numbers beside them, those in
+fp32; with quantised weights they say what is left of it. Measured rows are real libraries and
+processes at a scale this host carries. Run it with `python -m tpi_bench
 +experiment=tab_case_study`; draw it again with `python -m experiments.tab_case_study FOLDER`.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,15 +19,14 @@ from tpi_bench.report.drawing import Drawing
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 PAPER_ROWS = Path(__file__).with_name("paper_table3.csv")
 # Who stands for whom where a real library knows no virtual time.
 _STANDS_FOR = {"mmap": "transformers", "blocking": "accelerate"}
-_TITLES = {
-    "virtual": "laptops of the paper, virtual time (mmap and blocking for the libraries)",
-    "wall": "measured here",
-}
+_QUANTISED = ("q8", "q4")  # which Transformers and Accelerate do not run
+_LAPTOPS = "laptops of the paper, virtual time"
 
 
 def table(rows: pd.DataFrame) -> str:
@@ -34,9 +34,10 @@ def table(rows: pd.DataFrame) -> str:
     import pandas as pd
 
     lines = []
-    for (clock, model, label), group in rows.groupby(["clock", "model", "line"], sort=False):
+    keys = ["clock", "weights", "model", "line"]
+    for (clock, weights, model, label), group in rows.groupby(keys, sort=False):
         good, first = group[group.status == "ok"], group.iloc[0]
-        line = {"clock": clock, "model": model, "system": label}
+        line = {"clock": clock, "weights": weights, "model": model, "system": label}
         line |= {
             "token s": _seconds(good.token_latency_s) if len(good) else first.status,
             "TTFT s": _seconds(good.ttft_s) if len(good) else "-",
@@ -52,10 +53,19 @@ def table(rows: pd.DataFrame) -> str:
 
 
 def _savings(rows: pd.DataFrame) -> list[str]:
-    """The claim in a line each: how much less token latency tpi has than what stands alone."""
+    """The claim in a line each: how much less token latency tpi has than what stands alone.
+
+    With quantised weights a laptop alone is no claim of the paper's: then who is fastest.
+    """
     lines = []
-    for (clock, model), group in rows[rows.status == "ok"].groupby(["clock", "model"], sort=False):
+    keys = ["clock", "weights", "model"]
+    for (clock, weights, model), group in rows[rows.status == "ok"].groupby(keys, sort=False):
         median = group.groupby("line", sort=False).token_latency_s.median()
+        where = f"{clock}, {model} in {weights}"
+        if weights in _QUANTISED:
+            ranked = [f"{label} {time:.2f} s" for label, time in median.sort_values().items()]
+            lines.append(f"{where}: {'; '.join(ranked)}")
+            continue
         ours = median[[label for label in median.index if label.startswith("tpi")]].min()
         parts = [
             f"{1 - ours / time:.0%} less than {label}"
@@ -63,53 +73,76 @@ def _savings(rows: pd.DataFrame) -> list[str]:
             if not str(label).startswith("tpi")
         ]
         if parts and ours == ours:
-            lines.append(f"{clock}, {model}: tpi takes {', '.join(parts)}")
+            lines.append(f"{where}: tpi takes {', '.join(parts)}")
     return lines
 
 
 def draw(rows: pd.DataFrame) -> Figure:
-    """Token latency of each case: here, and as published. Virtual and measured side by side."""
+    """Token latency of each case: here, and as published. A panel a clock and precision."""
     rows = rows[rows.status == "ok"]
-    clocks = [clock for clock in ("virtual", "wall") if (rows.clock == clock).any()]
-    figure = figures.new_figure(2.6, num_columns=2)
-    panels = figure.subplots(
-        1, len(clocks), squeeze=False, width_ratios=[3 if c == "virtual" else 1 for c in clocks]
-    )[0]
+    shown = list(dict.fromkeys(rows.panel))
+    first = [panel for panel in shown if not panel.endswith(_QUANTISED)]
+    second = [panel for panel in shown if panel.endswith(_QUANTISED)]
+    figure = figures.new_figure(2.6 if not (first and second) else 4.2, num_columns=2)
+    mosaic: list[Any] = [_row_of(own) for own in (first, second) if own]
+    places = figure.subplot_mosaic(mosaic)
     cases = list(dict.fromkeys(rows.case))
     colours = figures.palette(cases)
-    for axes, clock in zip(panels, clocks, strict=True):
-        own = rows[rows.clock == clock]
-        models = list(dict.fromkeys(own.model))
-        for number, case in enumerate(cases):
-            shift = (number - (len(cases) - 1) / 2) * 0.8 / len(cases)
-            line = own[own.case == case].groupby("model", sort=False)
-            for model, group in line:
-                at = models.index(str(model)) + shift
-                token = group.token_latency_s
-                spread = [[token.median() - token.min()], [token.max() - token.median()]]
-                axes.bar(at, token.median(), 0.8 / len(cases), color=colours[case], linewidth=0)
-                axes.errorbar(at, token.median(), spread, color="0.25", linewidth=0.6)
-                axes.plot(at, group.limit_token_s.median(), "_", color="k", markersize=5)
-                if group.paper_token_latency_s.notna().any():
-                    axes.plot(at, group.paper_token_latency_s.iloc[0], "kx", markersize=3.5)
-        axes.set_xticks(np.arange(len(models)), models)
-        axes.set_yscale("log")
-        figures.plain_numbers(axes.yaxis)
-        axes.grid(False, axis="x")
-        title = _TITLES[clock]
-        axes.set_title(title, fontsize=7.5)
-    panels[0].set_ylabel("token latency (s)")
-    handles = [panels[0].bar([0], [np.nan], color=colours[case], label=case) for case in cases]
-    (limit,) = panels[0].plot([], [], "_k", label="physical limit")
-    (paper,) = panels[0].plot([], [], "xk", markersize=3.5, label="the paper's")
+    for panel, axes in places.items():
+        own = rows[rows.panel == panel]
+        _draw_bars(axes, own, cases, colours)
+        axes.set_title(_title(own), fontsize=7)
+        if panel in (first[:1] + second[:1]):
+            axes.set_ylabel("token latency (s)")
+    axes = places[shown[0]]
+    handles = [axes.bar([0], [np.nan], color=colours[case], label=case) for case in cases]
+    (limit,) = axes.plot([], [], "_k", label="physical limit")
+    (paper,) = axes.plot([], [], "xk", markersize=3.5, label="the paper's")
     figure.legend(
         handles=[*handles, limit, paper], ncol=4, loc="outside lower center", frameon=False
     )
     return figure
 
 
+def _row_of(panels: list[str]) -> list[str]:
+    """A row of the mosaic, which is 12 wide: measured rows have one model only."""
+    if len(panels) == 2 and panels[1] == "wall":
+        return [panels[0]] * 9 + [panels[1]] * 3
+    return [panel for panel in panels for _ in range(12 // len(panels))]
+
+
+def _draw_bars(axes: Axes, rows: pd.DataFrame, all_cases: list[str], colours: dict) -> None:
+    models = list(dict.fromkeys(rows.model))
+    cases = [case for case in all_cases if case in set(rows.case)]
+    width = 0.8 / len(cases)
+    for number, case in enumerate(cases):
+        shift = (number - (len(cases) - 1) / 2) * width
+        for model, group in rows[rows.case == case].groupby("model", sort=False):
+            at = models.index(str(model)) + shift
+            token = group.token_latency_s
+            spread = [[token.median() - token.min()], [token.max() - token.median()]]
+            axes.bar(at, token.median(), width, color=colours[case], linewidth=0)
+            axes.errorbar(at, token.median(), spread, color="0.25", linewidth=0.6)
+            axes.plot(at, group.limit_token_s.median(), "_", color="k", markersize=5)
+            if group.paper_token_latency_s.notna().any():
+                axes.plot(at, group.paper_token_latency_s.iloc[0], "kx", markersize=3.5)
+    axes.set_xticks(np.arange(len(models)), models, fontsize=6)
+    axes.set_yscale("log")
+    figures.plain_numbers(axes.yaxis)
+    axes.grid(False, axis="x")
+
+
+def _title(rows: pd.DataFrame) -> str:
+    first = rows.iloc[0]
+    if first.clock == "wall":
+        return "measured here"
+    if first.weights in _QUANTISED:
+        return f"{_LAPTOPS}, {first.weights}"
+    return f"{_LAPTOPS}, {first.weights} (mmap and blocking for the libraries)"
+
+
 def _rows(runs: pd.DataFrame) -> pd.DataFrame:
-    """All rows with `case` (as the paper calls it), `line`, and the paper's numbers."""
+    """All rows with `case` (as the paper calls it), `line`, `panel`, and the paper's numbers."""
     import pandas as pd
 
     rows = runs.copy() if (runs.status == "ok").any() else runs[:0].copy()
@@ -126,18 +159,31 @@ def _rows(runs: pd.DataFrame) -> pd.DataFrame:
     paper = paper.rename(columns=lambda name: f"paper_{name}" if name.endswith("_s") else name)
     columns = ["model", "case", "paper_ttft_s", "paper_token_latency_s"]
     rows = rows.merge(paper[columns], on=["model", "case"], how="left", indicator="found")
-    rows["is_in_paper"] = (rows.found == "both") & (rows.clock == "virtual")
-    order = {case: i for i, case in enumerate(dict.fromkeys(rows.case))}
-    models = {model: i for i, model in enumerate(dict.fromkeys(rows.model))}
-    keys = rows.assign(a=rows.clock, b=rows.model.map(models), c=rows.case.map(order))
-    return keys.sort_values(["a", "b", "c", "repeat"], kind="stable")
+    is_papers_way = (rows.clock == "virtual") & ~rows.weights.isin(_QUANTISED)
+    rows["is_in_paper"] = (rows.found == "both") & is_papers_way
+    published = ["paper_ttft_s", "paper_token_latency_s"]
+    rows.loc[~is_papers_way, published] = float("nan")
+    rows["panel"] = [
+        "wall" if clock == "wall" else f"virtual {weights}"
+        for clock, weights in zip(rows.clock, rows.weights, strict=True)
+    ]
+    keys = rows.assign(is_quantised=rows.weights.isin(_QUANTISED))
+    for column in ("panel", "model", "case"):
+        found = list(dict.fromkeys(keys[column]))
+        keys[f"{column}_order"] = keys[column].map(found.index)
+    order = ["is_quantised", "clock", "panel_order", "model_order", "case_order", "repeat"]
+    return keys.sort_values(order, kind="stable")
 
 
 def _case(row: dict) -> str:
-    system = _STANDS_FOR.get(row["system"], row["system"])
-    if system == "tpi":
-        few = row["num_devices"] == 1
-        return "transformers + scheduler" if few else f"tpi, {row['num_devices']} devices"
+    """As the paper calls it; with quantised weights mapped files are llama.cpp's way."""
+    is_quantised = row["weights"] in _QUANTISED
+    system = "llama.cpp" if is_quantised and row["system"] == "mmap" else row["system"]
+    system = _STANDS_FOR.get(system, system)
+    if system == "tpi" and row["num_devices"] == 1 and not is_quantised:
+        return "transformers + scheduler"
+    if system in ("tpi", "pipeline"):
+        return f"{system}, {row['num_devices']} device{'s' * int(row['num_devices'] > 1)}"
     return system
 
 

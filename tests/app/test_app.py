@@ -25,7 +25,7 @@ def test_help_is_quick_and_names_the_groups() -> None:
     assert (
         time.monotonic() - start < 10
     )  # loose here; the imports it must not make are in test_house
-    assert "pipeline, tpi, tpi_direct" in done.stdout
+    assert "pipeline, products, tpi, tpi_direct" in done.stdout
     assert "+experiment=fig_latency" in done.stdout
 
 
@@ -66,7 +66,7 @@ BAD = [
     (["system=nope"], "Could not find 'system/nope'; available options in 'system': "),
     (["system.collective=nope"], "choose one of star, tree, ring, direct"),
     (["system.nope=1"], "system.nope"),
-    (["system.window=0"], "system.window=0 must be a whole number of at least 1, or off"),
+    (["system.window=0"], "system.window=0 must be a whole number of at least 1, auto or off"),
     (["testbed.num_devices=0"], "testbed.num_devices=0 must be at least 1"),
     (["testbed.num_devices=10"], "more than the model's 9 attention heads"),
     (["testbed.num_devices=two"], "testbed.num_devices=two has the wrong type"),

@@ -18,6 +18,20 @@ def test_grids_add_to_what_all_sweep_and_the_command_line_wins() -> None:
     ]
 
 
+def test_repeats_are_taken_in_turns_over_all_grids() -> None:
+    grids = [{"a": "1,2", "repeat": "0,1"}, {"b": "3"}, {"repeat": "0,1", "c": "4"}]
+    jobs, _ = jobs_of_grids({}, grids, [])
+    assert jobs == [
+        ["a=1", "repeat=0"],
+        ["a=2", "repeat=0"],
+        ["b=3"],
+        ["repeat=0", "c=4"],
+        ["a=1", "repeat=1"],
+        ["a=2", "repeat=1"],
+        ["repeat=1", "c=4"],
+    ]
+
+
 def test_a_key_given_again_keeps_its_place() -> None:
     assert jobs_of_grids({"a": "0,1", "b": "2"}, [{}], ["a=9"])[0] == [["a=9", "b=2"]]
 

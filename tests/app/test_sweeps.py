@@ -100,7 +100,7 @@ def test_a_seed_fixes_sampled_tokens(cache_dir: Path, tmp_path: Path) -> None:
         tmp_path=tmp_path,
     )
     tokens = pd.read_parquet(folder / "tokens.parquet").groupby("point", sort=False).token_id
-    first, again, other, other_again = (tuple(ids) for _, ids in tokens)
+    first, other, again, other_again = (tuple(ids) for _, ids in tokens)  # repeats in turns
     assert first == again
     assert other == other_again
     assert first != other

@@ -32,6 +32,7 @@ def job_of(system: AllreduceSystem, num_devices: int, dtype: str = "float32") ->
         program=system,
         config=SHAPE,
         dtype=dtype,
+        weights=dtype,
         num_devices=num_devices,
         plan=None,
         blocks=[],
@@ -51,11 +52,30 @@ def test_the_limit_counts_the_payload_in_its_dtype() -> None:
     assert system.network_limit_s(job_of(system, 1), 0.001) == 0
 
 
+@pytest.mark.parametrize(
+    ("wire", "dtype", "nbytes"),
+    [
+        ("float16", "float32", 2000),
+        ("float16", "bfloat16", 2000),
+        ("q8", "float32", 32 * 34),  # 1000 values are 32 groups, the last one filled up
+        ("q8", "bfloat16", 32 * 34),
+    ],
+)
+def test_the_limit_counts_the_payload_as_it_travels(wire: str, dtype: str, nbytes: int) -> None:
+    """On 3 devices the star passes 4 payloads at the master; a byte takes a us."""
+    system = AllreduceSystem(wire=wire)
+    limit_s = system.network_limit_s(job_of(system, 3, dtype), 0.001)
+    assert limit_s == pytest.approx(0.002 + 4 * nbytes * 1e-6)
+
+
 @pytest.mark.parametrize("collective", COLLECTIVES)
-@pytest.mark.parametrize("num_devices", [2, 3, 4, 5, 8, 10])
-def test_virtual_times_are_the_closed_form(collective: str, num_devices: int) -> None:
+@pytest.mark.parametrize(
+    ("num_devices", "wire"),
+    [*((n, "auto") for n in (2, 3, 4, 5, 8, 10)), (4, "float16"), (2, "q8"), (8, "q8")],
+)
+def test_virtual_times_are_the_closed_form(collective: str, num_devices: int, wire: str) -> None:
     """Devices that compute in no time add nothing, also where a tree's groups are uneven."""
-    system = AllreduceSystem(collective=collective)
+    system = AllreduceSystem(collective=collective, wire=wire)
     job = job_of(system, num_devices)
     world = world_of(*[IDEAL] * num_devices, network=SWITCH)
     found = world.run(lambda rt: system.run_device(rt, job, Output()))
@@ -64,6 +84,19 @@ def test_virtual_times_are_the_closed_form(collective: str, num_devices: int) ->
     limit_s = system.network_limit_s(job, SWITCH.one_way_ns / 1e9)
     assert gaps == [pytest.approx(limit_s * 1e9, rel=2e-3)] * 3  # a third of 1000 is 334
     assert min(gaps) > limit_s * 1e9 - 1
+
+
+def test_several_in_a_row_take_as_long_each() -> None:
+    """With a star nobody is ahead of the last sum, so none overlaps the next."""
+    system = AllreduceSystem(in_a_row=5)
+    world = world_of(IDEAL, IDEAL, network=SWITCH)
+    job = job_of(system, 2)
+    found = world.run(lambda rt: system.run_device(rt, job, Output()))
+    gaps = [after - before for before, after in itertools.pairwise(found[0].token_ns)]
+    limit_s = system.network_limit_s(job, SWITCH.one_way_ns / 1e9)
+    assert gaps == [pytest.approx(limit_s * 1e9, rel=2e-3)] * 3
+    with pytest.raises(ValueError, match="in_a_row=0 must be at least 1"):
+        AllreduceSystem(in_a_row=0)
 
 
 def test_its_name_in_figures() -> None:

@@ -115,7 +115,9 @@ def test_what_it_cannot_run(
         changes["rope"] = replace(config.rope, rope_type="llama3")
     config = replace(config, **changes)
     checkpoint = SyntheticCheckpoint(config, seed=0, share_layers=share_layers)
-    model = Model(name="tiny", checkpoint=checkpoint, dtype="float32", folder=None)
+    model = Model(
+        name="tiny", checkpoint=checkpoint, dtype="float32", weights="float32", folder=None
+    )
     with pytest.raises(ValueError, match=message):
         LlamaCppSystem(weights=weights).checkpoint_path(model, tmp_path)
     assert not list(tmp_path.iterdir())

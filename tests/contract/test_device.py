@@ -10,7 +10,13 @@ import pytest
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from tpi_bench.contract.device import DeviceProfile, ideal_device, profile_names, profiles_for
+from tpi_bench.contract.device import (
+    DeviceProfile,
+    Operator,
+    ideal_device,
+    profile_names,
+    profiles_for,
+)
 
 US = 1_000
 YAMLS = sorted((Path(__file__).resolve().parents[2] / "conf" / "device").glob("*.yaml"))
@@ -19,15 +25,45 @@ YAMLS = sorted((Path(__file__).resolve().parents[2] / "conf" / "device").glob("*
 def test_an_operator_takes_the_longer_of_bytes_and_operations() -> None:
     """2 GB/s and 4 GFLOPS: 100 bytes are 50 ns, 1,000 operations 250 ns."""
     profile = replace(ideal_device(), memory_gb_per_s=2, peak_gflops=4)
-    assert profile.work_ns(((0, 100),)) == 50
-    assert profile.work_ns(((1000, 100),)) == 250
-    assert profile.work_ns(((1000, 100), (0, 100))) == 300  # one after another
+    small, large = Operator(0, 100), Operator(1000, 100)
+    assert profile.work_ns((small,)) == 50
+    assert profile.work_ns((large,)) == 250
+    assert profile.work_ns((large, small)) == 300  # one after another
     assert profile.work_ns(()) == 0
+
+
+def test_rates_are_those_of_the_precision() -> None:
+    """Memory gives 4 GB/s and fp32 8 GFLOPS; 4-bit weights come at 2, bf16 does 5.
+
+    800 bytes take 200 ns, at 4 bits 400; 1,600 operations take 200 ns, in bf16 320.
+    """
+    profile = replace(ideal_device(), memory_gb_per_s=4, peak_gflops=8)
+    given = replace(profile, q4_gb_per_s=2, bfloat16_gflops=5)
+
+    def times(device: DeviceProfile, flops: int, nbytes: int) -> list[int]:
+        held = ("float32", "bfloat16", "q8", "q4", None)
+        return [device.work_ns((Operator(flops, nbytes, weights),)) for weights in held]
+
+    assert times(profile, 0, 800) == [200, 200, 200, 200, 200]
+    assert times(given, 0, 800) == [200, 200, 200, 400, 200]
+    assert times(given, 1600, 0) == [200, 320, 200, 200, 200]
+    assert times(given, 1600, 800) == [200, 320, 200, 400, 200]
+    in_bfloat16 = Operator(1600, 800, None, "bfloat16")  # attention, which reads no weights
+    assert given.work_ns((in_bfloat16,)) == 320
+
+
+def test_unpacking_is_arithmetic_and_falls_with_the_cores() -> None:
+    """Half of the cores still saturate memory, but unpack half as fast; a quarter does less."""
+    profile = replace(ideal_device(), cores=8, memory_gb_per_s=4, q4_gb_per_s=2)
+    work = [(Operator(0, 800, weights),) for weights in ("float32", "q4")]
+    cut = [replace(profile, used_cores=used) for used in (8, 4, 2)]
+    assert [[p.work_ns(w) for w in work] for p in cut] == [[200, 400], [200, 800], [400, 1600]]
 
 
 def test_each_operator_has_its_overhead() -> None:
     profile = replace(ideal_device(), memory_gb_per_s=2, op_overhead_us=1.5)
-    assert profile.work_ns(((0, 100), (0, 100), (0, 0))) == 50 + 50 + 3 * 1500
+    work = (Operator(0, 100), Operator(0, 100), Operator(0, 0))
+    assert profile.work_ns(work) == 50 + 50 + 3 * 1500
 
 
 def test_fewer_cores_compute_slower_and_below_half_of_them_read_slower() -> None:
@@ -36,7 +72,8 @@ def test_fewer_cores_compute_slower_and_below_half_of_them_read_slower() -> None
     times = []
     for used in (None, 8, 4, 2):
         cut = replace(profile, used_cores=used)
-        times.append((cut.work_ns(((800, 0),)), cut.work_ns(((0, 800),)), cut.strength))
+        computing, reading = (Operator(800, 0),), (Operator(0, 800),)
+        times.append((cut.work_ns(computing), cut.work_ns(reading), cut.strength))
     assert times == [
         (100, 200, 4e9),
         (100, 200, 4e9),
@@ -46,7 +83,7 @@ def test_fewer_cores_compute_slower_and_below_half_of_them_read_slower() -> None
 
 
 def test_an_ideal_device_takes_no_time() -> None:
-    assert ideal_device().work_ns(((10**15, 10**15),)) == 0
+    assert ideal_device().work_ns((Operator(10**15, 10**15, "q4"),)) == 0
     assert ideal_device().message_ns == 0
 
 
@@ -76,6 +113,16 @@ def test_names_are_grouped_in_order() -> None:
         ({"used_cores": 2}, "device.used_cores=2 must be 1 to 1, or null for all"),
         ({"disk_latency_us": float("inf")}, "device.disk_latency_us=inf must be at least 0"),
         ({"message_overhead_us": float("nan")}, "device.message_overhead_us=nan must be"),
+        (
+            {"q4_gb_per_s": 0},
+            "device.q4_gb_per_s=0 must be above 0, or null for memory_gb_per_s",
+        ),
+        ({"q8_gb_per_s": float("inf")}, "device.q8_gb_per_s=inf must be above 0, or null"),
+        (
+            {"bfloat16_gflops": -3},
+            "device.bfloat16_gflops=-3 must be above 0, or null for peak_gflops",
+        ),
+        ({"q4_gflops": float("nan")}, "device.q4_gflops=nan must be above 0, or null"),
     ],
 )
 def test_bad_profiles_are_refused(changes: dict[str, Any], message: str) -> None:
@@ -89,4 +136,6 @@ def test_every_device_of_the_group_is_valid_and_called_as_its_file(path: Path) -
     assert device.name == path.stem
     if isinstance(device, DeviceProfile):
         assert device.source
-        assert device.work_ns(((2 * 10**9, 10**9),)) > 0
+        assert device.work_ns((Operator(2 * 10**9, 10**9),)) > 0
+        slowest = [device.read_bps(weights) for weights in ("float32", "q8", "q4")]
+        assert slowest == sorted(slowest, reverse=True)  # unpacking costs, and more at 4 bits

@@ -1,12 +1,20 @@
-"""Every collective: right sums, the same bits on every rank and in every run, closed forms."""
+"""Every collective: right sums, the same bits on every rank and in every run, closed forms.
+
+Packed payloads: what an allreduce is off by stays within what its packings may each be off by.
+"""
 
 from __future__ import annotations
 
+import functools
+import itertools
+
 import pytest
 import torch
+import torch.nn.functional as F
 
 from tests.helpers.local_runtime import LocalRuntime, run_ranks
 from tpi_bench.engine.collectives import COLLECTIVES, collective_by_name, tree_groups
+from tpi_bench.engine.packing import make_wire
 
 
 def partials(world_size: int, count: int) -> list[torch.Tensor]:
@@ -30,6 +38,148 @@ def test_sum_and_bits(name: str, world_size: int, count: int) -> None:
         torch.testing.assert_close(result.double(), expected, rtol=1e-5, atol=1e-5 * 10**world_size)
     late = run_ranks(world_size, program, delay=lambda src, dst: 0.003 * ((src + 1) % world_size))
     assert all(torch.equal(a, b) for a, b in zip(first, late, strict=True))
+
+
+def in_turn(parts: list[torch.Tensor]) -> torch.Tensor:
+    return functools.reduce(torch.add, parts)
+
+
+def summed_as_defined(name: str, parts: list[torch.Tensor]) -> torch.Tensor:
+    """The order of the sums written out; every rank's partial sum is flat."""
+    if name == "tree":
+        heads = [in_turn([parts[rank] for rank in group]) for group in tree_groups(len(parts))]
+        return in_turn([parts[0], *heads])
+    if name == "ring":
+        size = len(parts)
+        chunks = [part.tensor_split(size) for part in parts]
+        turned = [[(c + i) % size for i in range(size)] for c in range(size)]
+        return torch.cat(
+            [in_turn([chunks[rank][c] for rank in turned[c]]) for c in range(len(parts))]
+        )
+    return in_turn(parts)
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 4, 5, 8])
+@pytest.mark.parametrize("name", COLLECTIVES)
+def test_as_computed_the_bits_are_those_of_the_sums(name: str, world_size: int) -> None:
+    inputs = partials(world_size, 72)
+    expected = summed_as_defined(name, [part.view(-1) for part in inputs]).view(3, 72)
+    for result in reduced(name, "auto", inputs):
+        assert torch.equal(result, expected)
+
+
+def reduced(name: str, wire: str, inputs: list[torch.Tensor], **delay: object) -> list:
+    """What each rank has afterwards. The wire has served another payload before."""
+    record, dtype = COLLECTIVES[name], inputs[0].dtype
+
+    def program(rt: LocalRuntime) -> torch.Tensor:
+        own = inputs[rt.rank]
+        end = make_wire(rt, wire, dtype, own.numel(), record.messages(rt.world_size))
+        record.run(rt, own[:1].clone(), end)
+        return record.run(rt, own.clone(), end)
+
+    return run_ranks(len(inputs), program, **delay)
+
+
+class Bounded:
+    """A sum (g, 32) and how far off a rank may have it, in each group (g, 1)."""
+
+    def __init__(self, exact: torch.Tensor, off: torch.Tensor | float = 0.0) -> None:
+        self.exact, self.off = exact, off
+
+    def __add__(self, other: Bounded) -> Bounded:
+        """And a rounding in fp32."""
+        found = Bounded(self.exact + other.exact, self.off + other.off)
+        return Bounded(found.exact, found.off + found.largest() * 2.0**-24)
+
+    def largest(self) -> torch.Tensor:
+        return self.exact.abs().amax(1, keepdim=True) + self.off
+
+    def packed(self, wire: str) -> Bounded:
+        """Half a step of the group: max|x| / 254, its scale rounded up to 2**-9 more.
+
+        In fp16 half of the last of 11 bits.
+        """
+        more = self.largest() * (2.0**-11 if wire == "float16" else (1 + 2.0**-9) / 254) + 2.0**-23
+        return Bounded(self.exact, self.off + more)
+
+
+def bounded(name: str, wire: str, parts: list[Bounded]) -> Bounded:
+    """An allreduce of `parts`, packed where it packs."""
+    packed = [part.packed(wire) for part in parts]
+    if name == "direct":
+        return sum(packed[1:], packed[0])
+    if name == "star":
+        return sum(packed[1:], parts[0]).packed(wire)
+    if name == "tree":
+        heads = [
+            sum([packed[leaf] for leaf in leaves], parts[head]).packed(wire)
+            for head, *leaves in tree_groups(len(parts))
+        ]
+        return sum(heads, parts[0]).packed(wire)
+    # The ring's chunks go round different ways; whichever a group is in, it is within this.
+    ways = []
+    for first in range(len(parts)):
+        order = [parts[(first + i) % len(parts)] for i in range(len(parts))]
+        ways.append(functools.reduce(lambda done, part: done.packed(wire) + part, order))
+    largest = [way.packed(wire).off for way in ways]
+    return Bounded(ways[0].exact, functools.reduce(torch.maximum, largest))
+
+
+def in_groups(values: torch.Tensor) -> torch.Tensor:
+    flat = values.reshape(-1).double()
+    return F.pad(flat, (0, -flat.numel() % 32)).view(-1, 32)
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 4, 5])
+@pytest.mark.parametrize("name", COLLECTIVES)
+@pytest.mark.parametrize("count", [1, 7, 64, 72, 200])
+@pytest.mark.parametrize("wire", ["float16", "q8"])
+def test_packed_all_ranks_have_the_same_bits_within_the_bound(
+    wire: str, count: int, name: str, world_size: int
+) -> None:
+    inputs = partials(world_size, count)
+    first = reduced(name, wire, inputs)
+    for result in first:
+        assert torch.equal(result, first[0])
+    late = reduced(name, wire, inputs, delay=lambda src, dst: 0.001 * ((src + 1) % world_size))
+    assert all(torch.equal(a, b) for a, b in zip(first, late, strict=True))
+    bound = bounded(name, wire, [Bounded(in_groups(part)) for part in inputs])
+    error = (in_groups(first[0]) - bound.exact).abs()
+    assert (error <= bound.off).all()
+    assert error.max() > 0
+
+
+@pytest.mark.parametrize("name", COLLECTIVES)
+def test_packed_the_error_is_no_smaller_than_said(name: str) -> None:
+    """Of many values, some are off by nearly half a step of the last packing."""
+    inputs = [torch.randn(4, 4096, generator=torch.Generator().manual_seed(r)) for r in range(3)]
+    result = in_groups(reduced(name, "q8", inputs)[0])
+    exact = sum(in_groups(part) for part in inputs)
+    steps = result.abs().amax(1, keepdim=True) / 127
+    assert 0.4 < ((result - exact).abs() / steps).max() < 3
+    assert ((result - exact).abs() / steps).mean() < 0.7
+
+
+@pytest.mark.parametrize(
+    ("wire", "big", "small"), [("float16", 2.0**15, 2.0**-11), ("q8", 5e6, 0.1)]
+)
+def test_packed_parts_are_added_in_rank_order(wire: str, big: float, small: float) -> None:
+    """(p0 + p1) + p2 and no other order; with `direct`, where no sum is packed."""
+    assert torch.tensor(big) + small == big  # lost, were it added before
+    values = [torch.full((1, 32), value) for value in (big, -big, small)]
+    for result in reduced("direct", wire, values):
+        assert result.unique().tolist() == [pytest.approx(small, rel=2.0**-9)]
+
+
+def test_packed_half_precision_agrees_too() -> None:
+    for name, dtype in itertools.product(COLLECTIVES, (torch.bfloat16, torch.float16)):
+        inputs = [part.to(dtype) / 100 for part in partials(3, 72)]
+        first, *others = reduced(name, "q8", inputs)
+        assert first.dtype == dtype
+        assert all(torch.equal(first, other) for other in others)
+        exact = sum(part.double() for part in inputs)
+        assert (first.double() - exact).abs().max() < 0.03 * exact.abs().max()
 
 
 @pytest.mark.parametrize("name", ["star", "direct"])
@@ -56,6 +206,12 @@ def test_unknown_collective() -> None:
 )
 def test_direct_receives_from_everyone_before_it_adds(name: str, size: int, count: int) -> None:
     assert COLLECTIVES[name].num_receive_buffers(size) == count
+
+
+def test_packed_messages_that_are_there_at_once() -> None:
+    for name, record in COLLECTIVES.items():
+        for size in (2, 5):
+            assert record.messages(size) == (size if name == "direct" else 1)
 
 
 def test_a_record_is_found_by_its_name() -> None:

@@ -1,8 +1,8 @@
 """Token-exact against Transformers: every variant, device count, collective, window and prompt.
 
-Real processes, sockets and direct reads. The whole product takes an hour (`make test_product`), so
-the combinations of the ordinary run are chosen to pair every value with every other;
-`+experiment=exactness` does the demo model.
+Real processes, sockets and direct reads; weights in every precision. The whole product takes an
+hour (`make test_product`), so the combinations of the ordinary run are chosen to pair every value
+with every other; `+experiment=exactness` does the demo model.
 """
 
 from __future__ import annotations
@@ -13,9 +13,17 @@ from pathlib import Path
 import pytest
 import torch
 
+from baselines.galaxy import GalaxySystem
 from baselines.pipeline import PipelineSystem
 from tests.helpers.exact import NUM_NEW, check
-from tests.helpers.models_zoo import VARIANTS, oracle, prompt_of
+from tests.helpers.models_zoo import (
+    HALF_GROUPS,
+    VARIANTS,
+    Variant,
+    make_checkpoint,
+    oracle,
+    prompt_of,
+)
 from tests.helpers.running import make_job, run_ok
 from tpi_bench.contract.model import ModelConfig
 from tpi_bench.contract.plan import Plan, Site
@@ -143,7 +151,7 @@ def test_product_of_the_pipeline(
     check(system, checkpoints[name], cache_dir, tmp_path, devices, length)
 
 
-@pytest.mark.parametrize("loading", ["mmap", "blocking"])
+@pytest.mark.parametrize("loading", ["mmap", "blocking", "faulted"])
 @pytest.mark.parametrize(("devices", "length"), [(1, 200), (3, 1)])
 @pytest.mark.parametrize("name", ["gqa", "tied", "bf16"])
 def test_other_ways_to_get_weights(
@@ -155,8 +163,113 @@ def test_other_ways_to_get_weights(
     length: int,
     name: str,
 ) -> None:
-    system = TpiSystem(loading=loading, resident_io=loading == "blocking")
+    system = TpiSystem(loading=loading, resident_io=loading != "mmap")
     check(system, checkpoints[name], cache_dir, tmp_path, devices, length)
+
+
+@pytest.fixture(scope="module")
+def grouped(wide: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Models whose rows are whole groups; a group is one head, or two, with a tied head."""
+    half = make_checkpoint(tmp_path_factory.mktemp("half"), Variant(changes=HALF_GROUPS))
+    return {"wide": wide, "half": half}
+
+
+SYSTEMS = {
+    "one": (TpiSystem(), [1.0]),
+    "direct": (TpiSystem(collective="direct"), [1.0, 1.0]),
+    "ring": (TpiSystem(collective="ring", window=2), [5.0, 1.0, 2.0]),
+    "tree": (TpiSystem(collective="tree", window=2, retain_every=2), [1.0, 1.0, 2.0]),
+    "pipeline": (PipelineSystem(window=2), [2.0, 1.0]),
+    "mmap": (TpiSystem(loading="mmap"), [1.0]),
+    "blocking": (TpiSystem(loading="blocking", resident_io=True), [1.0, 3.0]),
+    "galaxy": (GalaxySystem(), [1.0, 2.0, 1.0]),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "weights", "system", "length"),
+    [
+        ("wide", "q8", "one", 200),
+        ("wide", "q8", "ring", 1),
+        ("wide", "q8", "mmap", 1),
+        ("wide", "q8", "galaxy", 200),
+        ("wide", "q4", "one", 1),
+        ("wide", "q4", "tree", 200),
+        ("wide", "q4", "pipeline", 1),
+        ("wide", "q4", "blocking", 200),
+        ("half", "q8", "direct", 200),
+        ("half", "q8", "pipeline", 1),
+        ("half", "q4", "one", 200),
+        ("half", "q4", "ring", 200),
+        ("half", "q4", "galaxy", 1),
+        ("wide", "bfloat16", "ring", 200),
+        ("wide", "bfloat16", "one", 1),
+        ("wide", "float16", "one", 200),
+        ("half", "float16", "direct", 1),
+    ],
+)
+def test_narrow_weights_computed_with_in_fp32(
+    grouped: dict[str, Path],
+    cache_dir: Path,
+    tmp_path: Path,
+    name: str,
+    weights: str,
+    system: str,
+    length: int,
+) -> None:
+    """Every token is that of Transformers on the values that the weights have."""
+    program, shares = SYSTEMS[system]
+    check(
+        program,
+        grouped[name],
+        cache_dir,
+        tmp_path,
+        len(shares),
+        length,
+        weights=weights,
+        proportions=shares,
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "weights", "dtype", "system", "length"),
+    [
+        ("wide", "bfloat16", "bfloat16", "one", 200),
+        ("wide", "bfloat16", "bfloat16", "ring", 200),
+        ("half", "bfloat16", "bfloat16", "pipeline", 200),
+        ("wide", "float16", "float16", "one", 200),
+        ("half", "float16", "float16", "direct", 200),
+        ("wide", "q8", "bfloat16", "one", 200),
+        ("half", "q8", "float16", "pipeline", 200),
+        ("wide", "q4", "bfloat16", "tree", 200),
+        ("half", "q4", "float16", "one", 200),
+        ("wide", "float32", "bfloat16", "one", 1),
+    ],
+)
+def test_half_precision_is_off_by_its_rounding_alone(
+    grouped: dict[str, Path],
+    cache_dir: Path,
+    tmp_path: Path,
+    name: str,
+    weights: str,
+    dtype: str,
+    system: str,
+    length: int,
+) -> None:
+    """Logits are within the bound of their type, which is no wider than it must be."""
+    program, shares = SYSTEMS[system]
+    share = check(
+        program,
+        grouped[name],
+        cache_dir,
+        tmp_path,
+        len(shares),
+        length,
+        weights=weights,
+        dtype=dtype,
+        proportions=shares,
+    )
+    assert share > 0.05
 
 
 def test_a_pipeline_over_chosen_devices(

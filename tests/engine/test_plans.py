@@ -69,9 +69,3 @@ def test_more_devices_than_heads_or_layers_is_refused() -> None:
         plans.tensor_parallel(SHAPE, [1.0] * 10)
     with pytest.raises(ValueError, match=r"num_devices=4 is more than the model's 3 layers"):
         plans.layer_parallel(SHAPE, [1.0] * 4)
-
-
-def test_head_groups_are_padded_to_one_length() -> None:
-    assert plans.head_groups((0, 5), (0, 2), 3) == [[0, 1, 2], [3, 4, 4]]
-    assert plans.head_groups((5, 9), (1, 3), 3) == [[0, 0, 0], [1, 2, 3]]
-    assert plans.head_groups((0, 9), (0, 3), 3) == [[0, 1, 2], [3, 4, 5], [6, 7, 8]]

@@ -1,20 +1,22 @@
-"""What a device keeps of its blocks and what it streams: settings, retention, placement."""
+"""What a device keeps of its blocks and what it streams: settings and retention."""
 
 from __future__ import annotations
 
-import itertools
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from baselines.pipeline import PipelineSystem
 from tests.helpers.blocks import blocks
+from tests.helpers.planned import planned_job
+from tpi_bench.contract.blocks import BlockFile
+from tpi_bench.contract.job import Job
 from tpi_bench.contract.system import Streaming
 from tpi_bench.engine.streaming import (
     WindowConfig,
     WindowedSystem,
     parse_window,
-    place_blocks,
     resident_indices,
 )
 from tpi_bench.engine.tpi import TpiSystem
@@ -36,10 +38,15 @@ def test_off_in_every_spelling(value: object) -> None:
 @pytest.mark.parametrize(
     ("window", "retain", "io", "loading", "message"),
     [
+        ("auto", 2, False, "overlapped", "window=auto decides itself what is kept"),
+        ("auto", 0, True, "overlapped", "window=auto decides itself what is kept"),
+        ("auto", 0, False, "blocking", "window=auto decides itself what is kept"),
         (2, 0, False, "blocking", "window=2 with system.loading=blocking"),
         (2, 0, False, "mmap", "the kernel decides what is held"),
         ("off", 2, False, "mmap", "the kernel decides what is held"),
         ("off", 0, True, "mmap", "the kernel decides what is held"),
+        (2, 0, True, "faulted", "a matrix is mapped when it is needed"),
+        ("off", 2, True, "faulted", "a matrix is mapped when it is needed"),
         ("off", 0, False, "lazy", "loading=lazy is unknown; choose one of overlapped, blocking"),
     ],
 )
@@ -52,8 +59,13 @@ def test_bad_loadings_are_refused(
 
 @pytest.mark.parametrize("value", [0, -1, "two", True, 1.5])
 def test_bad_windows_are_refused(value: object) -> None:
-    with pytest.raises(ValueError, match="must be a whole number of at least 1, or off"):
+    with pytest.raises(ValueError, match="must be a whole number of at least 1, auto or off"):
         parse_window(value, 0, False)
+
+
+def job_of(own: list[BlockFile]) -> Job:
+    """Of one device with these blocks, whose memory nobody knows."""
+    return replace(planned_job(), blocks=[own])
 
 
 every_windowed_system = pytest.mark.parametrize("system", [TpiSystem, PipelineSystem])
@@ -66,8 +78,10 @@ def test_a_system_without_a_window_keeps_everything(
 ) -> None:
     made = system(window=value)
     assert made.window_config == WindowConfig()
-    assert made.streaming(blocks(2, master=True)) == Streaming(frozenset(range(6)))
-    assert made.smaller_with() == "system.window=2"
+    assert made.window_config.holds_all
+    own = blocks(2, master=True)
+    assert made.streaming(job_of(own), 0) == Streaming.of_all(own)
+    assert made.smaller_with() == "system.window=auto"
     assert made.variant == ""
 
 
@@ -76,8 +90,14 @@ def test_a_system_with_a_window_streams(system: type[WindowedSystem]) -> None:
     made = system(window=2, retain_every=2, resident_io=True)
     assert made.window_config == WindowConfig(size=2, retain_every=2, resident_io=True)
     # The ends and ffn_1 are kept; attn_0, ffn_0 and attn_1 come round, each next to each.
-    streaming = made.streaming(blocks(2, master=True))
-    assert streaming == Streaming(frozenset({0, 4, 5}), 4096 + 8192 + 4096)
+    own = blocks(2, master=True)
+    streaming = made.streaming(job_of(own), 0)
+    assert streaming.kept == (own[0], None, None, None, own[4], own[5])
+    assert streaming.streamed == (None, own[1], own[2], own[3], None, None)
+    assert streaming.window == 2
+    assert streaming.area_bytes == 4096 + 8192 + 4096
+    assert streaming.kept_bytes == 40960 + 8192 + 40960
+    assert streaming.streamed_bytes == 4096 + 8192 + 4096
     assert made.smaller_with() is None
     assert made.variant.startswith("window 2 keep 2")
 
@@ -86,8 +106,18 @@ def test_a_system_with_a_window_streams(system: type[WindowedSystem]) -> None:
 def test_other_ways_to_get_weights_hold_little(system: type[WindowedSystem]) -> None:
     blocking, mapped = system(loading="blocking"), system(loading="mmap")
     assert blocking.window_config == WindowConfig(size=1, loading="blocking")
-    assert blocking.streaming(blocks(2)) == Streaming(frozenset(), 8192)
+    held_at_once = blocking.streaming(job_of(blocks(2)), 0)
+    assert (held_at_once.kept_bytes, held_at_once.area_bytes) == (0, 8192)
+    assert (held_at_once.window, held_at_once.loading) == (1, "blocking")
     assert mapped.window_config == WindowConfig(loading="mmap")
+    paged = mapped.streaming(job_of(blocks(2)), 0)
+    assert paged.is_paged
+    assert (paged.kept_bytes, paged.streamed_parts) == (0, blocks(2))
+    faulted = system(loading="faulted", resident_io=True)
+    paged = faulted.streaming(job_of(blocks(1, master=True)), 0)
+    assert paged.is_paged
+    assert (paged.kept_bytes, paged.streamed_parts) == (2 * 40960, blocks(1))
+    assert faulted.smaller_with() is None
     assert (blocking.smaller_with(), mapped.smaller_with()) == (None, None)
     assert (blocking.variant, mapped.variant) == ("", "")
 
@@ -96,8 +126,9 @@ def test_other_ways_to_get_weights_hold_little(system: type[WindowedSystem]) -> 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"window": 0}, "system.window=0 must be a whole number of at least 1, or off"),
-        ({"window": True}, "system.window=True must be a whole number of at least 1, or off"),
+        ({"window": 0}, "system.window=0 must be a whole number of at least 1, auto or off"),
+        ({"window": True}, "system.window=True must be a whole number of at least 1, auto or off"),
+        ({"window": "auto", "keep": "all"}, "system.keep=all is unknown; choose one of balanced"),
         ({"retain_every": -1}, "system.retain_every=-1 must be at least 0"),
         ({"retain_every": True}, "system.retain_every=True must be at least 0"),
         ({"loading": "lazy"}, "system.loading=lazy is unknown; choose one of overlapped"),
@@ -112,24 +143,13 @@ def test_bad_settings_of_a_system_are_refused(
         system(**settings)
 
 
-@pytest.mark.parametrize("window", [1, 2, 3, 4, 5, 7])
-@pytest.mark.parametrize("sizes", [[90, 3, 5, 3, 5, 3, 5, 90], [3, 5, 3, 5, 3, 5], [4, 9, 2, 7, 1]])
-def test_blocks_held_together_never_overlap(sizes: list[int], window: int) -> None:
-    offsets, total = place_blocks(sizes, window, alignment=1)
-    count = len(sizes)
-    for first in range(count):
-        held = [(first + i) % count for i in range(min(window, count))]
-        spans = sorted((offsets[i], offsets[i] + sizes[i]) for i in held)
-        assert all(left[1] <= right[0] for left, right in itertools.pairwise(spans))
-        assert spans[-1][1] <= total
-
-
-def test_window_memory_follows_proposition_5() -> None:
-    attn, ffn, embedding = 3, 5, 90
-    master = [embedding, *[attn, ffn] * 6, embedding]
-    worker = [attn, ffn] * 6
-    assert place_blocks(master, 1, alignment=1)[1] == embedding
-    assert place_blocks(master, 2, alignment=1)[1] == 2 * embedding
-    assert place_blocks(master, 4, alignment=1)[1] == 2 * embedding + attn + ffn
-    assert place_blocks(worker, 2, alignment=1)[1] == attn + ffn
-    assert place_blocks(worker, 4, alignment=1)[1] == 2 * (attn + ffn)
+@every_windowed_system
+@pytest.mark.parametrize("value", ["auto", "AUTO"])
+@pytest.mark.parametrize("keep", ["balanced", "blocks"])
+def test_memory_may_decide(system: type[WindowedSystem], value: str, keep: str) -> None:
+    made = system(window=value, keep=keep)
+    assert made.window_config == WindowConfig(keep=keep)
+    assert not made.window_config.holds_all
+    assert made.smaller_with() is None
+    assert made.variant == ("window auto" if keep == "balanced" else "window auto of blocks")
+    assert system(keep=keep).variant == ""

@@ -34,6 +34,11 @@ def test_steps_of_a_token_on_4_devices(name: str, steps: int) -> None:
             "TPI star window 2 keep 8 with head",
         ),
         ({"resident_io": True}, "TPI star with head"),
+        (
+            {"window": 4, "resident_io": True, "wire": "q8"},
+            "TPI star window 4 with head wire q8",
+        ),
+        ({"name": "mmap", "loading": "mmap", "wire": "float16"}, "mmap wire float16"),
         ({"name": "mmap", "loading": "mmap"}, "mmap"),
         ({"name": "blocking", "loading": "blocking", "resident_io": True}, "blocking"),
     ],

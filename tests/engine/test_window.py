@@ -7,7 +7,7 @@ import pytest
 from tests.helpers.blocks import blocks
 from tests.helpers.local_runtime import LocalRuntime
 from tpi_bench.contract.blocks import BlockFile
-from tpi_bench.engine.streaming import WindowConfig
+from tpi_bench.engine.streaming import WindowConfig, window_of
 from tpi_bench.engine.window import WeightSource, Window, weight_source
 
 
@@ -20,7 +20,7 @@ def visit(window: WeightSource, count: int, tokens: int = 1) -> None:
 
 def make(own: list[BlockFile], **config) -> tuple[LocalRuntime, Window]:
     rt = LocalRuntime(0, {(0, 0): None})
-    return rt, Window(rt, own, WindowConfig(**config))
+    return rt, Window(rt, own, window_of(own, WindowConfig(**config)))
 
 
 def test_window_of_two_loads_one_block_ahead() -> None:
@@ -91,10 +91,23 @@ def test_blocking_may_keep_embedding_and_head() -> None:
     assert [event[1] for event in rt.events if event[0] == "read"][2:] == ["attn_0", "ffn_0"] * 2
 
 
+def test_faulted_weights_are_mapped_anew_for_each_use() -> None:
+    own = blocks(1, master=True)
+    rt = LocalRuntime(0, {(0, 0): None})
+    config = WindowConfig(loading="faulted", resident_io=True)
+    source = weight_source(rt, own, window_of(own, config), 1)
+    visit(source, 4, tokens=2)
+    assert [event for event in rt.events if event[0] == "read"] == [
+        ("read", "input"),
+        ("read", "output"),
+    ]
+    assert rt.events[-4:] == [("map anew", "attn_0 4096"), ("map anew", "ffn_0 8192")] * 2
+
+
 def test_mapped_weights_ask_for_each_use() -> None:
     own = blocks(1, master=True)
     rt = LocalRuntime(0, {(0, 0): None})
-    source = weight_source(rt, own, WindowConfig(loading="mmap"))
+    source = weight_source(rt, own, window_of(own, WindowConfig(loading="mmap")), 1)
     visit(source, 4)
     assert rt.events == [
         *[("map", f"{block.key} 0") for block in own],

@@ -31,6 +31,13 @@ TINY = {
         "device.paper_emulated.used_cores=1",
         "network.bandwidth_mbps=50",
     ],
+    "fig_precision": [
+        "model=debug",
+        "workload.prompt_tokens=3",
+        "model.weights=float32,q4",
+        "network.link_latency_ms=0.5",
+        "system=tpi_direct,pipeline",
+    ],
     "fig_fidelity": [
         "model=debug",
         "repeat=0",
@@ -44,12 +51,27 @@ TINY = {
         "network.link_latency_ms=0",
         "system=tpi_window2,galaxy,accelerate,llamacpp",
     ],
-    "tab_case_study": ["model=debug", "repeat=0", "system=tpi_window4", "device.memory_mb=null"],
+    "bench_engine": [
+        "model=debug",
+        "repeat=0",
+        "model.weights=float32",
+        "workload.prompt_tokens=3",
+        "testbed.threads_per_device=1",
+    ],
+    "tab_case_study": [
+        "model=debug",  # whose heads do not divide into groups of 32 for four devices
+        "model.hidden=128",
+        "model.num_heads=8",
+        "model.num_kv_heads=4",
+        "repeat=0",
+        "system=tpi_window4,tpi,pipeline",
+        "device.memory_mb=null",
+    ],
     "tab_equivalence": [
         "model=debug",
         "prompt=one",
-        "model.dtype=float32",
-        "system=tpi,galaxy,accelerate,llamacpp,llamacpp_q8_0",
+        "model.weights=float32,q8",
+        "system=tpi,galaxy,llamacpp",
     ],
     "exactness": ["model=debug", "system=tpi,tpi_direct,pipeline"],
     "exactness_product": [
@@ -64,7 +86,7 @@ TINY = {
 
 WITH_PROMPT = ("fig_latency", "fig_fidelity", "exactness", "tab_equivalence")
 
-OWN_DEVICES = ("fig_allreduce", "tab_case_study")
+OWN_DEVICES = ("fig_allreduce", "tab_case_study", "bench_engine")
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)

@@ -13,7 +13,6 @@ def blocks(num_layers: int, *, master: bool = False) -> list[BlockFile]:
             path=f"{kind}{layer}",
             kind=kind,
             layer=layer,
-            dtype="float32",
             data_offset=0,
             nbytes=nbytes,
             tensors={"w": TensorView((4,), 0)},

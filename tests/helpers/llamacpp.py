@@ -8,18 +8,10 @@ from typing import Any
 
 from baselines.llamacpp import LlamaCppSystem
 from tests.helpers.models_zoo import prompt_of
-from tests.helpers.running import make_job, run_ok
-from tpi_bench.contract.model import Model
+from tests.helpers.running import make_job, model_of, run_ok
 from tpi_bench.contract.request import Generation, Request
-from tpi_bench.models.checkpoints import FolderCheckpoint
-from tpi_bench.models.hf_config import read_config
 
 NUM_NEW = 64
-
-
-def model_of(folder: Path, dtype: str = "float32") -> Model:
-    checkpoint = FolderCheckpoint(folder, read_config(folder))
-    return Model(name="tiny", checkpoint=checkpoint, dtype=dtype, folder=folder)
 
 
 def generate(system: LlamaCppSystem, folder: Path, cache_dir: Path, **request: Any) -> Generation:

@@ -55,8 +55,8 @@ class LocalRuntime:
         self.events.append(("read", block.key))
         return block.key
 
-    def map(self, block: Any, nbytes: int) -> Any:
-        self.events.append(("map", f"{block.key} {nbytes}"))
+    def map(self, block: Any, nbytes: int, *, anew: bool = False) -> Any:
+        self.events.append(("map anew" if anew else "map", f"{block.key} {nbytes}"))
         return torch.zeros(block.nbytes, dtype=torch.uint8)
 
     def waiting(self, handle: Any, key: str) -> None:

@@ -41,13 +41,15 @@ class Variant:
     sharded: bool = False
 
 
-# Rows that are whole blocks of quantised weights.
+# Rows that are whole groups of quantised weights, which heads of 32 are too.
 WIDE = {
     "hidden_size": 128,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "intermediate_size": 192,
 }
+# Heads of 16: a group is two of them.
+HALF_GROUPS = WIDE | {"num_attention_heads": 8, "tie_word_embeddings": True}
 
 VARIANTS: dict[str, Variant] = {
     "gqa": Variant(changes={"head_dim": 8}, sharded=True),
@@ -83,9 +85,11 @@ def make_checkpoint(folder: Path, variant: Variant) -> Path:
 
 
 @functools.lru_cache(maxsize=64)
-def oracle(folder: Path, prompt: tuple[int, ...], num_new: int) -> tuple[list[int], torch.Tensor]:
-    """Greedy ids and logits (n, v) of Transformers in fp32, in this process."""
-    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+def oracle(
+    folder: Path, prompt: tuple[int, ...], num_new: int, dtype: str = "float32"
+) -> tuple[list[int], torch.Tensor]:
+    """Greedy ids and logits (n, v) of Transformers, in this process."""
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype))
     ids = torch.tensor([prompt])
     with torch.inference_mode():
         answer = model.generate(
@@ -98,7 +102,7 @@ def oracle(folder: Path, prompt: tuple[int, ...], num_new: int) -> tuple[list[in
             return_dict_in_generate=True,
             output_logits=True,
         )
-    return answer.sequences[0, len(prompt) :].tolist(), torch.cat(answer.logits)
+    return answer.sequences[0, len(prompt) :].tolist(), torch.cat(answer.logits).float()
 
 
 def prompt_of(length: int, vocab: int = 300) -> tuple[int, ...]:

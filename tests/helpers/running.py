@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tpi_bench.contract.job import Job, Outcome
+from tpi_bench.contract.model import Checkpoint, Model
 from tpi_bench.contract.network import NetworkConfig
 from tpi_bench.contract.plan import Site
 from tpi_bench.contract.request import Request
@@ -16,25 +17,40 @@ from tpi_bench.models.sharder import find_shards, shard, shard_folder
 from tpi_bench.processes.launcher import run_job
 
 
+def checkpoint_of(source: Path | Checkpoint) -> Checkpoint:
+    """That of a Hugging Face folder."""
+    return FolderCheckpoint(source, read_config(source)) if isinstance(source, Path) else source
+
+
+def model_of(source: Path | Checkpoint, weights: str = "float32", dtype: str = "float32") -> Model:
+    """As a source of the `model` group would give it."""
+    checkpoint = checkpoint_of(source)
+    folder = getattr(checkpoint, "folder", None)
+    return Model(name="tiny", checkpoint=checkpoint, dtype=dtype, weights=weights, folder=folder)
+
+
 def make_job(
     system: Any,
-    folder: Path,
+    source: Path | Checkpoint,
     cache_dir: Path,
     *,
     num_devices: int,
     request: Request,
     network: NetworkConfig | None = None,
     proportions: list[float] | None = None,
+    weights: str = "float32",
+    dtype: str = "float32",
     **extra: Any,
 ) -> Job:
-    """A job with its block files made."""
-    config = read_config(folder)
-    checkpoint = FolderCheckpoint(folder, config)
-    plan = system.plan(config, Site(proportions=proportions or [1.0] * num_devices))
+    """A job with its block files made, of a Hugging Face folder or another checkpoint."""
+    checkpoint = checkpoint_of(source)
+    config = checkpoint.config
+    site = Site(proportions=proportions or [1.0] * num_devices, weights=weights)
+    plan = system.plan(config, site)
     blocks = []
     if plan is not None:
-        target = shard_folder(cache_dir, checkpoint, plan, "float32")
-        shard(target, checkpoint, plan, "float32")
+        target = shard_folder(cache_dir, checkpoint, plan, weights, dtype)
+        shard(target, checkpoint, plan, weights, dtype)
         manifest, bad = find_shards(target)
         assert manifest is not None
         assert not bad
@@ -42,14 +58,15 @@ def make_job(
     return Job(
         program=system,
         config=config,
-        dtype="float32",
+        dtype=dtype,
+        weights=weights,
         num_devices=num_devices,
         plan=plan,
         blocks=blocks,
         request=request,
         network=network or NetworkConfig(),
         threads_per_device=1,
-        checkpoint_path=str(folder),
+        checkpoint_path=str(source) if isinstance(source, Path) else None,
         **extra,
     )
 

@@ -84,7 +84,7 @@ def test_a_window_reads_all_but_what_lies_in_it_at_the_first_token(tmp_path: Pat
         cache_dir=tmp_path,
     )
     files = job.blocks[0]
-    area = TpiSystem(window=2).streaming(files).area_bytes
+    area = TpiSystem(window=2).streaming(job, 0).area_bytes
     assert area >= max(a.nbytes + b.nbytes for a, b in itertools.pairwise(files))
     streamed = sum(block.nbytes for block in files) - area / 2
     assert found.limit_disk_s == pytest.approx(streamed / job.profiles[0].disk_bps, rel=1e-6)
@@ -142,11 +142,45 @@ def test_an_allreduce_is_held_against_its_closed_form(tmp_path: Path) -> None:
 
 
 def test_a_host_is_as_fast_as_it_was_ever_seen() -> None:
-    other = HostLimits(memory_bps=8.0, disk_bps=7.0)
-    assert HOST.best(other) == HostLimits(memory_bps=10.0, disk_bps=7.0)
+    other = HostLimits(memory_bps=8.0, disk_bps=7.0, round_trip_s=2.0)
+    found = replace(HOST, round_trip_s=3.0).best(other)
+    assert found == HostLimits(memory_bps=10.0, disk_bps=7.0, round_trip_s=2.0)
 
 
 def test_the_probe_finds_rates_and_no_disk_without_files() -> None:
     found = measure_limits(1, [])
     assert found.memory_bps > 1e8
     assert math.isnan(found.disk_bps)
+    assert math.isnan(found.round_trip_s)
+    assert 1e-6 < measure_limits(1, [], 8).round_trip_s < 0.1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "probed"),
+    [
+        (["testbed.num_devices=1", "testbed.threads_per_device=1"], (1, None)),
+        (["testbed.num_devices=2", "testbed.threads_per_device=1"], (2, 4 * 96)),
+        (["testbed.num_devices=9", "testbed.threads_per_device=1"], (4, 4 * 96)),
+        (["testbed.num_devices=2", "network=switch", "network.link_latency_ms=1"], (4, None)),
+    ],
+)
+def test_the_host_is_asked_with_the_threads_and_messages_of_the_point(
+    arguments: list[str], probed: tuple, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of four cores; a hidden state of 96 fp32 values."""
+    asked: list = []
+    monkeypatch.setattr(limits, "available_cpus", lambda: [0, 1, 2, 3])
+    monkeypatch.setattr(limits, "in_helper", lambda fn, *given: asked.append(given))
+    settings = settings_of(
+        "model=debug",
+        "system=allreduce",
+        "workload.prompt_tokens=1",
+        "testbed.threads_per_device=2",
+        "network=none",
+        *arguments,
+        f"cache_dir={tmp_path}",
+    )
+    limits.host_limits(settings.testbed, settings.system, prepare(settings).job)
+    ((num_threads, extents, message_bytes),) = asked
+    assert (num_threads, message_bytes) == probed
+    assert not extents

@@ -35,6 +35,9 @@ def test_speed_of_an_answer() -> None:
     assert speed.token_latency_p95_s == pytest.approx(2.9)
     assert speed.num_tokens == 4
     assert speed.unexplained_share == pytest.approx(0.25)  # of 0, 0.75 / 3 and 1 / 2
+    assert speed.compute_share == pytest.approx(0.5)  # of 1 / 2, 1 / 3 and 1 / 2
+    assert speed.sync_share == pytest.approx(0.25)  # of 1 / 4, 1 / 3 and 0
+    assert (speed.load_wait_share, speed.sampling_share) == (0.0, 0.0)
 
 
 def test_one_token_has_no_latency() -> None:
@@ -44,6 +47,7 @@ def test_one_token_has_no_latency() -> None:
     assert math.isnan(speed.token_latency_s)
     assert math.isnan(speed.warmup_ttft_s)
     assert math.isnan(speed.unexplained_share)
+    assert math.isnan(speed.compute_share)
 
 
 @pytest.mark.parametrize(("status", "answer"), [("ok", None), ("oom", ANSWER)])

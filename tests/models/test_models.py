@@ -10,7 +10,8 @@ import pytest
 from tpi_bench.contract.model import Model, ModelConfig, Rope
 from tpi_bench.models.checkpoints import FolderCheckpoint
 from tpi_bench.models.hf_config import parse_config, read_config
-from tpi_bench.models.synthetic import SyntheticCheckpoint, hugging_face_folder
+from tpi_bench.models.hf_folder import hugging_face_folder
+from tpi_bench.models.synthetic import SyntheticCheckpoint
 
 LLAMA = {
     "model_type": "llama",
@@ -191,7 +192,9 @@ def test_synthetic_weights_do_not_depend_on_the_slice() -> None:
 
 def test_a_shape_is_written_out_for_libraries(tmp_path: Path) -> None:
     checkpoint = SyntheticCheckpoint(SHAPE, seed=1, share_layers=False)
-    model = Model(name="tiny", checkpoint=checkpoint, dtype="float32", folder=None)
+    model = Model(
+        name="tiny", checkpoint=checkpoint, dtype="float32", weights="float32", folder=None
+    )
     folder = hugging_face_folder(model, tmp_path)
     assert hugging_face_folder(model, tmp_path) == folder
     written = FolderCheckpoint(folder, read_config(folder))
@@ -204,7 +207,9 @@ def test_a_shape_is_written_out_for_libraries(tmp_path: Path) -> None:
 
 def test_shared_layers_are_not_written_out(tmp_path: Path) -> None:
     checkpoint = SyntheticCheckpoint(SHAPE, seed=1, share_layers=True)
-    model = Model(name="tiny", checkpoint=checkpoint, dtype="float32", folder=None)
+    model = Model(
+        name="tiny", checkpoint=checkpoint, dtype="float32", weights="float32", folder=None
+    )
     with pytest.raises(ValueError, match=r"^model\.share_layers=true works only with"):
         hugging_face_folder(model, tmp_path)
     assert not list(tmp_path.iterdir())

@@ -30,8 +30,8 @@ def shards_of(
 ) -> tuple[Path, FolderCheckpoint, Plan]:
     checkpoint = FolderCheckpoint(folder, read_config(folder))
     plan = TpiSystem().plan(checkpoint.config, Site(proportions=[1.0] * num_devices))
-    target = shard_folder(cache_dir, checkpoint, plan, "float32")
-    shard(target, checkpoint, plan, "float32")
+    target = shard_folder(cache_dir, checkpoint, plan, "float32", "float32")
+    shard(target, checkpoint, plan, "float32", "float32")
     return target, checkpoint, plan
 
 
@@ -74,7 +74,7 @@ def test_planned_blocks_are_those_that_are_written(
     target, checkpoint, plan = shards_of(checkpoints[name], tmp_path, 3)
     manifest, _ = find_shards(target)
     assert manifest is not None
-    for rank, planned in enumerate(planned_blocks(checkpoint.config, plan, "float32")):
+    for rank, planned in enumerate(planned_blocks(checkpoint.config, plan, "float32", "float32")):
         written = block_files.rank_blocks(target, manifest, rank)
         assert [replace(b, path="") for b in planned] == [replace(b, path="") for b in written]
         assert len({b.path for b in planned}) == len({b.path for b in written})
@@ -83,7 +83,7 @@ def test_planned_blocks_are_those_that_are_written(
 def test_a_second_run_reuses_the_files(checkpoints: dict[str, Path], tmp_path: Path) -> None:
     target, checkpoint, plan = shards_of(checkpoints["gqa"], tmp_path, 2)
     before = {path: path.stat().st_mtime_ns for path in target.iterdir()}
-    shard(target, checkpoint, plan, "float32")
+    shard(target, checkpoint, plan, "float32", "float32")
     assert before == {path: path.stat().st_mtime_ns for path in target.iterdir()}
 
 
@@ -108,7 +108,7 @@ def test_damaged_files_are_named_and_made_again(
     good = victim.read_bytes()
     untouched = (target / "rank0.ffn_2.safetensors").stat().st_mtime_ns
     harm(victim)
-    shard(target, checkpoint, plan, "float32")
+    shard(target, checkpoint, plan, "float32", "float32")
     assert str(victim) in (message := capsys.readouterr().err)
     assert reason in message
     assert victim.read_bytes() == good
@@ -134,6 +134,7 @@ def test_another_plan_or_dtype_has_another_folder(
             checkpoint,
             TpiSystem().plan(checkpoint.config, Site(proportions=[1.0] * n)),
             dtype,
+            dtype,
         )
         for n in (1, 2, 3)
         for dtype in ("float32", "bfloat16")
@@ -154,8 +155,8 @@ def test_shared_layers_are_few_files_read_every_time(tmp_path: Path) -> None:
     )
     checkpoint = SyntheticCheckpoint(config, seed=0, share_layers=True)
     plan = TpiSystem().plan(config, Site(proportions=[1.0, 1.0]))
-    target = shard_folder(tmp_path, checkpoint, plan, "float32")
-    shard(target, checkpoint, plan, "float32")
+    target = shard_folder(tmp_path, checkpoint, plan, "float32", "float32")
+    shard(target, checkpoint, plan, "float32", "float32")
     assert len(list(target.glob("*.safetensors"))) == 6  # two blocks a device, and the two ends
     manifest, _ = find_shards(target)
     assert manifest is not None
@@ -179,7 +180,7 @@ def test_an_interrupted_build_leaves_nothing_half_written(
 ) -> None:
     checkpoint = FolderCheckpoint(checkpoints["gqa"], read_config(checkpoints["gqa"]))
     plan = TpiSystem().plan(checkpoint.config, Site(proportions=[1.0, 1.0]))
-    target = shard_folder(tmp_path, checkpoint, plan, "float32")
+    target = shard_folder(tmp_path, checkpoint, plan, "float32", "float32")
     real = FolderCheckpoint.read_rows
 
     def stop_at_layer_2(self: FolderCheckpoint, name: str, start: int, stop: int):
@@ -189,7 +190,7 @@ def test_an_interrupted_build_leaves_nothing_half_written(
 
     monkeypatch.setattr(FolderCheckpoint, "read_rows", stop_at_layer_2)
     with pytest.raises(KeyboardInterrupt):
-        shard(target, checkpoint, plan, "float32")
+        shard(target, checkpoint, plan, "float32", "float32")
     assert not list(target.glob("*.tmp"))
     manifest, bad = find_shards(target)
     assert manifest is not None
@@ -197,7 +198,7 @@ def test_an_interrupted_build_leaves_nothing_half_written(
     assert "rank0.attn_1.safetensors" not in bad
     kept = (target / "rank0.attn_1.safetensors").stat().st_mtime_ns
     monkeypatch.setattr(FolderCheckpoint, "read_rows", real)
-    shard(target, checkpoint, plan, "float32")
+    shard(target, checkpoint, plan, "float32", "float32")
     assert find_shards(target)[1] == {}
     assert (target / "rank0.attn_1.safetensors").stat().st_mtime_ns == kept
 
@@ -226,7 +227,13 @@ def _peak_of_sharding(cache_dir: Path) -> tuple[int, int]:
     )
     checkpoint = SyntheticCheckpoint(config, seed=0, share_layers=True)
     plan = TpiSystem().plan(config, Site(proportions=[1.0, 1.0]))
-    shard(shard_folder(cache_dir, checkpoint, plan, "float32"), checkpoint, plan, "float32")
+    shard(
+        shard_folder(cache_dir, checkpoint, plan, "float32", "float32"),
+        checkpoint,
+        plan,
+        "float32",
+        "float32",
+    )
     largest = 13824 // 2 * 2 * 5120 * 4  # gate and up of one device
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, largest
 

@@ -27,6 +27,7 @@ from tpi_bench.contract.request import Request
 from tpi_bench.contract.system import System
 from tpi_bench.engine.tpi import TpiSystem
 from tpi_bench.host import cgroups, page_cache
+from tpi_bench.measure.prepare import prepare
 from tpi_bench.processes import caps
 from tpi_bench.processes.launcher import run_job
 from tpi_bench.report.rows import RunRow
@@ -214,7 +215,7 @@ def test_who_holds_all_weights_is_told_of_the_window(
     job = job_of(TpiSystem(window=window), checkpoints, cache_dir)
     text = caps.Caps(job).oom_text(0, caps.Limit(), "so it said")
     assert text.startswith("ran out of memory: so it said; its weights are ")
-    assert text.endswith("; this system has no more; try system.window=2, or a smaller model")
+    assert text.endswith("; this system has no more; try system.window=auto, or a smaller model")
 
 
 def test_who_has_a_window_is_told_of_more_devices(
@@ -230,6 +231,31 @@ def test_who_has_a_window_is_told_of_more_devices(
             "devices, or a larger device.memory_mb"
         )
     )
+
+
+def test_a_planned_device_stays_within_its_cap(real_groups: None, cache_dir: Path) -> None:
+    """Of 344 MB of weights about half fit; with no other setting than the cap."""
+    given = [
+        "model=debug",
+        "model.num_layers=24",
+        "model.hidden=480",
+        "model.intermediate=2000",
+        "model.share_layers=true",
+        "testbed.num_devices=1",
+        "workload.prompt_tokens=20",
+        "workload.num_new_tokens=4",
+        "system.window=auto",
+        f"cache_dir={cache_dir}",
+    ]
+    settings = settings_of(*given, "device.memory_mb=420")
+    job = prepare(settings).job
+    plan = settings.system.streaming(job, 0)
+    assert plan.streamed_bytes > 100 * MB
+    (device,) = run_ok(job).devices
+    assert sum(device.ledger_bytes.values()) <= job.free_of(0)
+    assert 100 * MB < plan.kept_bytes < device.peak_cgroup_bytes <= device.memory_limit_bytes
+    with pytest.raises(ValueError, match=r"device.memory_mb=200 is too little for the largest"):
+        prepare(settings_of(*given, "device.memory_mb=200"))
 
 
 # What is left
@@ -340,8 +366,8 @@ def test_a_sweep_with_caps(cache_dir: Path, tmp_path: Path) -> None:
     assert found.pop(("off", 300.0)) == "oom"
     assert found == {("2", 300.0): "ok", ("2", 0.0): "ok", ("off", 0.0): "ok"}
     (error,) = runs.error.dropna()
-    assert "; its weights are 344.2 MB; device.memory_mb=300 allows " in error
-    assert error.endswith("try system.window=2, or a larger device.memory_mb")
+    assert "; its weights are 344.3 MB; device.memory_mb=300 allows " in error
+    assert error.endswith("try system.window=auto, or a larger device.memory_mb")
     assert set(runs.cache) == {"cold"}
     assert (runs.pss_interval_s >= 0.5).all()
     tokens = pd.read_parquet(folder / "tokens.parquet").groupby("point").token_id.agg(tuple)

@@ -174,23 +174,22 @@ def test_what_answers_the_question(changes: dict, is_answer: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    ("dtype", "weights", "status", "tokens_equal", "differs"),
+    ("changes", "differs"),
     [
-        ("float32", None, "ok", False, True),
-        ("float32", "auto", "ok", False, True),
-        ("float32", "Q8_0", "ok", False, False),
-        ("bfloat16", None, "ok", False, False),
-        ("float32", None, "ok", True, False),
-        ("float32", None, "ok", None, False),
-        ("float32", None, "oom", None, False),
+        ({}, True),
+        ({"weights": "q8"}, True),
+        ({"weights": "q8", "is_library": True}, False),
+        ({"system_settings": {"wire": "auto"}}, True),
+        ({"system_settings": {"wire": "q8"}}, False),
+        ({"dtype": "bfloat16"}, False),
+        ({"tokens_equal": True}, False),
+        ({"tokens_equal": None}, False),
+        ({"status": "oom", "tokens_equal": None}, False),
     ],
 )
-def test_who_is_judged_by_the_oracle(
-    dtype: str, weights: str | None, status: str, tokens_equal: bool | None, differs: bool
-) -> None:
-    """fp32 in values and weights; what was not checked, or failed, is not."""
-    settings = {} if weights is None else {"weights": weights}
-    run = replace(
-        RUN, dtype=dtype, status=status, tokens_equal=tokens_equal, system_settings=settings
+def test_who_is_judged_by_the_oracle(changes: dict, differs: bool) -> None:
+    """What computes in fp32, whatever it holds; what was not checked, or failed, is not."""
+    judged = replace(
+        RUN, dtype="float32", weights="float32", status="ok", tokens_equal=False, is_library=False
     )
-    assert run.differs_from_oracle is differs
+    assert replace(judged, **changes).differs_from_oracle is differs

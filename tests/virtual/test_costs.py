@@ -13,8 +13,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tpi_bench.contract.device import DeviceProfile, ideal_device
+from tpi_bench.contract.device import DeviceProfile, Operator, Work, ideal_device
 from tpi_bench.contract.runtime import Key
+from tpi_bench.engine.matrix import Matrix
 from tpi_bench.virtual import costs as costs_module
 from tpi_bench.virtual.costs import MeasuredCosts, ModelledCosts
 from tpi_bench.virtual.operators import count_work
@@ -26,23 +27,28 @@ def meta(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     return torch.empty(shape, dtype=dtype, device="meta")
 
 
-def work_of(fn: Callable[[], object]) -> tuple[tuple[int, int], ...]:
+def work_of(fn: Callable[[], object]) -> Work:
     with torch.inference_mode():  # as the scheduler does
         return count_work(fn)[1]
+
+
+def counts(fn: Callable[[], object]) -> tuple[tuple[int, int], ...]:
+    """Floating-point operations and bytes."""
+    return tuple((operator.flops, operator.nbytes) for operator in work_of(fn))
 
 
 def test_a_product_counts_both_inputs_the_output_and_two_operations_a_term() -> None:
     """(3, 5) times (5, 7): 15 + 35 + 21 values of 4 bytes, 2 x 3 x 5 x 7 operations."""
     a, b = meta(3, 5), meta(5, 7)
-    assert work_of(lambda: a @ b) == ((210, 284),)
+    assert counts(lambda: a @ b) == ((210, 284),)
     linear, weight = meta(1, 3, 5), meta(7, 5)
-    assert work_of(lambda: F.linear(linear, weight)) == ((210, 284),)
+    assert counts(lambda: F.linear(linear, weight)) == ((210, 284),)
 
 
 def test_batched_and_half_precision_products() -> None:
     """4 times (2, 3) x (3, 5): 4 x (6 + 15 + 10) values of 2 bytes, 4 x 2 x 2 x 3 x 5."""
     a, b = meta(4, 2, 3, dtype=torch.float16), meta(4, 3, 5, dtype=torch.float16)
-    assert work_of(lambda: torch.bmm(a, b)) == ((240, 248),)
+    assert counts(lambda: torch.bmm(a, b)) == ((240, 248),)
 
 
 def test_views_are_free() -> None:
@@ -53,22 +59,81 @@ def test_views_are_free() -> None:
         left, _ = parts[0].split((1, 2), dim=1)
         return left[1:, ..., :1].permute(1, 0, 2, 3).detach().select(0, 0).squeeze()
 
-    assert work_of(look) == ()
-    assert work_of(lambda: x.reshape(24).flatten()) == ()
+    assert counts(look) == ()
+    assert counts(lambda: x.reshape(24).flatten()) == ()
 
 
 def test_work_in_place_is_no_view() -> None:
     """10 values are read, 10 added to them, 10 written."""
     x, y = meta(10), meta(10)
-    assert work_of(lambda: x.add_(y)) == ((0, 120),)
-    assert work_of(lambda: x + y) == ((0, 120),)
+    assert counts(lambda: x.add_(y)) == ((0, 120),)
+    assert counts(lambda: x + y) == ((0, 120),)
 
 
 def test_a_gather_reads_what_it_returns() -> None:
     """5 rows of 8 values are read and written, whatever the table's length."""
     table, ids = meta(1000, 8), torch.zeros(5, dtype=torch.int64, device="meta")
     for gather in (lambda: table[ids], lambda: F.embedding(ids, table)):
-        assert work_of(gather) == ((0, 2 * 5 * 8 * 4),)
+        assert counts(gather) == ((0, 2 * 5 * 8 * 4),)
+
+
+def stored(held: str, device: str) -> Matrix:
+    """A matrix (7, 64), as block files hold it."""
+    scales = torch.full((7, 2), 0.5, dtype=torch.float16, device=device)
+    if held == "q8":
+        return Matrix(torch.full((7, 64), -3, dtype=torch.int8, device=device), scales)
+    if held == "q4":
+        return Matrix(torch.full((7, 32), 0x2B, dtype=torch.uint8, device=device), scales)
+    return Matrix(torch.full((7, 64), 1.5, dtype=getattr(torch, held), device=device))
+
+
+@pytest.mark.parametrize(
+    ("held", "dtype", "weight_bytes"),
+    [
+        ("float32", torch.float32, 7 * 64 * 4),
+        ("bfloat16", torch.bfloat16, 7 * 64 * 2),
+        ("float16", torch.float32, 7 * 64 * 2),
+        ("q8", torch.float32, 7 * 64 + 7 * 2 * 2),
+        ("q4", torch.float32, 7 * 32 + 7 * 2 * 2),
+    ],
+)
+@pytest.mark.parametrize("num_rows", [1, 3])
+def test_a_product_with_weights_is_one_operator_of_their_precision(
+    held: str, dtype: torch.dtype, weight_bytes: int, num_rows: int
+) -> None:
+    """x (T, 64) times (7, 64), with whatever kernel: what it does, and the bytes of all tensors."""
+    state_bytes = num_rows * (64 + 7) * dtype.itemsize
+    expected = Operator(
+        flops=2 * num_rows * 64 * 7,
+        nbytes=weight_bytes + state_bytes,
+        weights=held,
+        dtype=str(dtype).removeprefix("torch."),
+    )
+    x = meta(num_rows, 64, dtype=dtype)
+    planned = stored(held, "meta")
+    assert work_of(lambda: planned(x)) == (expected,)
+    real, ones = stored(held, "cpu"), torch.ones(num_rows, 64, dtype=dtype)
+    with torch.inference_mode():
+        result, work = count_work(lambda: real(ones))
+        assert torch.equal(result, real(ones))
+    assert work == (expected,)
+
+
+def test_other_operators_say_what_they_compute_in() -> None:
+    """Attention reads no weights, but has the arithmetic of its type."""
+    queries = meta(1, 2, 5, 8, dtype=torch.bfloat16)
+    work = work_of(lambda: F.scaled_dot_product_attention(queries, queries, queries))
+    assert work == (Operator(2 * 2 * (2 * 5 * 5 * 8), 4 * 2 * 5 * 8 * 2, None, "bfloat16"),)
+
+
+def test_modelled_charges_the_rate_of_the_precision() -> None:
+    """228 + 284 bytes at 4 bits, at 1 GB/s where memory gives 2; 7 overhead."""
+    device = replace(DEVICE, q4_gb_per_s=1, op_overhead_us=0.007)
+    matrix, x = stored("q4", "meta"), meta(1, 64)
+    nbytes = 7 * 32 + 7 * 2 * 2 + (64 + 7) * 4
+    for profile, ns in ((device, nbytes), (replace(device, q4_gb_per_s=None), nbytes // 2)):
+        with torch.inference_mode():
+            assert ModelledCosts().run(("product",), lambda: matrix(x), profile)[1] == ns + 7
 
 
 def test_counting_does_not_change_the_result() -> None:
@@ -191,15 +256,20 @@ def test_the_charge_is_the_files(tmp_path: Path, clock: FakeClock) -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "threads"),
-    [(("twice", 11, torch.float32), 1), (("twice", 10, torch.float16), 1), (KEY, 2)],
+    ("key", "threads", "kernel"),
+    [
+        (("twice", 11, torch.float32), 1, "torch"),
+        (("twice", 10, torch.float16), 1, "torch"),
+        (KEY, 2, "torch"),
+        (KEY, 1, "numba q4"),
+    ],
 )
-def test_other_keys_and_thread_counts_are_measured_anew(
-    tmp_path: Path, clock: FakeClock, key: Key, threads: int
+def test_other_keys_threads_and_kernels_are_measured_anew(
+    tmp_path: Path, clock: FakeClock, key: Key, threads: int, kernel: str
 ) -> None:
     path = tmp_path / "costs.json"
     learned(path, clock).save()
-    costs = MeasuredCosts(path, DEVICE, threads)
+    costs = MeasuredCosts(path, DEVICE, threads, kernel=kernel)
     assert costs.run(key, clock.taking(77), DEVICE)[1] == 77
     assert not costs.is_complete
 

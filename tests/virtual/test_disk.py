@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from tests.helpers.virtual import IDEAL, Scripted, world_of
-from tpi_bench.contract.blocks import BlockFile, TensorView
-from tpi_bench.engine.window import MappedWeights
-from tpi_bench.virtual.disk import DiskQueue, PageCache
+from tpi_bench.contract.blocks import PAGE, BlockFile, TensorView
+from tpi_bench.engine.paged import FaultedWeights, MappedWeights
+from tpi_bench.engine.streaming import WindowConfig, window_of
+from tpi_bench.virtual.disk import FAULT_NS_PER_BYTE, READ_AHEAD_BYTES, DiskQueue, PageCache
 from tpi_bench.virtual.runtime import VirtualRuntime
 
 
@@ -90,7 +91,6 @@ def block(number: int, nbytes: int) -> BlockFile:
         path=f"planned:{number}",
         kind="attn",
         layer=number,
-        dtype="float32",
         data_offset=0,
         nbytes=nbytes,
         tensors={"w": TensorView((1,), 0)},
@@ -133,3 +133,44 @@ def test_golden_times_of_mapped_weights(
     world = world_of(device, costs=Scripted(attn=compute_ns))
     assert world.run(program) == [ends]
     assert world.runtimes[0].bytes_read == (2_000_000 if memory_gb == 1.0 else 6_000_000)
+
+
+@pytest.mark.parametrize("memory_gb", [1.0, 0.0015])
+def test_golden_times_of_mappings_that_are_made_anew(
+    monkeypatch: pytest.MonkeyPatch, memory_gb: float
+) -> None:
+    """As above, and page faults at every use; a disk's latency meets a plain read-ahead."""
+    import torch
+
+    monkeypatch.setattr(
+        "tpi_bench.virtual.runtime.map_file", lambda b: torch.zeros(b.nbytes).byte().numpy()
+    )
+    nbytes, compute_ns, latency_us = 256 * PAGE, 100_000, 200
+    device = replace(
+        IDEAL,
+        memory_gb=memory_gb,
+        disk_gb_per_s=1.0,
+        disk_latency_us=latency_us,
+        disk_queue_depth=8,
+    )
+    own = [block(0, nbytes), block(1, nbytes)]
+
+    def program(rt: VirtualRuntime) -> list[int]:
+        plan = window_of(own, WindowConfig(loading="faulted"))
+        weights: Any = FaultedWeights(rt, own, plan)
+        times = []
+        for _ in range(3):
+            for index in range(2):
+                weights.acquire(index)
+                rt.compute(("attn",), lambda: None)
+                weights.release(index)
+            times.append(rt.now())
+        return times
+
+    world = world_of(device, costs=Scripted(attn=compute_ns))
+    ((first, second, third),) = world.run(program)
+    # Two parts in flight, 8 in a block: four rounds of a latency and a part, and the last part.
+    read = 4 * (latency_us * 1000 + READ_AHEAD_BYTES) + READ_AHEAD_BYTES
+    assert first == 2 * read
+    again = compute_ns + round(nbytes * FAULT_NS_PER_BYTE) if memory_gb == 1.0 else read
+    assert (second - first, third - second) == (2 * again, 2 * again)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,14 +13,17 @@ import pytest
 from baselines.galaxy import GalaxySystem
 from baselines.pipeline import PipelineSystem
 from tests.helpers.models_zoo import oracle
+from tests.helpers.running import checkpoint_of, run_ok
 from tests.helpers.virtual import IDEAL, PAPER, REQUEST, run_here, virtual_job
 from tpi_bench.contract.device import DeviceProfile
-from tpi_bench.contract.job import Outcome
+from tpi_bench.contract.job import Job, Outcome
 from tpi_bench.contract.network import NetworkConfig
+from tpi_bench.contract.plan import Site
 from tpi_bench.engine.collectives import COLLECTIVES
 from tpi_bench.engine.streaming import WindowedSystem
 from tpi_bench.engine.tpi import TpiSystem
 from tpi_bench.models.block_layout import planned_blocks
+from tpi_bench.virtual.run import cost_file
 
 REAL = DeviceProfile(
     name="real",
@@ -49,6 +53,8 @@ SYSTEMS += [
     (3, GalaxySystem()),
     (2, TpiSystem(loading="mmap")),
     (1, TpiSystem(loading="blocking", resident_io=True)),
+    (1, TpiSystem(loading="faulted", resident_io=True)),
+    (2, TpiSystem(loading="faulted")),
     (2, PipelineSystem(loading="blocking")),
     (3, PipelineSystem(loading="mmap")),
 ]
@@ -94,7 +100,7 @@ def modelled(
     job = virtual_job(system, folder, cache_dir, 4, profile, network=network)
     if settings.get("cost") != "measured":  # no files are needed
         assert job.plan is not None
-        job = replace(job, blocks=planned_blocks(job.config, job.plan, "float32"))
+        job = replace(job, blocks=planned_blocks(job.config, job.plan, "float32", "float32"))
     return run_here(job, cache_dir, trace=True, **settings)
 
 
@@ -120,6 +126,64 @@ def test_measured_costs_are_kept(checkpoints: dict[str, Path], tmp_path: Path) -
     assert first.generation is not None
     assert first.generation == second.generation
     assert sum(kinds["compute"] for kinds in first.generation.account) > 0
+
+
+@pytest.mark.parametrize("weights", ["float16", "q8", "q4"])
+def test_measured_runs_of_other_weights_have_costs_of_their_own(
+    wide: Path, tmp_path: Path, weights: str
+) -> None:
+    """The tokens are those of real devices, and no cost is that of other weights."""
+    dtype = "float16" if weights == "float16" else "float32"
+    system = TpiSystem(collective="direct")
+    entries = []
+    for held, computed in (("float32", "float32"), (weights, dtype)):
+        job = virtual_job(system, wide, tmp_path, 2, weights=held, dtype=computed)
+        outcome = run_here(job, tmp_path, cost="measured")
+        assert outcome.status == "ok", outcome.error
+        entries.append(json.loads(cost_file(tmp_path).read_text()))
+    assert outcome.generation == run_here(job, tmp_path, cost="measured").generation
+    assert outcome.generation is not None
+    real = run_ok(replace(job, profiles=()))
+    assert real.generation is not None
+    assert outcome.generation.token_ids == real.generation.token_ids
+    before, after = entries
+    assert all(after[name] == cost for name, cost in before.items())  # all keys are its own
+    held_by = {operator[2] for cost in after.values() for operator in cost["work"]}
+    assert held_by == {None, "float32", weights}
+
+
+def test_a_device_that_unpacks_slowly_is_slower_with_quantised_weights(wide: Path) -> None:
+    """Of one that has memory's rate at 4 bits, and one that has a hundredth of it."""
+    ends: dict[tuple[str, float | None], int] = {}
+    for held in ("float32", "q4"):
+        for rate in (None, 0.1):
+            profile = replace(REAL, q4_gb_per_s=rate)
+            job = planned_job(wide, profile, held)
+            outcome = run_here(job, Path("unused"))
+            assert outcome.generation is not None, outcome.error
+            ends[held, rate] = outcome.generation.token_ns[-1]
+    assert ends["float32", None] == ends["float32", 0.1]
+    assert ends["q4", None] < ends["float32", None]
+    assert ends["q4", 0.1] > ends["float32", None]
+
+
+def planned_job(folder: Path, profile: DeviceProfile, weights: str) -> Job:
+    """Two devices under TPI, without files."""
+    config = checkpoint_of(folder).config
+    plan = TpiSystem().plan(config, Site(proportions=[1.0, 1.0], weights=weights))
+    return Job(
+        program=TpiSystem(),
+        config=config,
+        dtype="float32",
+        weights=weights,
+        num_devices=2,
+        plan=plan,
+        blocks=planned_blocks(config, plan, weights, "float32"),
+        request=REQUEST,
+        network=NetworkConfig(),
+        threads_per_device=1,
+        profiles=(profile,) * 2,
+    )
 
 
 def test_a_shared_disk_is_slower(checkpoints: dict[str, Path], cache_dir: Path) -> None:

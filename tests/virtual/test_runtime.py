@@ -24,7 +24,6 @@ def block_at(path: Path, nbytes: int, offset: int = 0) -> BlockFile:
         path=str(path),
         kind="ffn",
         layer=0,
-        dtype="float32",
         data_offset=offset,
         nbytes=nbytes,
         tensors={},

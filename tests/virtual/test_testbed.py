@@ -124,6 +124,7 @@ def job_on(*profiles: DeviceProfile) -> Job:
         program=TpiSystem(),
         config=config,
         dtype="float32",
+        weights="float32",
         num_devices=len(profiles),
         plan=None,
         blocks=[],

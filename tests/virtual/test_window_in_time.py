@@ -10,7 +10,7 @@ from tests.helpers.virtual import IDEAL, Scripted, no_work, world_of
 from tpi_bench.contract.blocks import BlockFile, TensorView
 from tpi_bench.contract.network import NetworkConfig
 from tpi_bench.engine.collectives import COLLECTIVES
-from tpi_bench.engine.streaming import WindowConfig
+from tpi_bench.engine.streaming import WindowConfig, window_of
 from tpi_bench.engine.window import Window
 from tpi_bench.virtual.runtime import VirtualRuntime
 
@@ -22,7 +22,6 @@ def streamed_blocks(layers: int) -> list[BlockFile]:
             path="",
             kind=kind,
             layer=layer,
-            dtype="float32",
             data_offset=0,
             nbytes=nbytes,
             tensors={"w": TensorView((4,), 0)},
@@ -48,7 +47,7 @@ def test_a_load_behind_a_sync_costs_what_does_not_fit() -> None:
 
     def program(rt: VirtualRuntime) -> list[int]:
         own = streamed_blocks(2)
-        window = Window(rt, own, WindowConfig(size=2))
+        window = Window(rt, own, window_of(own, WindowConfig(size=2)))
         ends = []
         for _token in range(2):
             for index, block in enumerate(own):

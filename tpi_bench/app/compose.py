@@ -17,7 +17,7 @@ from tpi_bench.contract.request import Workload
 from tpi_bench.host import page_cache
 from tpi_bench.measure.settings import Settings
 
-TASKS = ("generate", "measure", "calibrate")
+TASKS = ("generate", "measure", "perplexity", "calibrate")
 REPORTS = ("text", "json")
 _PLAIN: dict[str, Any] = {
     "name": str,

@@ -4,6 +4,7 @@
 them adds or changes; the command line overrides both. Systems given there that an experiment names
 take part in the grids that name them, others in all. Two grids can then name the same point, which
 is run once, and one can set what another system has and this one has not: such points are left out.
+`repeat` varies slowest over all grids, so that everything is measured in turns.
 Without grids it does what Hydra's basic sweeper does, and launcher plug-ins work as with that one.
 """
 
@@ -81,8 +82,8 @@ def jobs_of_grids(
 ) -> tuple[list[list[str]], dict[str, int]]:
     """The overrides of every job, and how many points are left out for which reason.
 
-    For each grid the product of all choices, the last key fastest. A key that is given again keeps
-    its place and takes the later choices.
+    For each grid the product of all choices, the last key fastest; then all of them in the order
+    of their repeat. A key that is given again keeps its place and takes the later choices.
     """
     parser = OverridesParser.create()
     given = {override.get_key_element() for override in parser.parse_overrides(list(arguments))}
@@ -103,7 +104,12 @@ def jobs_of_grids(
                 left_out[reason] = left_out.get(reason, 0) + 1
             else:
                 jobs.setdefault(frozenset(job), list(job))
-    return list(jobs.values()), left_out
+    return sorted(jobs.values(), key=_repeat_of), left_out
+
+
+def _repeat_of(job: Sequence[str]) -> int:
+    numbers = [text.removeprefix("repeat=") for text in job if text.startswith("repeat=")]
+    return int(numbers[0]) if numbers and numbers[0].isdigit() else 0
 
 
 def _systems(parser: OverridesParser, grid: Mapping[str, Any]) -> set[str]:

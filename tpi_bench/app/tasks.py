@@ -1,4 +1,4 @@
-"""The tasks: generate an answer, measure a point, calibrate this host. Hydra calls `run_task`."""
+"""The tasks: generate, measure a point, calibrate, tell perplexities. Hydra calls `run_task`."""
 
 from __future__ import annotations
 
@@ -37,6 +37,8 @@ def run_task(cfg: DictConfig) -> str | None:
             raise
         if settings.task == "calibrate":
             _calibrate(settings)
+        elif settings.task == "perplexity":
+            _perplexity(settings)
         elif settings.task == "generate":
             _generate(settings)
         elif HydraConfig.get().mode == RunMode.MULTIRUN:
@@ -90,6 +92,25 @@ def _calibrate(settings: Settings) -> None:
     found = calibrate.calibrate(cache_dir)
     print(calibrate.calibration_text(found))
     print(calibrate.calibration_file(cache_dir), file=sys.stderr)
+
+
+def _perplexity(settings: Settings) -> None:
+    from tpi_bench.measure import perplexity
+
+    is_text = settings.report == "text"
+    found: list[perplexity.Score] = []
+    for score in perplexity.scores(settings):
+        if is_text and not found:
+            print(perplexity.SCORE_HEAD)
+        found.append(score)
+        if is_text:
+            print(perplexity.score_line(score), flush=True)
+    if is_text:
+        print(f"of {max(score.num_tokens for score in found)} tokens")
+    else:
+        print(json.dumps(perplexity.score_report(found)), flush=True)
+    if all(score.error for score in found):
+        sys.exit(1)
 
 
 def _measure(settings: Settings, folder: Path) -> None:

@@ -2,8 +2,9 @@
 
 The `device` group holds one YAML a device, every number with its source; `task=calibrate` makes
 the one of this host. A computation costs what the roofline says: each operator takes the longer of
-its bytes over the memory bandwidth and its floating-point operations over the peak rate, plus a
-fixed overhead (Williams et al., "Roofline", CACM 2009).
+its bytes over the rate at which it reads them and its floating-point operations over the peak rate,
+plus a fixed overhead (Williams et al., "Roofline", CACM 2009). Both rates are those of the
+precision: unpacking 4-bit weights may be slower than memory, half precision has a peak of its own.
 """
 
 from __future__ import annotations
@@ -13,18 +14,41 @@ from dataclasses import dataclass
 from itertools import groupby
 from math import inf
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
-# The operators of one computation: (floating-point operations, bytes read and written) each.
-Work = tuple[tuple[int, int], ...]
+from tpi_bench.contract.model import WEIGHTS
+
+_OF_PRECISION = [f"{name}_{unit}" for unit in ("gb_per_s", "gflops") for name in WEIGHTS[1:]]
+
+
+class Operator(NamedTuple):
+    """One operator: floating-point operations, bytes read and written, and on what numbers.
+
+    `weights` is what a product's matrix is held in, None for an operator that reads none; `dtype`
+    is what is computed in.
+    """
+
+    flops: int
+    nbytes: int
+    weights: str | None = None
+    dtype: str = "float32"
+
+
+# The operators of one computation, one after another.
+Work = tuple[Operator, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class DeviceProfile:
     """The `device` group. GB and GFLOPS are 1e9; rates are sustained ones, in fp32, of all cores.
 
-    With `used_cores` below `cores` the arithmetic rate falls in proportion; the memory bandwidth
-    does below half of the cores, which are taken to saturate it (an assumption).
+    `q4_gb_per_s` and its like are the bytes of weights a second in products of so held matrices
+    with one vector; null is the memory bandwidth. `bfloat16_gflops` and its like are the arithmetic
+    of products with many vectors; null is `peak_gflops`.
+
+    With `used_cores` below `cores` arithmetic rates fall in proportion, and so does a rate of
+    unpacking; the memory bandwidth does below half of the cores, which are taken to saturate it (an
+    assumption).
     """
 
     name: str
@@ -39,6 +63,14 @@ class DeviceProfile:
     message_overhead_us: float  # CPU time to send or receive a message, or to ask for a read
     source: str = ""
     used_cores: int | None = None
+    float16_gb_per_s: float | None = None
+    bfloat16_gb_per_s: float | None = None
+    q8_gb_per_s: float | None = None
+    q4_gb_per_s: float | None = None
+    float16_gflops: float | None = None
+    bfloat16_gflops: float | None = None
+    q8_gflops: float | None = None
+    q4_gflops: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("cores", "disk_queue_depth"):
@@ -47,6 +79,11 @@ class DeviceProfile:
         for name in ("memory_gb", "memory_gb_per_s", "peak_gflops", "disk_gb_per_s"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"device.{name}={getattr(self, name)} must be above 0")
+        for name in _OF_PRECISION:
+            rate = getattr(self, name)
+            if rate is not None and not 0 < rate < inf:
+                usual = "memory_gb_per_s" if name.endswith("gb_per_s") else "peak_gflops"
+                raise ValueError(f"device.{name}={rate} must be above 0, or null for {usual}")
         for name in ("op_overhead_us", "disk_latency_us", "message_overhead_us"):
             if not 0 <= getattr(self, name) < inf:
                 raise ValueError(f"device.{name}={getattr(self, name)} must be at least 0")
@@ -71,10 +108,6 @@ class DeviceProfile:
         return self.disk_gb_per_s * 1e9
 
     @property
-    def flops_per_s(self) -> float:
-        return self.peak_gflops * 1e9 * self.num_used / self.cores
-
-    @property
     def num_used(self) -> int:
         """Cores that compute."""
         return self.used_cores or self.cores
@@ -92,11 +125,30 @@ class DeviceProfile:
         """What a plan divides by: memory bandwidth, which bounds decoding."""
         return self.memory_bps
 
+    def read_bps(self, weights: str | None = None) -> float:
+        """Bytes a second of an operator that reads a matrix held in `weights`, or none."""
+        given = self._given(weights, "gb_per_s")
+        return self.memory_bps if given is None else given * 1e9 * self._used_share
+
+    def flops_per_s(self, precision: str = "float32") -> float:
+        """Operations a second of products with matrices held in `precision`."""
+        given = self._given(precision, "gflops")
+        return (self.peak_gflops if given is None else given) * 1e9 * self._used_share
+
+    def _given(self, precision: str | None, unit: str) -> float | None:
+        """What the profile says of a precision, if it does; fp32 is what all else is said in."""
+        return getattr(self, f"{precision}_{unit}", None)
+
+    @property
+    def _used_share(self) -> float:
+        return self.num_used / self.cores
+
     def work_ns(self, work: Work) -> int:
         """Time of a computation's operators, one after another."""
         total_s = 0.0
-        for flops, nbytes in work:
-            total_s += max(flops / self.flops_per_s, nbytes / self.memory_bps)
+        for flops, nbytes, weights, dtype in work:
+            computing_s = flops / self.flops_per_s(weights or dtype)
+            total_s += max(computing_s, nbytes / self.read_bps(weights))
             total_s += self.op_overhead_us * 1e-6
         return round(total_s * 1e9)
 

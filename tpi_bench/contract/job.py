@@ -41,6 +41,8 @@ class Program(ABC):
 class Job:
     """Sent to each device. `blocks[rank]` are the rank's files; empty for systems that have none.
 
+    `dtype` is what is computed in, `weights` what the weights are held in.
+
     `profiles` are those of the virtual testbed, one a device; `host` is this host's, where somebody
     asked for it. `checkpoint_path` is what a library opens instead of block files: a file or
     folder.
@@ -49,6 +51,7 @@ class Job:
     program: Program
     config: ModelConfig
     dtype: str
+    weights: str
     num_devices: int
     plan: Plan | None
     blocks: list[list[BlockFile]]
@@ -59,6 +62,7 @@ class Job:
     host: DeviceProfile | None = None
     cpus: list[list[int]] | None = None
     memory_bytes: tuple[int, ...] | None = None  # caps, one a device
+    free_bytes: tuple[int, ...] | None = None  # of a device's memory, for what its ledger names
     timeout_s: float | None = None  # of the whole run, in wall time
     checkpoint_path: str | None = None
     trace: bool = False
@@ -70,6 +74,10 @@ class Job:
         if self.profiles:
             return self.profiles[rank].memory_bytes
         return self.memory_bytes[rank] if self.memory_bytes else math.inf
+
+    def free_of(self, rank: int) -> float:
+        """Of that, what is left beside the process itself; infinite where nothing is known."""
+        return self.free_bytes[rank] if self.free_bytes else self.memory_of(rank)
 
     @property
     def opened_files(self) -> list[str]:
@@ -101,10 +109,13 @@ class DeviceReport:
     rank: int
     pid: int
     num_threads: int
+    kernel: str
     start_anon_bytes: float
     peak_anon_bytes: float
     peak_file_bytes: float
     weight_bytes_read: int
+    bytes_sent: int
+    bytes_received: int
     ledger_bytes: dict[str, int]
     read_mode: str
     disk_bytes_read: float = math.nan

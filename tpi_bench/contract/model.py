@@ -3,12 +3,46 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-DTYPES = ("float32", "float16", "bfloat16")
-BYTES_PER_VALUE = {"float32": 4, "float16": 2, "bfloat16": 2}
+DTYPES = ("float32", "float16", "bfloat16")  # that are computed in
+WEIGHTS = (*DTYPES, "q8", "q4")  # that weights are held in
+QUANTISED = ("q8", "q4")
+GROUP = 32  # consecutive values of a row that share a scale when quantised, as in GGUF
+# One element of a stored tensor.
+BYTES_PER_VALUE = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1, "uint8": 1}
+# One value of a matrix; a group's scale is a float16. As GGUF's Q8_0 and Q4_0.
+BYTES_PER_WEIGHT = {
+    "float32": 4.0,
+    "float16": 2.0,
+    "bfloat16": 2.0,
+    "q8": 1 + 2 / GROUP,
+    "q4": 0.5 + 2 / GROUP,
+}
+
+
+def group_of(weights: str) -> int:
+    """Columns of a matrix that cannot be cut apart when it is held in `weights`."""
+    return GROUP if weights in QUANTISED else 1
+
+
+def resolve_types(dtype: str, weights: str) -> tuple[str, str]:
+    """What is computed in and what weights are held in, from `model.dtype` and `model.weights`.
+
+    Each follows the other where it is `auto`; quantised weights are computed with in float32.
+    Raises ValueError for names that are not known.
+    """
+    for name, value, known in (("dtype", dtype, DTYPES), ("weights", weights, WEIGHTS)):
+        if value not in ("auto", *known):
+            raise ValueError(
+                f"model.{name}={value} is not supported; choose one of auto, {', '.join(known)}"
+            )
+    if dtype == "auto":
+        dtype = weights if weights in DTYPES else "float32"
+    return dtype, dtype if weights == "auto" else weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,29 +155,48 @@ class ModelConfig:
         return shapes
 
 
-class Checkpoint(Protocol):
+class Checkpoint(ABC):
     """Named tensors of which rows can be read. With `share_layers` all layers are the first."""
 
     config: ModelConfig
-    share_layers: bool
+    share_layers: bool = False
 
     @property
+    @abstractmethod
     def identity(self) -> Any:
         """Changes whenever the weights may have; the block files' key holds it."""
-        ...
 
+    @abstractmethod
     def read_rows(self, name: str, start: int, stop: int) -> Any:
         """Rows [start, stop) of tensor `name` as a torch tensor in the checkpoint's own dtype."""
-        ...
+
+    def held_in(self, name: str, weights: str) -> str:
+        """What matrix `name` is held in where `model.weights` is `weights`.
+
+        Another type only for a file that is in `weights` itself, but for some of its matrices.
+        """
+        return weights
+
+    def packed_rows(self, name: str, start: int, stop: int, weights: str) -> Any | None:
+        """The rows with the very numbers that the checkpoint holds in q8 or q4, else None.
+
+        As GGUF packs them: uint8 (n, bytes of a row), groups of scale and numbers.
+        """
+        return None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
-    """A model that is there. `folder` is its Hugging Face folder, None for a synthetic shape."""
+    """A model that is there. `folder` holds its tokenizer, and the weights where it is a Hugging
+    Face folder; None for a synthetic shape.
+
+    `dtype` is what is computed in, `weights` what the weights are held in.
+    """
 
     name: str
     checkpoint: Checkpoint
     dtype: str
+    weights: str
     folder: Path | None
 
     @property
@@ -155,7 +208,8 @@ class ModelSource(Protocol):
     """What `model=` names."""
 
     name: str
-    dtype: str
+    dtype: str  # as asked, `auto` included
+    weights: str
 
     def __hash__(self) -> int: ...
 

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from tpi_bench.contract.device import DeviceProfile
+from tpi_bench.contract.model import BYTES_PER_WEIGHT, group_of
 
 Kind = Literal["input", "attn", "ffn", "output"]
 Range = tuple[int, int]
@@ -35,20 +36,33 @@ class Site:
 
     `profiles` are known in virtual time, and where a planner asks for them; `memory_bytes` where
     devices have memory of their own, or a cap. `num_positions` is the longest that prompt and
-    answer get, for the KV cache. `transfers_s(nbytes)[a][b]` are the seconds that a message of so
-    many bytes takes from device a to device b when it is alone.
+    answer get, for the KV cache. `bytes_per_value` is that of hidden states and the KV cache,
+    `weights` what matrices are held in.
+    `transfers_s(nbytes)[a][b]` are the seconds that a message of so many bytes takes from device a
+    to device b when it is alone.
     """
 
     proportions: Sequence[float]
     profiles: tuple[DeviceProfile, ...] = ()
     memory_bytes: tuple[int, ...] | None = None
     bytes_per_value: int = 4
+    weights: str = "float32"
     num_positions: int = 1
     transfers_s: Callable[[int], Sequence[Sequence[float]]] | None = None
 
     @property
     def num_devices(self) -> int:
         return len(self.proportions)
+
+    @property
+    def bytes_per_weight(self) -> float:
+        """Of one value of a matrix."""
+        return BYTES_PER_WEIGHT[self.weights]
+
+    @property
+    def group(self) -> int:
+        """Matrices are cut at multiples of so many columns."""
+        return group_of(self.weights)
 
 
 @dataclass(frozen=True, kw_only=True)

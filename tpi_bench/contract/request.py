@@ -34,11 +34,17 @@ class Workload:
     `warmup_tokens` are generated first, from the same prompt, and reported apart. A point that has
     generated `min_new_tokens` stops once decoding took `max_decode_s`, so that a sweep over slow
     links ends; the row says how many tokens were timed.
+
+    With `text` (a file, or `page`, one that comes with the program) nothing is generated: its first
+    `text_tokens` tokens are given one by one, and the row gets the perplexity that they had.
+    `prompt_ids` and `prompt_tokens` are the text's ids then.
     """
 
     prompt: str | None = None
     prompt_ids: list[int] | None = None
     prompt_tokens: int | None = None
+    text: str | None = None
+    text_tokens: int = 512
     chat: bool = True
     num_new_tokens: int = 32
     min_new_tokens: int = 4
@@ -63,7 +69,10 @@ class Workload:
             raise ValueError("workload.prompt_ids=[] is empty; give at least one token id")
         if self.prompt_tokens is not None and self.prompt_tokens < 1:
             raise ValueError(f"workload.prompt_tokens={self.prompt_tokens} must be at least 1")
-        if self.prompt_ids is None and self.prompt_tokens is None and not self.prompt:
+        if self.text_tokens < 2:
+            raise ValueError(f"workload.text_tokens={self.text_tokens} must be at least 2")
+        has_ids = self.prompt_ids is not None or self.prompt_tokens is not None
+        if not has_ids and not self.prompt and not self.text:
             raise ValueError(
                 'the prompt is empty; give prompt="some text" or workload.prompt_ids=[1,2,3]'
             )
@@ -80,7 +89,10 @@ class Workload:
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What the master is asked: token ids in, at most `num_new_tokens` out."""
+    """What the master is asked: token ids in, at most `num_new_tokens` out.
+
+    `text_ids` are the tokens that follow the prompt, whatever the model would say.
+    """
 
     prompt_ids: tuple[int, ...]
     num_new_tokens: int
@@ -90,6 +102,7 @@ class Request:
     eos_ids: tuple[int, ...] = ()
     sampling: Sampling = field(default_factory=Sampling)
     keep_logits: bool = False
+    text_ids: tuple[int, ...] = ()
 
     @property
     def length(self) -> int:
@@ -102,6 +115,7 @@ class Generation:
     """What one request gave, with the raw times. `account` splits each token's time by kind, in ns.
 
     `account[i]` covers the time that ends with token i; kinds that were not measured are absent.
+    `log_probs` are how likely the model found each token of a given text (natural logarithms).
     """
 
     token_ids: list[int]
@@ -109,6 +123,7 @@ class Generation:
     token_ns: list[int]
     account: list[dict[str, int]]
     warmup_ttft_ns: int | None = None
+    log_probs: list[float] = field(default_factory=list)
 
 
 def make_request(
@@ -120,12 +135,17 @@ def make_request(
     eos_ids: Sequence[int],
     keep_logits: bool = False,
 ) -> Request:
-    """A checked request. Raises ValueError when ids or lengths do not fit the model."""
+    """A checked request. Raises ValueError when ids or lengths do not fit the model.
+
+    Of a workload with a text, `prompt_ids` are those of the text.
+    """
     outside = [i for i in prompt_ids if not 0 <= i < vocab]
     if outside:
         raise ValueError(
             f"prompt token id {outside[0]} is outside the model's vocabulary (0 to {vocab - 1})"
         )
+    if workload.text is not None:
+        return _text_request(workload, prompt_ids[: min(workload.text_tokens, context_length)])
     num_new = max(workload.num_new_tokens, workload.warmup_tokens)
     needed = len(prompt_ids) + num_new
     if needed > context_length:
@@ -142,4 +162,17 @@ def make_request(
         eos_ids=() if workload.ignore_eos else tuple(eos_ids),
         sampling=workload.sampling,
         keep_logits=keep_logits,
+    )
+
+
+def _text_request(workload: Workload, text_ids: Sequence[int]) -> Request:
+    """The first token is the prompt, and each other the next whatever the model says."""
+    if len(text_ids) < 2:
+        raise ValueError("workload.text has no two tokens; give a longer text")
+    following = tuple(text_ids[1:])
+    return Request(
+        prompt_ids=tuple(text_ids[:1]),
+        num_new_tokens=len(following),
+        warmup_tokens=min(workload.warmup_tokens, len(following)),
+        text_ids=following,
     )

@@ -20,7 +20,8 @@ T = TypeVar("T")
 # What a computation is: key[0] names the kind of work; equal keys mean the same operators on
 # tensors of the same shapes and types, so a runtime may know the cost of one from another.
 Key = tuple[Hashable, ...]
-_KINDS = {"sample": "sampling", "reduce": "sync"}  # of computations that are not `compute`
+# Of computations that are not `compute`.
+_KINDS = {"sample": "sampling", "reduce": "sync", "pack": "sync", "unpack": "sync"}
 # Where a token's time goes. `read` (disk activity in the background) is logged but is no part of
 # it.
 TOKEN_KINDS = ("compute", "sync", "load_wait", "sampling")
@@ -64,7 +65,7 @@ class SpanLog:
 
 
 def kind_of(key: Key) -> str:
-    """The kind of a computation: sampling and reducing have their own."""
+    """The kind of a computation: sampling, reducing and packing are not `compute`."""
     return _KINDS.get(str(key[0]), "compute")
 
 
@@ -109,11 +110,12 @@ class Runtime(Protocol):
         """Start to read a block file's data into `out` (uint8, as long as the file's data)."""
         ...
 
-    def map(self, block: BlockFile, nbytes: int) -> torch.Tensor:
+    def map(self, block: BlockFile, nbytes: int, *, anew: bool = False) -> torch.Tensor:
         """A block file's data as mapped memory (uint8) that the kernel pages in when it is touched.
 
-        Asked for before each use, of which `nbytes` from the start are touched. Raises
-        BlockReadError.
+        Asked for before each use, of which `nbytes` from the start are touched. Each file is mapped
+        once; with `anew` every use has a mapping of its own, which ends with the tensor, and the
+        kernel is told nothing of what is wanted. Raises BlockReadError.
         """
         ...
 

@@ -17,13 +17,52 @@ from tpi_bench.contract.job import Job, Program
 from tpi_bench.contract.model import Model, ModelConfig
 from tpi_bench.contract.plan import Plan, Site
 
+PAGED = ("mmap", "faulted")  # ways of loading in which the kernel pages in
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, kw_only=True)
 class Streaming:
-    """Which of a device's blocks are loaded once and kept; the others pass through an area."""
+    """How a device gets its blocks' bytes, block by block.
 
-    resident: frozenset[int]
+    What is `kept` is loaded once; what is `streamed` comes anew for each use, to its place in an
+    area: `places` are those of the streamed parts in their order. At most `window` blocks come
+    through the area at once, None: as many as have room. Of a block with neither, an input
+    embedding, rows are looked up on the disk. Where `is_paged`, what is streamed comes through
+    mapped files, and the kernel decides how much of it stays.
+    """
+
+    kept: tuple[BlockFile | None, ...]
+    streamed: tuple[BlockFile | None, ...]
+    places: tuple[int, ...] = ()
     area_bytes: int = 0
+    window: int | None = None
+    loading: str = "overlapped"
+
+    @classmethod
+    def of_all(cls, blocks: Sequence[BlockFile]) -> Streaming:
+        """Nothing comes twice."""
+        return cls(kept=tuple(blocks), streamed=(None,) * len(blocks))
+
+    @property
+    def is_paged(self) -> bool:
+        return self.loading in PAGED
+
+    @property
+    def kept_bytes(self) -> int:
+        """Tied ends, which are one file, count once."""
+        kept = [part for part in self.kept if part is not None]
+        ends = {part.extent: part.nbytes for part in kept if part.layer < 0}
+        return sum(ends.values()) + sum(part.nbytes for part in kept if part.layer >= 0)
+
+    @property
+    def streamed_parts(self) -> list[BlockFile]:
+        """In the order of a token."""
+        return [part for part in self.streamed if part is not None]
+
+    @property
+    def streamed_bytes(self) -> int:
+        """Of a token."""
+        return sum(part.nbytes for part in self.streamed_parts)
 
 
 class System(Program):
@@ -68,17 +107,20 @@ class System(Program):
         """What the devices open instead of block files, made if it is missing."""
         return None
 
-    def streaming(self, blocks: Sequence[BlockFile]) -> Streaming:
-        """What a device keeps of its blocks."""
-        return Streaming(frozenset(range(len(blocks))))
+    def streaming(self, job: Job, rank: int) -> Streaming:
+        """How a device of a job with block files gets their bytes.
+
+        Raises ValueError when its memory is too small.
+        """
+        return Streaming.of_all(job.blocks[rank])
 
     def num_threads(self, offered: int) -> int:
         """Threads of each device, of which the testbed offers so many."""
         return offered
 
-    def compute_dtype(self, model_dtype: str) -> str:
-        """What it computes in, where `model.dtype` is this."""
-        return model_dtype
+    def precision(self, dtype: str, weights: str) -> tuple[str, str]:
+        """What it computes in and holds weights in, where the model says so."""
+        return dtype, weights
 
     def network_limit_s(self, job: Job, one_way_s: float) -> float:
         """What the links cost a token at least, where one message takes `one_way_s`."""

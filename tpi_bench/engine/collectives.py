@@ -3,22 +3,35 @@
 All reduce in a fixed order, so two runs give the same bits whatever arrives first. The sum is
 returned; `partial` may be overwritten.
 
+Payloads travel as the `wire` says. Where it packs them, who adds for others adds its own part as it
+is, packs the sum once and goes on with what the others will unpack; in `direct` everyone adds
+everyone's packed part, its own too. So all ranks have the same bits.
+
 A new collective is one function here and one record in COLLECTIVES at the end of the file.
 """
 
 from __future__ import annotations
 
-import functools
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
+
+from tpi_bench.engine.wire import AS_COMPUTED, Wire
 
 if TYPE_CHECKING:
     import torch
 
     from tpi_bench.contract.runtime import Runtime
+
+
+class Allreduce(Protocol):
+    """What each rank calls with its partial sum."""
+
+    def __call__(
+        self, rt: Runtime, partial: torch.Tensor, wire: Wire = AS_COMPUTED
+    ) -> torch.Tensor: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,15 +41,17 @@ class Collective:
     `latencies`: one-way latencies on its critical path. `payloads`: how often the busiest port
     passes what one device has to add. `way_back`: the latencies of the last of them, from a hub
     that has the sum to the others; None where there is no hub. `received`: how many payloads a
-    device takes in before it adds them.
+    device takes in before it adds them. `messages`: how many packed ones it has at once, its own
+    included: one place will do where each goes out before the next comes in.
     """
 
     name: str
-    run: Callable[[Runtime, torch.Tensor], torch.Tensor]
+    run: Allreduce
     latencies: Callable[[int], int]
     payloads: Callable[[int], float]
     way_back: Callable[[int], int] | None = None
     received: Callable[[int], int] = lambda num_devices: 1
+    messages: Callable[[int], int] = lambda num_devices: 1
 
     def num_steps(self, num_devices: int) -> int:
         """One-way latencies of one allreduce (TPI-LLM, section 3.2 and appendix).
@@ -65,37 +80,34 @@ class Collective:
         return self.num_steps(num_devices) * one_way_s + self.payloads(num_devices) * transfer_s
 
 
-def star(rt: Runtime, partial: torch.Tensor) -> torch.Tensor:
+def star(rt: Runtime, partial: torch.Tensor, wire: Wire = AS_COMPUTED) -> torch.Tensor:
     """Workers push to the master, which sums in rank order and sends the sum to each."""
     if rt.rank == 0:
-        _gather_sum(rt, partial, range(1, rt.world_size))
-        for worker in range(1, rt.world_size):
-            rt.send(worker, partial)
+        workers = range(1, rt.world_size)
+        _gather_sum(rt, partial, workers, wire)
+        wire.broadcast(rt, partial, workers)
     else:
-        rt.send(0, partial)
-        rt.recv(0, partial)
+        rt.send(0, wire.pack(rt, partial))
+        wire.receive(rt, 0, partial)
     return partial
 
 
-def tree(rt: Runtime, partial: torch.Tensor) -> torch.Tensor:
+def tree(rt: Runtime, partial: torch.Tensor, wire: Wire = AS_COMPUTED) -> torch.Tensor:
     """Depth 2: leaves to the head of their group, heads to the master, and back the same way."""
     groups = tree_groups(rt.world_size)
     if rt.rank == 0:
         heads = [group[0] for group in groups]
-        _gather_sum(rt, partial, heads)
-        for head in heads:
-            rt.send(head, partial)
+        _gather_sum(rt, partial, heads, wire)
+        wire.broadcast(rt, partial, heads)
         return partial
     group = next(group for group in groups if rt.rank in group)
     if rt.rank == group[0]:
-        _gather_sum(rt, partial, group[1:])
-        rt.send(0, partial)
-        rt.recv(0, partial)
-        for leaf in group[1:]:
-            rt.send(leaf, partial)
+        _gather_sum(rt, partial, group[1:], wire)
+        rt.send(0, wire.pack(rt, partial))
+        wire.receive(rt, 0, partial, onward=group[1:])
     else:
-        rt.send(group[0], partial)
-        rt.recv(group[0], partial)
+        rt.send(group[0], wire.pack(rt, partial))
+        wire.receive(rt, group[0], partial)
     return partial
 
 
@@ -116,66 +128,71 @@ def _tree_payloads(num_devices: int) -> float:
     return there + max(place + own for place, own in enumerate(leaves, start=1))
 
 
-def ring(rt: Runtime, partial: torch.Tensor) -> torch.Tensor:
-    """Reduce-scatter then all-gather, N - 1 steps each; chunk c is summed along one fixed path."""
+def ring(rt: Runtime, partial: torch.Tensor, wire: Wire = AS_COMPUTED) -> torch.Tensor:
+    """Reduce-scatter then all-gather, N - 1 steps each; chunk c is summed along one fixed path.
+
+    A chunk's last sum is packed once, and its bytes go round; each rank passes them on before it
+    unpacks them. Empty chunks (fewer values or groups than devices) are not sent.
+    """
     size, rank = rt.world_size, rt.rank
     following, previous = (rank + 1) % size, (rank - 1) % size
-    chunks = partial.view(-1).tensor_split(size)
+    chunks = _chunks(partial.view(-1), size, wire.group)
     for step in range(size - 1):
         outgoing = chunks[(rank - step) % size]
         incoming = chunks[(rank - step - 1) % size]
-        received = incoming.new_empty(incoming.shape)
-        _exchange(rt, following, outgoing, previous, received)
-        rt.compute(
-            ("reduce", 1, incoming.numel(), incoming.dtype),
-            functools.partial(incoming.add_, received),
-        )
+        if outgoing.numel():
+            rt.send(following, wire.pack(rt, outgoing))
+        received = wire.room(incoming)
+        if incoming.numel():
+            rt.recv(previous, received)
+        wire.add(rt, received, incoming)
+    chunk = chunks[(rank + 1) % size]
+    message = wire.pack(rt, chunk)
     for step in range(size - 1):
-        outgoing = chunks[(rank + 1 - step) % size]
-        _exchange(rt, following, outgoing, previous, chunks[(rank - step) % size])
+        if chunk.numel():
+            rt.send(following, message)
+        wire.unpack(rt, message, chunk)
+        chunk = chunks[(rank - step) % size]
+        message = wire.landing(chunk)
+        if chunk.numel():
+            rt.recv(previous, message)
+    wire.unpack(rt, message, chunk)
     return partial
 
 
-def direct(rt: Runtime, partial: torch.Tensor) -> torch.Tensor:
+def _chunks(values: torch.Tensor, num_chunks: int, group: int) -> Sequence[torch.Tensor]:
+    """Flat `values` in parts as even as can be, cut between groups."""
+    if group == 1:
+        return values.tensor_split(num_chunks)
+    num_groups = -(-values.numel() // group)
+    base, over = divmod(num_groups, num_chunks)
+    ends = [group * (base * i + min(i, over)) for i in range(1, num_chunks)]
+    return values.tensor_split([min(end, values.numel()) for end in ends])
+
+
+def direct(rt: Runtime, partial: torch.Tensor, wire: Wire = AS_COMPUTED) -> torch.Tensor:
     """Each device sends its partial to every other; all sum in rank order. One step.
 
     Everyone starts with the next rank, so that no two meet at one receiver's down-link.
     """
-    size = rt.world_size
+    size, rank = rt.world_size, rt.rank
+    own = wire.pack(rt, partial, rank)
     for step in range(1, size):
-        rt.send((rt.rank + step) % size, partial)
-    parts = [
-        partial if peer == rt.rank else partial.new_empty(partial.shape) for peer in range(size)
-    ]
+        rt.send((rank + step) % size, own)
+    parts = [own if peer == rank else wire.room(partial, peer) for peer in range(size)]
     for step in range(1, size):
-        peer = (rt.rank - step) % size
+        peer = (rank - step) % size
         rt.recv(peer, parts[peer])
-
-    def in_rank_order() -> torch.Tensor:
-        total = parts[0] + parts[1] if len(parts) > 1 else parts[0]
-        for part in parts[2:]:
-            total += part
-        return total
-
-    return rt.compute(("reduce", len(parts) - 1, partial.numel(), partial.dtype), in_rank_order)
+    return wire.add_up(rt, parts, partial)
 
 
-def _gather_sum(rt: Runtime, total: torch.Tensor, sources: range | list[int]) -> None:
-    received = total.new_empty(total.shape)
-    key = ("reduce", 1, total.numel(), total.dtype)
+def _gather_sum(rt: Runtime, total: torch.Tensor, sources: Sequence[int], wire: Wire) -> None:
+    if not sources:
+        return
+    received = wire.room(total)
     for source in sources:
         rt.recv(source, received)
-        rt.compute(key, functools.partial(total.add_, received))
-
-
-def _exchange(
-    rt: Runtime, dst: int, outgoing: torch.Tensor, src: int, incoming: torch.Tensor
-) -> None:
-    """Send one chunk and receive another; empty chunks (fewer values than devices) are not sent."""
-    if outgoing.numel():
-        rt.send(dst, outgoing)
-    if incoming.numel():
-        rt.recv(src, incoming)
+        wire.add(rt, received, total)
 
 
 def collective_by_name(name: str) -> Collective:
@@ -214,6 +231,7 @@ _ALL = (
         latencies=lambda n: 1,
         payloads=lambda n: n - 1,
         received=lambda n: n - 1,
+        messages=lambda n: n,
     ),
 )
 COLLECTIVES = {collective.name: collective for collective in _ALL}

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from tpi_bench.contract.job import Job
-from tpi_bench.contract.model import ModelConfig
 from tpi_bench.contract.plan import Shard
+from tpi_bench.contract.system import Streaming
+from tpi_bench.engine.budget import activation_bytes
 from tpi_bench.engine.llama import (
     AttentionBlock,
     FeedForwardBlock,
@@ -20,8 +21,8 @@ from tpi_bench.engine.llama import (
     embed,
     output_logits,
 )
-from tpi_bench.engine.streaming import ALL_BLOCKS, WindowConfig
 from tpi_bench.engine.window import weight_source
+from tpi_bench.engine.wire import AS_COMPUTED, Wire
 
 if TYPE_CHECKING:
     from tpi_bench.contract.runtime import Runtime
@@ -33,13 +34,14 @@ LayerBlock = AttentionBlock | FeedForwardBlock
 class DeviceModel:
     """One device's blocks of a job, with their KV caches and weights, in the order of a token."""
 
-    def __init__(self, rt: Runtime, job: Job, window: WindowConfig = ALL_BLOCKS) -> None:
+    def __init__(self, rt: Runtime, job: Job, streaming: Streaming) -> None:
         assert job.plan is not None
         config, request, blocks = job.config, job.request, job.blocks[rt.rank]
         shards = job.plan.shards[rt.rank]
         self._rt = rt
         self.config = config
-        self.dtype = getattr(torch, blocks[0].dtype)
+        self.dtype = getattr(torch, job.dtype)
+        self._held = job.weights
         rotary = RotaryTable(config.rope, config.head_dim, request.length)
         self.layer_blocks: list[tuple[int, LayerBlock]] = []
         maps: dict[Shard, HeadMap] = {}
@@ -49,34 +51,41 @@ class DeviceModel:
                 if heads not in maps:
                     maps[heads] = HeadMap(shard, config.group)
                 attention = AttentionBlock(
-                    config, shard, maps[heads], rotary, request.length, self.dtype
+                    config,
+                    shard,
+                    maps[heads],
+                    rotary,
+                    request.length,
+                    self.dtype,
+                    job.weights,
                 )
                 rt.hold("kv_cache", attention.cache.nbytes)
                 self.layer_blocks.append((index, attention))
             elif shard.kind == "ffn":
-                self.layer_blocks.append((index, FeedForwardBlock(config, shard, self.dtype)))
-        rt.hold(
-            "activations", activation_bytes(config, shards, len(request.prompt_ids), self.dtype)
-        )
+                self.layer_blocks.append(
+                    (index, FeedForwardBlock(config, shard, self.dtype, job.weights))
+                )
+        num_new = len(request.prompt_ids)
+        rt.hold("activations", activation_bytes(config, shards, num_new, self.dtype.itemsize))
         self._output_index = len(shards) - 1
         self._payload_bytes = len(request.prompt_ids) * config.hidden * self.dtype.itemsize
-        self.window = weight_source(rt, blocks, window)
+        self.window = weight_source(rt, blocks, streaming, num_new)
 
     def hold_buffers(self, num_payloads: int) -> None:
         """Enter what a device receives into at once, hidden states (T, h), in the ledger."""
         self._rt.hold("buffers", num_payloads * self._payload_bytes)
 
-    def receive_hidden(self, src: int, num_new: int) -> torch.Tensor:
+    def receive_hidden(self, src: int, num_new: int, wire: Wire = AS_COMPUTED) -> torch.Tensor:
         """A hidden state (T, h) from another device."""
         x = torch.empty(num_new, self.config.hidden, dtype=self.dtype)
-        self._rt.recv(src, x)
+        wire.receive(self._rt, src, x)
         return x
 
     def embed(self, token_ids: list[int]) -> torch.Tensor:
         """Token ids -> (T, h). Master only."""
-        weights = self.window.acquire(0)
-        key = ("embed", len(token_ids), self.config.hidden, self.dtype)
-        x = self._rt.compute(key, lambda: embed(token_ids, weights))
+        weights, rows = self.window.look_up(0, token_ids)
+        key = ("embed", len(token_ids), self.config.hidden, self.dtype, self._held)
+        x = self._rt.compute(key, lambda: embed(rows, weights, self.dtype))
         self.window.release(0)
         return x
 
@@ -98,7 +107,8 @@ class DeviceModel:
     def logits(self, x: torch.Tensor) -> torch.Tensor:
         """(T, h) -> logits (v,) of the last position. Master only."""
         weights = self.window.acquire(self._output_index)
-        key = ("head", x.shape[0], self.config.hidden, self.config.vocab, self.dtype)
+        shape = (x.shape[0], self.config.hidden, self.config.vocab)
+        key = ("head", *shape, self.dtype, self._held)
         logits = self._rt.compute(key, lambda: output_logits(x, weights, self.config.rms_eps))
         self.window.release(self._output_index)
         return logits
@@ -130,22 +140,3 @@ class Steps:
             if not num_new:
                 return
             yield num_new, position
-
-
-def activation_bytes(
-    config: ModelConfig, shards: Sequence[Shard], num_new: int, dtype: torch.dtype
-) -> int:
-    """Most that a device's hidden states and temporary results take at once, in prefill.
-
-    The state, its norm and the partial sum (T, h) each, and the largest of a block's inner results:
-    queries, keys, values and the mixed heads, or gate, up and their product. The master's logits
-    (v,) in fp32 come on top.
-    """
-    inner = 0
-    for shard in shards:
-        heads, kv_heads = shard.heads[1] - shard.heads[0], shard.kv_heads[1] - shard.kv_heads[0]
-        columns = shard.columns[1] - shard.columns[0]
-        inner = max(inner, 2 * (heads + kv_heads) * config.head_dim, 3 * columns)
-    is_master = any(shard.kind == "output" for shard in shards)
-    values = num_new * (3 * config.hidden + inner)
-    return values * dtype.itemsize + (4 * config.vocab if is_master else 0)

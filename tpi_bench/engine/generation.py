@@ -43,15 +43,16 @@ def answer(
     rt: Runtime, forward: Forward, request: Request, limit: int, output: Output
 ) -> Generation:
     """Up to `limit` tokens from the prompt."""
-    from tpi_bench.engine.sampling import Sampler
+    from tpi_bench.engine.sampling import chooser
 
-    sampler = Sampler(request.sampling)
+    choose = chooser(request)
     result = Generation(token_ids=[], request_ns=rt.now(), token_ns=[], account=[])
+    result.log_probs = choose.log_probs
     new_ids, position = list(request.prompt_ids), 0
     before = account_of(rt)
     while True:
         logits = forward(new_ids, position)
-        token = rt.compute(("sample", logits.shape[0]), functools.partial(sampler, logits))
+        token = rt.compute(("sample", logits.shape[0]), functools.partial(choose, logits))
         result.token_ns.append(rt.now())
         result.token_ids.append(token)
         after = account_of(rt)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from tpi_bench.contract.model import ModelConfig
@@ -32,16 +33,32 @@ def split_proportional(total: int, proportions: Sequence[float]) -> list[Range]:
     return ranges
 
 
-def tensor_parallel(config: ModelConfig, proportions: Sequence[float]) -> Plan:
-    """Every device owns some heads and FFN columns of every layer (paper, section 3.1)."""
+def split_in_units(total: int, unit: int, proportions: Sequence[float]) -> list[Range]:
+    """As `split_proportional`, cut at multiples of `unit`, of which `total` is one."""
+    ranges = split_proportional(total // unit, proportions)
+    return [(first * unit, last * unit) for first, last in ranges]
+
+
+def tensor_parallel(config: ModelConfig, proportions: Sequence[float], group: int = 1) -> Plan:
+    """Every device owns some heads and FFN columns of every layer (paper, section 3.1).
+
+    Both are cut at multiples of `group` columns of the matrices that take them in. Raises
+    ValueError for more devices than there are pieces.
+    """
     num_devices = len(proportions)
-    if num_devices > config.num_heads:
-        raise ValueError(
-            f"testbed.num_devices={num_devices} is more than the model's {config.num_heads} "
-            f"attention heads; tensor parallelism takes 1 to {config.num_heads} devices"
-        )
-    heads = split_proportional(config.num_heads, proportions)
-    columns = split_proportional(config.intermediate, proportions)
+    head_unit = group // math.gcd(config.head_dim, group)  # whole groups of the heads' values
+    for pieces, what, whole in (
+        (config.num_heads // head_unit, "attention heads", f"{config.num_heads}"),
+        (config.intermediate // group, "FFN columns", f"{config.intermediate}"),
+    ):
+        if num_devices > pieces:
+            cut = "" if str(pieces) == whole else f", which {group}-value groups cut in {pieces}"
+            raise ValueError(
+                f"testbed.num_devices={num_devices} is more than the model's {whole} {what}{cut}; "
+                f"tensor parallelism takes 1 to {pieces} devices"
+            )
+    heads = split_in_units(config.num_heads, head_unit, proportions)
+    columns = split_in_units(config.intermediate, group, proportions)
     shards = []
     for rank in range(num_devices):
         first, last = heads[rank]
@@ -94,18 +111,3 @@ def layer_chain(
 def _with_ends(rank: int, own: list[Shard]) -> tuple[Shard, ...]:
     """The master alone holds the input embedding and the output head."""
     return (Shard(kind="input"), *own, Shard(kind="output")) if rank == 0 else tuple(own)
-
-
-def head_groups(heads: Range, kv_heads: Range, group: int) -> list[list[int]]:
-    """For each local KV head, the local indices of its query heads, padded to one length.
-
-    A device may own only part of a KV head's group (9 heads on 2 devices); repeating its last
-    query head makes the groups equal, so that one batched product serves them all.
-    """
-    first, last = heads
-    groups = []
-    for kv_head in range(*kv_heads):
-        members = range(max(first, kv_head * group), min(last, (kv_head + 1) * group))
-        groups.append([head - first for head in members])
-    longest = max(len(members) for members in groups)
-    return [members + members[-1:] * (longest - len(members)) for members in groups]

@@ -1,16 +1,42 @@
-"""From logits to a token: greedy, or temperature with top-k and top-p. Runs on the master alone."""
+"""From logits to a token: greedy, or temperature with top-k and top-p, or the next of a given text.
+
+Runs on the master alone.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
-from tpi_bench.contract.request import Sampling
+from tpi_bench.contract.request import Request, Sampling
+
+
+class Reader:
+    """Each token is the text's next; how likely the logits found it is kept."""
+
+    def __init__(self, text_ids: Sequence[int]) -> None:
+        self._following = iter(text_ids)
+        self.log_probs: list[float] = []
+
+    def __call__(self, logits: torch.Tensor) -> int:
+        """logits (v,) in fp32 -> token id. Meta tensors find nothing likely."""
+        token = next(self._following)
+        if not logits.is_meta:
+            self.log_probs.append(float(logits.log_softmax(-1)[token]))
+        return token
+
+
+def chooser(request: Request) -> Sampler | Reader:
+    """What makes a request's tokens of logits."""
+    return Reader(request.text_ids) if request.text_ids else Sampler(request.sampling)
 
 
 class Sampler:
     """Stateful only in its seeded generator: the same seed and logits give the same tokens."""
 
     def __init__(self, sampling: Sampling) -> None:
+        self.log_probs: list[float] = []
         self._sampling = sampling
         self._generator = torch.Generator("cpu").manual_seed(sampling.seed)
 

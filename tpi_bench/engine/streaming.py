@@ -2,44 +2,59 @@
 
 TPI-LLM, section 3.3. Blocks are visited in a fixed cyclic order, once a token. At most `window`
 streamed blocks are held; the others are resident: all of them when the window is off, every T-th
-FFN block with retention (Proposition 6). `window.py` does the streaming.
+FFN block with retention (Proposition 6). With `auto` the device's memory decides (`budget.py`).
+`window.py` does the streaming.
 """
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tpi_bench.contract.blocks import PAGE, BlockFile
-from tpi_bench.contract.system import Streaming, System
+from tpi_bench.contract.blocks import BlockFile
+from tpi_bench.contract.job import Job
+from tpi_bench.contract.system import PAGED, Streaming, System
+from tpi_bench.engine.budget import KEEPS, within_memory
+from tpi_bench.engine.placement import place_blocks
 
-LOADINGS = ("overlapped", "blocking", "mmap")
+LOADINGS = ("overlapped", "blocking", "mmap", "faulted")
 
 
 @dataclass(frozen=True, kw_only=True)
 class WindowConfig:
-    """`size` None holds everything; `retain_every` T keeps each T-th FFN block, 0 keeps none."""
+    """`size` None holds everything; `retain_every` T keeps each T-th FFN block, 0 keeps none.
+
+    `keep` is how to choose what stays where memory decides (`auto`), else None.
+    """
 
     size: int | None = None
     retain_every: int = 0
     resident_io: bool = False
     loading: str = "overlapped"
+    keep: str | None = None
 
-
-ALL_BLOCKS = WindowConfig()  # are held
+    @property
+    def holds_all(self) -> bool:
+        """Whether the device needs memory for all its weights."""
+        return self.size is None and self.keep is None and self.loading == "overlapped"
 
 
 @dataclass(frozen=True, kw_only=True)
 class WindowedSystem(System):
     """A rank program whose weights come through a window: base class of `tpi` and `pipeline`.
 
-    `loading` overlapped reads ahead. `blocking` is the same without the overlap, as Accelerate
-    offloads: a block is read when it is needed and given up after it. `mmap` is llama.cpp's way:
+    `window` auto keeps what the device's memory allows: the same matrices of every layer (`keep`
+    balanced) or whole blocks. `loading` overlapped reads ahead. `blocking` is the same without the
+    overlap: a block is read when it is needed and given up after it. `mmap` is llama.cpp's way:
     files are mapped, the kernel pages them in when they are touched and evicts what it likes.
+    `faulted` is Accelerate's: a matrix is mapped when it is needed, paged in as it is computed
+    with, and unmapped after it.
     """
 
     window: Any = "off"
+    keep: str = "balanced"
     retain_every: int = 0
     resident_io: bool = False
     loading: str = "overlapped"
@@ -50,50 +65,68 @@ class WindowedSystem(System):
     @property
     def window_config(self) -> WindowConfig:
         """The settings, checked. Raises ValueError."""
-        return parse_window(self.window, self.retain_every, self.resident_io, self.loading)
+        return parse_window(
+            self.window, self.retain_every, self.resident_io, self.loading, self.keep
+        )
 
     @property
     def variant(self) -> str:
         config = self.window_config
         words = [f"window {config.size}"] if config.size and self.loading != "blocking" else []
         words += [f"keep {self.retain_every}"] if self.retain_every else []
+        words += {None: [], "balanced": ["window auto"], "blocks": ["window auto of blocks"]}[
+            config.keep
+        ]
         return " ".join(words)
 
-    def streaming(self, blocks: Sequence[BlockFile]) -> Streaming:
+    @abstractmethod
+    def num_buffers(self, job: Job) -> int:
+        """Hidden states of the prompt's length that a device receives into at once, at most."""
+
+    def streaming(self, job: Job, rank: int) -> Streaming:
         config = self.window_config
-        resident = resident_indices(blocks, config)
-        sizes = [block.nbytes for i, block in enumerate(blocks) if i not in resident]
-        area_bytes = place_blocks(sizes, config.size or 0)[1] if sizes else 0
-        return Streaming(frozenset(resident), area_bytes)
+        if config.keep is None:
+            return window_of(job.blocks[rank], config)
+        return within_memory(job, rank, config.keep, self.num_buffers(job))
 
     def smaller_with(self) -> str | None:
-        holds_all = self.window_config.size is None and self.loading == "overlapped"
-        return "system.window=2" if holds_all else None
+        return "system.window=auto" if self.window_config.holds_all else None
 
 
 def parse_window(
-    window: object, retain_every: int, resident_io: bool, loading: str = "overlapped"
+    window: object,
+    retain_every: int,
+    resident_io: bool,
+    loading: str = "overlapped",
+    keep: str = "balanced",
 ) -> WindowConfig:
     """From `system.window` and its companions; YAML reads `off` as False."""
     if loading not in LOADINGS:
         raise ValueError(
             f"system.loading={loading} is unknown; choose one of {', '.join(LOADINGS)}"
         )
-    size: int | None
-    if window is None or window is False or str(window).lower() == "off":
-        size = None
-    elif isinstance(window, int) and window is not True and window >= 1:
-        size = window
-    else:
-        raise ValueError(f"system.window={window} must be a whole number of at least 1, or off")
+    if keep not in KEEPS:
+        raise ValueError(f"system.keep={keep} is unknown; choose one of {', '.join(KEEPS)}")
     if isinstance(retain_every, bool) or retain_every < 0:
         raise ValueError(
             f"system.retain_every={retain_every} must be at least 0 (0 keeps no block)"
+        )
+    size = _size_of(window)
+    is_auto = str(window).lower() == "auto"
+    if is_auto and (retain_every or resident_io or loading != "overlapped"):
+        raise ValueError(
+            "system.window=auto decides itself what is kept and reads ahead; set retain_every to "
+            "0, resident_io to false and loading to overlapped"
         )
     if loading == "blocking" and size not in (None, 1):
         raise ValueError(
             f"system.window={size} with system.loading=blocking, which holds the one block that is "
             "in use; set system.window to off"
+        )
+    if loading == "faulted" and (size is not None or retain_every):
+        raise ValueError(
+            "with system.loading=faulted a matrix is mapped when it is needed; set system.window "
+            "to off and retain_every to 0"
         )
     if loading == "mmap" and (size is not None or retain_every or resident_io):
         raise ValueError(
@@ -105,12 +138,44 @@ def parse_window(
         retain_every=retain_every,
         resident_io=bool(resident_io),
         loading=loading,
+        keep=keep if is_auto else None,
+    )
+
+
+def _size_of(window: object) -> int | None:
+    """Blocks held at once; None for `off` and `auto`."""
+    if window is None or window is False or str(window).lower() in ("off", "auto"):
+        return None
+    if isinstance(window, int) and window is not True and window >= 1:
+        return window
+    raise ValueError(f"system.window={window} must be a whole number of at least 1, auto or off")
+
+
+def window_of(blocks: Sequence[BlockFile], config: WindowConfig) -> Streaming:
+    """What these settings make of a device's blocks, whatever its memory."""
+    resident = resident_indices(blocks, config)
+    streamed = tuple(None if i in resident else block for i, block in enumerate(blocks))
+    kept = tuple(block if i in resident else None for i, block in enumerate(blocks))
+    if config.loading in PAGED:
+        return Streaming(kept=kept, streamed=streamed, loading=config.loading)
+    sizes = [block.nbytes for index, block in enumerate(blocks) if index not in resident]
+    if not sizes:
+        return Streaming.of_all(blocks)
+    assert config.size is not None
+    places, area_bytes = place_blocks(sizes, config.size)
+    return Streaming(
+        kept=kept,
+        streamed=streamed,
+        places=tuple(places),
+        area_bytes=area_bytes,
+        window=config.size,
+        loading=config.loading,
     )
 
 
 def resident_indices(blocks: Sequence[BlockFile], config: WindowConfig) -> set[int]:
     """Indices of the blocks that are loaded once and kept."""
-    if config.size is None:
+    if config.size is None and config.loading not in PAGED:
         return set(range(len(blocks)))
     kept = set()
     for index, block in enumerate(blocks):
@@ -122,29 +187,6 @@ def resident_indices(blocks: Sequence[BlockFile], config: WindowConfig) -> set[i
         )
         if (is_io and config.resident_io) or is_retained:
             kept.add(index)
-    if config.size >= len(blocks) - len(kept):
+    if config.size is not None and config.size >= len(blocks) - len(kept):
         return set(range(len(blocks)))
     return kept
-
-
-def place_blocks(sizes: Sequence[int], window: int, alignment: int = PAGE) -> tuple[list[int], int]:
-    """Fixed addresses for blocks that stream through one memory area, and the area's size.
-
-    Blocks are visited cyclically and at most `window` consecutive ones are held at once, so two
-    blocks may share addresses only when they are at least `window` steps apart in both directions.
-    Every block keeps one address for the whole run: nothing is allocated or re-viewed per load.
-    Largest first, lowest free address; the area is then the paper's peak (Proposition 5).
-    """
-    count = len(sizes)
-    rounded = [-(-size // alignment) * alignment for size in sizes]
-    offsets = [-1] * count
-    for block in sorted(range(count), key=lambda i: (-rounded[i], i)):
-        near = {(block + d) % count for d in range(1 - window, window)} - {block}
-        taken = sorted((offsets[i], offsets[i] + rounded[i]) for i in near if offsets[i] >= 0)
-        address = 0
-        for start, stop in taken:
-            if address + rounded[block] <= start:
-                break
-            address = max(address, stop)
-        offsets[block] = address
-    return offsets, max((o + r for o, r in zip(offsets, rounded, strict=True)), default=0)

@@ -17,6 +17,7 @@ from tpi_bench.contract.request import Generation
 from tpi_bench.engine.collectives import Collective, collective_by_name
 from tpi_bench.engine.plans import tensor_parallel
 from tpi_bench.engine.streaming import WindowedSystem
+from tpi_bench.engine.wire import AS_COMPUTED, Wire, check_wire, wire_words
 
 if TYPE_CHECKING:
     import torch
@@ -35,9 +36,11 @@ class TpiSystem(WindowedSystem):
 
     name: str = "tpi"
     collective: str = "star"
+    wire: str = "auto"
 
     def __post_init__(self) -> None:
         collective_by_name(self.collective)
+        check_wire(self.wire)
         super().__post_init__()
 
     @property
@@ -47,26 +50,39 @@ class TpiSystem(WindowedSystem):
     @property
     def variant(self) -> str:
         keeps_ends = self.name == "tpi" and self.resident_io
-        return f"{super().variant} with head".strip() if keeps_ends else super().variant
+        words = [super().variant, "with head" if keeps_ends else "", wire_words(self.wire)]
+        return " ".join(word for word in words if word)
 
     def plan(self, config: ModelConfig, site: Site) -> Plan:
-        return tensor_parallel(config, site.proportions)
+        return tensor_parallel(config, site.proportions, site.group)
 
     def sync_steps(self, job: Job) -> int:
         collective = collective_by_name(self.collective)
         return token_steps(collective, job.num_devices, job.config.num_layers)
 
+    def num_buffers(self, job: Job) -> int:
+        """Packed messages are smaller, so that is more than they take."""
+        collective = collective_by_name(self.collective)
+        if self.wire == "auto" or job.num_devices == 1:
+            return collective.num_receive_buffers(job.num_devices)
+        return collective.messages(job.num_devices)
+
     def run_device(self, rt: Runtime, job: Job, output: Output) -> Generation | None:
         from tpi_bench.engine.device_model import DeviceModel
         from tpi_bench.engine.generation import generate
+        from tpi_bench.engine.packing import make_wire
 
         collective = collective_by_name(self.collective)
-        model = DeviceModel(rt, job, self.window_config)
-        model.hold_buffers(collective.num_receive_buffers(rt.world_size))
+        model = DeviceModel(rt, job, self.streaming(job, rt.rank))
+        most_values = len(job.request.prompt_ids) * job.config.hidden
+        num_messages = collective.messages(rt.world_size)
+        wire = make_wire(rt, self.wire, model.dtype, most_values, num_messages)
+        if wire is AS_COMPUTED:
+            model.hold_buffers(collective.num_receive_buffers(rt.world_size))
         if rt.rank:
-            _run_worker(rt, model, collective)
+            _run_worker(rt, model, collective, wire)
             return None
-        master = _Master(rt, model, collective)
+        master = _Master(rt, model, collective, wire)
         result = generate(rt, master.forward, job.request, output)
         master.close()
         return result
@@ -75,21 +91,21 @@ class TpiSystem(WindowedSystem):
 class _Master:
     """Rank 0. `forward` is what the request loop calls; `close` ends the workers' loops."""
 
-    def __init__(self, rt: Runtime, model: DeviceModel, collective: Collective) -> None:
+    def __init__(self, rt: Runtime, model: DeviceModel, collective: Collective, wire: Wire) -> None:
         from tpi_bench.engine.device_model import Steps
 
         self._model = model
         self._rt = rt
+        self._wire = wire
         self._steps = Steps(rt)
         self._workers = range(1, rt.world_size)
-        self._whole = whole_sum(rt, collective)
+        self._whole = whole_sum(rt, collective, wire)
 
     def forward(self, token_ids: list[int], position: int) -> torch.Tensor:
         """New token ids -> logits (v,) of the last."""
         x = self._model.embed(token_ids)
         self._steps.announce(self._workers, len(token_ids), position)
-        for worker in self._workers:
-            self._rt.send(worker, x)
+        self._wire.broadcast(self._rt, x, self._workers)
         x = self._model.layers(x, position, self._whole)
         return self._model.logits(x)
 
@@ -98,21 +114,23 @@ class _Master:
         self._model.window.close()
 
 
-def _run_worker(rt: Runtime, model: DeviceModel, collective: Collective) -> None:
+def _run_worker(rt: Runtime, model: DeviceModel, collective: Collective, wire: Wire) -> None:
     """Ranks above 0: take a step's embedding, add the own part of every block, until the end."""
     from tpi_bench.engine.device_model import Steps
 
-    whole = whole_sum(rt, collective)
+    whole = whole_sum(rt, collective, wire)
     for num_new, position in Steps(rt):
-        model.layers(model.receive_hidden(0, num_new), position, whole)
+        model.layers(model.receive_hidden(0, num_new, wire), position, whole)
     model.window.close()
 
 
-def whole_sum(rt: Runtime, collective: Collective) -> Callable[[torch.Tensor], torch.Tensor]:
+def whole_sum(
+    rt: Runtime, collective: Collective, wire: Wire
+) -> Callable[[torch.Tensor], torch.Tensor]:
     """Partial sums to whole ones; a single device has nothing to add."""
     if rt.world_size == 1:
         return lambda partial: partial
-    return lambda partial: collective.run(rt, partial)
+    return lambda partial: collective.run(rt, partial, wire)
 
 
 def token_steps(collective: Collective, num_devices: int, num_layers: int) -> int:

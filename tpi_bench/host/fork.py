@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 T = TypeVar("T")
 # The one name of a room above, by word and not by import: what devices need is loaded once.
-_PRELOADED = "tpi_bench.processes.device"
+_PRELOADED = "tpi_bench.processes.preload"
 
 
 def fork_context() -> multiprocessing.context.ForkServerContext:

@@ -2,10 +2,12 @@
 
 Every number is the median of a few passes, with the least and the most. Kept in the cache; the
 virtual testbed charges reads, messages and, for other devices' measured costs, their ratio by it.
+Rates of half precision and of quantised weights are those of the engine's own products.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import statistics
 from collections.abc import Callable, Sequence
@@ -16,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from tpi_bench.contract.blocks import PAGE, Extent
 from tpi_bench.contract.device import DeviceProfile
 from tpi_bench.contract.job import Job, Output, Program
-from tpi_bench.contract.model import ModelConfig
+from tpi_bench.contract.model import GROUP, WEIGHTS, ModelConfig, resolve_types
 from tpi_bench.contract.network import NetworkConfig
 from tpi_bench.contract.request import Generation, Request
 from tpi_bench.host import cache, machine
@@ -26,10 +28,15 @@ from tpi_bench.measure.probe import read_all, seconds
 from tpi_bench.processes.launcher import run_job
 
 if TYPE_CHECKING:
+    import torch
+
     from tpi_bench.contract.runtime import Runtime
 
+_VERSION = 2  # goes up with what is measured: calibrations of an older kind are made again
 _PASSES = 7
 _MEMORY_BYTES = 128 << 20
+_COLUMNS = 4096
+_SQUARE = 1024
 _DISK_BYTES = 256 << 20
 _BLOCK_BYTES = 4 << 20
 _QUEUE_DEPTH = 16
@@ -70,7 +77,7 @@ class ThisHost:
 
 def calibration_file(cache_dir: Path) -> Path:
     """One a host."""
-    return cache_dir / "hosts" / f"{machine.host_key()}.json"
+    return cache_dir / "hosts" / f"{machine.host_key()}-{_VERSION}.json"
 
 
 def calibrate(cache_dir: Path) -> dict[str, Any]:
@@ -78,7 +85,8 @@ def calibrate(cache_dir: Path) -> dict[str, Any]:
     cores = len(available_cpus())
     found: dict[str, Any] = {"threads": {}}
     for threads in sorted({1, cores}):
-        found["threads"][str(threads)] = in_helper(_measure_compute, threads)
+        rows = [*in_helper(_measure_compute, threads), *in_helper(_measure_products, threads)]
+        found["threads"][str(threads)] = rows
     found["host"] = [*in_helper(_measure_disk, cache_dir), _measure_messages()]
     path = calibration_file(cache_dir)
     with cache.locked(path):
@@ -116,7 +124,7 @@ def _measure_compute(threads: int) -> list[dict[str, Any]]:
         matrix = torch.ones(8, _MEMORY_BYTES // 4 // 8 // 1024, 1024)
         column = torch.ones(8, 1, 1024).transpose(1, 2)
         memory = _times(lambda: torch.bmm(matrix, column))
-        square = torch.ones(1024, 1024)
+        square = torch.ones(_SQUARE, _SQUARE)
         gemm = _times(lambda: square @ square)
         few = torch.ones(8)
 
@@ -127,9 +135,48 @@ def _measure_compute(threads: int) -> list[dict[str, Any]]:
         overhead = _times(many)
     return [
         _row("memory_gb_per_s", [matrix.nbytes / t / 1e9 for t in memory]),
-        _row("peak_gflops", [2 * 1024**3 / t / 1e9 for t in gemm]),
+        _row("peak_gflops", [2 * _SQUARE**3 / t / 1e9 for t in gemm]),
         _row("op_overhead_us", [t * 1e3 for t in overhead]),
     ]
+
+
+def _measure_products(threads: int) -> list[dict[str, Any]]:
+    """The engine's products with a vector and with many, for each precision but fp32."""
+    import torch
+
+    from tpi_bench.engine.matrix import Matrix, prepare_kernels
+
+    torch.set_num_threads(threads)
+    prepare_kernels()
+    rows = []
+    with torch.inference_mode():
+        for held in WEIGHTS[1:]:
+            dtype = getattr(torch, resolve_types("auto", held)[0])
+            tensors = _stored(held, _MEMORY_BYTES)
+            nbytes = sum(tensor.nbytes for tensor in tensors)
+            large, vector = Matrix(*tensors), torch.ones(1, _COLUMNS, dtype=dtype)
+            reading = _times(functools.partial(large, vector))
+            num_rows = _SQUARE * _SQUARE // _COLUMNS
+            small = Matrix(*(tensor[:num_rows] for tensor in tensors))
+            many = torch.ones(_SQUARE, _COLUMNS, dtype=dtype)
+            computing = _times(functools.partial(small, many))
+            rows.append(_row(f"{held}_gb_per_s", [nbytes / t / 1e9 for t in reading]))
+            rows.append(_row(f"{held}_gflops", [2 * _SQUARE**3 / t / 1e9 for t in computing]))
+    return rows
+
+
+def _stored(held: str, nbytes: int) -> list[torch.Tensor]:
+    """A matrix of about so many bytes as block files hold it: its values, and scales if it has."""
+    import torch
+
+    shape = nbytes // _COLUMNS, _COLUMNS
+    if held == "q8":
+        scales = torch.ones(shape[0], _COLUMNS // GROUP, dtype=torch.float16)
+        return [torch.ones(shape, dtype=torch.int8), scales]
+    if held == "q4":
+        scales = torch.ones(2 * shape[0], _COLUMNS // GROUP, dtype=torch.float16)
+        return [torch.ones(2 * shape[0], _COLUMNS // 2, dtype=torch.uint8), scales]
+    return [torch.ones(shape[0] // 2, _COLUMNS, dtype=getattr(torch, held))]
 
 
 def _measure_disk(cache_dir: Path) -> list[dict[str, Any]]:
@@ -191,6 +238,7 @@ def _measure_messages() -> dict[str, Any]:
         program=_OnlyRoundTrips(),
         config=config,
         dtype="float32",
+        weights="float32",
         num_devices=2,
         plan=None,
         blocks=[],

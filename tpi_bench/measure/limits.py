@@ -13,7 +13,8 @@ from pathlib import Path
 
 from tpi_bench.contract.blocks import PAGE, BlockFile, Extent
 from tpi_bench.contract.job import Job, Outcome
-from tpi_bench.contract.system import System
+from tpi_bench.contract.model import BYTES_PER_VALUE
+from tpi_bench.contract.system import Streaming, System
 from tpi_bench.contract.testbed import Rates, Testbed
 from tpi_bench.host.fork import in_helper
 from tpi_bench.host.machine import available_cpus, last_level_cache_bytes
@@ -24,10 +25,23 @@ _PROBED_BYTES = 32 << 20  # of a library's file
 
 
 def host_limits(testbed: Testbed, system: System, job: Job) -> HostLimits | None:
-    """What this host can do right now; None where the testbed knows its devices' rates."""
+    """What this host can do right now; None where the testbed knows its devices' rates.
+
+    With as many threads as the devices have together: one alone does not reach what memory gives.
+    """
     if testbed.rates(job) is not None:
         return None
-    return in_helper(measure_limits, len(available_cpus()), _streamed_extents(system, job))
+    num_threads = min(len(available_cpus()), job.num_devices * job.threads_per_device)
+    return in_helper(
+        measure_limits, num_threads, _streamed_extents(system, job), _message_bytes(job)
+    )
+
+
+def _message_bytes(job: Job) -> int | None:
+    """A hidden state as decoding sends it; None where nothing is sent, or links are emulated."""
+    if job.num_devices == 1 or job.network.is_emulated:
+        return None
+    return job.config.hidden * BYTES_PER_VALUE[job.dtype]
 
 
 def point_limits(
@@ -54,6 +68,7 @@ def point_limits(
         limit_disk_s=times.disk_s,
         limit_network_s=network_s,
         limit_token_s=token_limit_s(times, network_s),
+        raw_round_trip_s=math.nan if host is None else host.round_trip_s,
     )
 
 
@@ -64,8 +79,8 @@ def _token_bytes(system: System, job: Job, num_tokens: int) -> list[TokenBytes]:
     """
     if job.blocks:
         return [
-            _device_bytes(system, blocks, job.memory_of(rank), num_tokens)
-            for rank, blocks in enumerate(job.blocks)
+            _device_bytes(job.blocks[rank], system.streaming(job, rank), memory, num_tokens)
+            for rank, memory in enumerate(map(job.memory_of, range(job.num_devices)))
         ]
     touched = system.token_weight_bytes(job)
     streamed = round(max(0.0, touched - job.memory_of(0)))
@@ -73,12 +88,11 @@ def _token_bytes(system: System, job: Job, num_tokens: int) -> list[TokenBytes]:
 
 
 def _device_bytes(
-    system: System, blocks: Sequence[BlockFile], memory_bytes: float, num_tokens: int
+    blocks: Sequence[BlockFile], streaming: Streaming, memory_bytes: float, num_tokens: int
 ) -> TokenBytes:
-    streaming = system.streaming(blocks)
-    passing = sum(block.nbytes for i, block in enumerate(blocks) if i not in streaming.resident)
     # What lies in the window at the first token is not read during the later ones.
-    streamed = passing - streaming.area_bytes / max(1, num_tokens - 1)
+    streamed = streaming.streamed_bytes - streaming.area_bytes / max(1, num_tokens - 1)
+    streamed = 0.0 if streaming.is_paged else streamed  # the page cache may hold all of it
     layers = sum(block.weight_bytes for block in blocks if block.layer >= 0)
     head = sum(block.weight_bytes for block in blocks if block.kind == "output")
     # Of a cyclic scan with a fixed resident set, all but that set is read: nothing does better.
@@ -92,11 +106,9 @@ def _streamed_extents(system: System, job: Job) -> list[Extent]:
     if not job.blocks:
         found = [_beginning(path) for path in job.opened_files] if is_short else []
         return [extent for extent in found if extent.nbytes >= _PROBED_BYTES // 2]
-    streamed = []
-    for blocks in job.blocks:
-        resident = system.streaming(blocks).resident
-        streamed += [b.extent for i, b in enumerate(blocks) if i not in resident or is_short]
-    return streamed
+    plans = [system.streaming(job, rank) for rank in range(job.num_devices)]
+    read = [plan for plan in plans if is_short or not plan.is_paged]
+    return [part.extent for plan in read for part in plan.streamed_parts]
 
 
 def _beginning(path: str) -> Extent:

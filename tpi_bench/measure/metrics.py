@@ -2,7 +2,7 @@
 
 TTFT: from the request at the master to the first sampled token. Token latency: mean gap between
 later tokens, (t_last - t_first) / (n - 1); the raw gaps are kept in the token table. Warm-up is
-apart.
+apart. Perplexity: how many equally likely tokens would be as hard to guess as the text's.
 """
 
 from __future__ import annotations
@@ -41,8 +41,7 @@ def speed_of(outcome: Outcome) -> Speed:
         return Speed.unmeasured()
     gaps = token_gaps_s(generation)
     warmup_ns = generation.warmup_ttft_ns
-    later = token_rows(generation)[1:]
-    shares = [row.unexplained_s / row.gap_s for row in later if row.gap_s > 0]
+    later = [row for row in token_rows(generation)[1:] if row.gap_s > 0]
     return Speed(
         ttft_s=(generation.token_ns[0] - generation.request_ns) / 1e9,
         warmup_ttft_s=math.nan if warmup_ns is None else warmup_ns / 1e9,
@@ -50,8 +49,23 @@ def speed_of(outcome: Outcome) -> Speed:
         token_latency_p50_s=percentile(gaps, 0.5),
         token_latency_p95_s=percentile(gaps, 0.95),
         num_tokens=len(generation.token_ids),
-        unexplained_share=statistics.median(shares) if shares else math.nan,
+        compute_share=_median([row.compute_s / row.gap_s for row in later]),
+        sync_share=_median([row.sync_s / row.gap_s for row in later]),
+        load_wait_share=_median([row.load_wait_s / row.gap_s for row in later]),
+        sampling_share=_median([row.sampling_s / row.gap_s for row in later]),
+        unexplained_share=_median([row.unexplained_s / row.gap_s for row in later]),
     )
+
+
+def perplexity_of(generation: Generation | None) -> float:
+    """Of a given text: exp of the mean of -ln p over its tokens; NaN where there was none."""
+    if generation is None or not generation.log_probs:
+        return math.nan
+    return math.exp(-statistics.fmean(generation.log_probs))
+
+
+def _median(values: Sequence[float]) -> float:
+    return statistics.median(values) if values else math.nan
 
 
 def token_rows(generation: Generation | None) -> list[TokenRow]:

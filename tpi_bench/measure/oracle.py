@@ -1,7 +1,8 @@
 """Are the outputs unchanged? Tokens and logits of a run against plain Transformers, the oracle.
 
-The oracle's answer to a request is computed once, by the `oracle` system of the config in a process
-of its own, and kept in the cache.
+The oracle computes in `model.dtype` with the values that weights have in `model.weights`. Its
+answer to a request is computed once, by the `oracle` system of the config in a process of its own,
+and kept in the cache.
 """
 
 from __future__ import annotations
@@ -16,14 +17,15 @@ from tpi_bench.contract.model import Model
 from tpi_bench.host import cache
 from tpi_bench.host.fork import in_helper
 from tpi_bench.host.machine import available_cpus
+from tpi_bench.measure.rounding import logit_bound
 from tpi_bench.measure.settings import Settings
-from tpi_bench.models.synthetic import hugging_face_folder
+from tpi_bench.models.hf_folder import held_folder
 from tpi_bench.processes.launcher import run_job
 from tpi_bench.report.rows import Exactness
 
 
 def compare_with_oracle(settings: Settings, model: Model, job: Job, outcome: Outcome) -> Exactness:
-    """The exactness columns: `max_logit_diff` is NaN for a system that gave no logits."""
+    """The exactness columns; those of logits are NaN for a system that gave none."""
     assert outcome.generation is not None
     cache_dir = cache.cache_folder(settings.cache_dir)
     answer = _oracle_answer(settings, model, job, cache_dir)
@@ -34,14 +36,16 @@ def compare_with_oracle(settings: Settings, model: Model, job: Job, outcome: Out
     )
     begun = expected[: len(found)]  # all that the time for decoding allowed
     logits = Path(job.logits_path or "")
-    difference = math.nan
+    difference = bound = math.nan
     if logits.is_file():
-        difference = in_helper(largest_difference, logits, answer, same + 1)
+        difference, largest = in_helper(compare_logits, logits, answer, same + 1)
+        bound = logit_bound(job.config, job.dtype, job.request.length, largest)
     return Exactness(
         tokens_equal=found == (expected if job.request.max_decode_ns is None else begun),
         num_same_tokens=sum(a == b for a, b in zip(found, expected, strict=False)),
         num_leading_tokens=same,
         max_logit_diff=difference,
+        logit_bound=bound,
     )
 
 
@@ -49,7 +53,8 @@ def _oracle_answer(settings: Settings, model: Model, job: Job, cache_dir: Path) 
     """The file of the oracle's logits; its tokens lie beside it as JSON."""
     request = replace(job.request, max_decode_ns=None, warmup_tokens=0)
     oracle = settings.oracle
-    key = cache.digest([model.checkpoint.identity, model.dtype, asdict(request), vars(oracle)])
+    types = [model.dtype, model.weights]
+    key = cache.digest([model.checkpoint.identity, types, asdict(request), vars(oracle)])
     path = cache_dir / "oracle" / f"{key}.pt"
     with cache.locked(path):
         if path.is_file() and path.with_suffix(".json").is_file():
@@ -67,7 +72,7 @@ def _oracle_answer(settings: Settings, model: Model, job: Job, cache_dir: Path) 
                 cpus=None,
                 memory_bytes=None,
                 timeout_s=None,
-                checkpoint_path=str(hugging_face_folder(model, cache_dir)),
+                checkpoint_path=str(held_folder(model, cache_dir)),
                 logits_path=str(temporary),
             )
         )
@@ -79,10 +84,12 @@ def _oracle_answer(settings: Settings, model: Model, job: Job, cache_dir: Path) 
     return path
 
 
-def largest_difference(found: Path, expected: Path, num_steps: int) -> float:
-    """Largest absolute difference of two files of logits (n, v) in their first steps."""
+def compare_logits(found: Path, expected: Path, num_steps: int) -> tuple[float, float]:
+    """Of two files of logits (n, v), in their first steps: the largest absolute difference, and
+    the largest absolute value that was expected.
+    """
     import torch
 
     a, b = torch.load(found, weights_only=True), torch.load(expected, weights_only=True)
     count = min(num_steps, len(a), len(b))
-    return float((a[:count] - b[:count]).abs().max())
+    return float((a[:count] - b[:count]).abs().max()), float(b[:count].abs().max())

@@ -12,13 +12,18 @@ from pathlib import Path
 from tpi_bench.contract.blocks import BlockFile
 from tpi_bench.contract.device import DeviceProfile
 from tpi_bench.contract.job import Job
-from tpi_bench.contract.model import BYTES_PER_VALUE, Model, ModelSource
+from tpi_bench.contract.model import (
+    BYTES_PER_VALUE,
+    Model,
+    ModelSource,
+)
 from tpi_bench.contract.plan import Plan, Site
 from tpi_bench.contract.request import Request, make_request
 from tpi_bench.host import cache
 from tpi_bench.host.fork import in_helper
 from tpi_bench.measure.calibrate import ThisHost
 from tpi_bench.measure.settings import Settings
+from tpi_bench.measure.texts import read_text, refuse_text
 from tpi_bench.models.block_files import rank_blocks
 from tpi_bench.models.block_layout import planned_blocks
 from tpi_bench.models.sharder import find_shards, shard, shard_folder
@@ -56,17 +61,21 @@ def prepare(settings: Settings) -> Prepared:
     """
     cache_dir = cache.cache_folder(settings.cache_dir)
     system, testbed = settings.system, settings.testbed
-    testbed.check(system, settings.network, needs_tokens=settings.check)
+    refuse_text(settings)
+    reads_text = settings.workload.text is not None
+    testbed.check(system, settings.network, needs_tokens=settings.check or reads_text)
     devices = _devices(settings, cache_dir)
+    free_bytes = testbed.free_bytes(devices.profiles, devices.memory_bytes)
     model = _load_model(settings.model, cache_dir)
     request = _request(settings, model)
-    plan = system.plan(model.config, _site(settings, devices, model, request))
+    plan = system.plan(model.config, _site(settings, devices, free_bytes, model, request))
     blocks = _blocks(settings, model, plan, cache_dir)
     checkpoint_path = system.checkpoint_path(model, cache_dir)
     job = Job(
         program=system,
         config=model.config,
         dtype=model.dtype,
+        weights=model.weights,
         num_devices=settings.num_devices,
         plan=plan,
         blocks=blocks,
@@ -77,10 +86,13 @@ def prepare(settings: Settings) -> Prepared:
         host=devices.host,
         cpus=devices.cpus,
         memory_bytes=devices.memory_bytes,
+        free_bytes=free_bytes,
         timeout_s=settings.timeout_s,
         checkpoint_path=None if checkpoint_path is None else str(checkpoint_path),
         trace=testbed.trace,
     )
+    for rank in range(len(blocks)):
+        system.streaming(job, rank)  # raises where a device's memory is too small
     return Prepared(settings=settings, model=model, job=job)
 
 
@@ -139,19 +151,27 @@ def _prompt_ids(settings: Settings, model: Model) -> tuple[int, ...]:
             f"model={model.name} has random weights and no tokenizer; give "
             "workload.prompt_ids=[1,2,3] or workload.prompt_tokens=32"
         )
+    if workload.text is not None:
+        return encode_prompt(model.folder, read_text(workload.text), False)
     return encode_prompt(model.folder, workload.prompt or "", workload.chat)
 
 
-def _site(settings: Settings, devices: _Devices, model: Model, request: Request) -> Site:
+def _site(
+    settings: Settings,
+    devices: _Devices,
+    free_bytes: tuple[int, ...] | None,
+    model: Model,
+    request: Request,
+) -> Site:
     """What a planner may know."""
     num_devices = settings.num_devices
-    free_bytes = settings.testbed.free_bytes(devices.profiles, devices.memory_bytes)
     same = (devices.host,) * num_devices if devices.host is not None else ()
     return Site(
         proportions=devices.shares,
         profiles=devices.profiles or same,
         memory_bytes=free_bytes and tuple(round(_PLANNED_SHARE * free) for free in free_bytes),
         bytes_per_value=BYTES_PER_VALUE[model.dtype],
+        weights=model.weights,
         num_positions=request.length,
         transfers_s=functools.partial(transfers_s, settings.network, num_devices),
     )
@@ -163,12 +183,13 @@ def _blocks(
     """Every rank's block files, made if they are missing, or only their sizes."""
     if plan is None:
         return []
+    weights, dtype = model.weights, model.dtype
     if not settings.testbed.opens_files:
-        return planned_blocks(model.config, plan, model.dtype)
-    folder = shard_folder(cache_dir, model.checkpoint, plan, model.dtype)
+        return planned_blocks(model.config, plan, weights, dtype, model.checkpoint.held_in)
+    folder = shard_folder(cache_dir, model.checkpoint, plan, weights, dtype)
     manifest, bad = find_shards(folder)
     if manifest is None or bad:
-        in_helper(shard, folder, model.checkpoint, plan, model.dtype)
+        in_helper(shard, folder, model.checkpoint, plan, weights, dtype)
         manifest, bad = find_shards(folder)
     if manifest is None or bad:
         raise ValueError(

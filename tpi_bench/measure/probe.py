@@ -6,6 +6,7 @@ from minute to minute.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,48 +14,62 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tpi_bench.contract.blocks import Extent
+from tpi_bench.measure.round_trip import raw_round_trip_s
 
 if TYPE_CHECKING:
     import numpy as np
 
     from tpi_bench.host.disk import DirectReader
 
-_MEMORY_BYTES = 96 << 20
+_MEMORY_BYTES = 256 << 20  # many times what a CPU caches
 _DISK_BYTES = 192 << 20
 _DISK_BUFFER_BYTES = 64 << 20
 _DISK_THREADS = 16  # as many requests in flight as four devices make
-_MEMORY_PASSES = 3
+_MEMORY_PASSES = 5
 _DISK_PASSES = 6  # shared disks vary: the best pass is the limit
 
 
 @dataclass(frozen=True, kw_only=True)
 class HostLimits:
-    """Bytes per second; `disk_bps` is NaN when no file was to be read."""
+    """Bytes per second and seconds.
+
+    `disk_bps` is NaN when no file was to be read, `round_trip_s` when no message was to be sent.
+    """
 
     memory_bps: float
     disk_bps: float
+    round_trip_s: float = math.nan
 
     def best(self, other: HostLimits) -> HostLimits:
-        """The larger of each: what the host was seen to do."""
+        """The better of each: what the host was seen to do."""
         return HostLimits(
             memory_bps=max(self.memory_bps, other.memory_bps),
             disk_bps=max(self.disk_bps, other.disk_bps),
+            round_trip_s=min(self.round_trip_s, other.round_trip_s),
         )
 
 
-def measure_limits(num_threads: int, extents: Sequence[Extent]) -> HostLimits:
-    """Best of a few passes over memory (`num_threads` threads) and over the point's own files."""
+def measure_limits(
+    num_threads: int, extents: Sequence[Extent], message_bytes: int | None = None
+) -> HostLimits:
+    """Best of a few passes over memory and over the point's own files, and a typical round trip.
+
+    `num_threads` threads read memory, of the kind that weights lie in.
+    """
     import torch
 
+    from tpi_bench.host.memory import anonymous_area
+
     torch.set_num_threads(num_threads)
-    data = torch.ones(_MEMORY_BYTES // 4)
-    rows, column = data.view(8, -1, 1024), torch.ones(8, 1024, 1)
-    passes = [
-        seconds(touch)
-        for _ in range(_MEMORY_PASSES)
-        for touch in (data.sum, lambda: torch.bmm(rows, column))
-    ]
-    return HostLimits(memory_bps=data.nbytes / min(passes), disk_bps=_disk_bandwidth(extents))
+    data = torch.from_numpy(anonymous_area(_MEMORY_BYTES)).view(torch.float32)
+    data.fill_(1.0)
+    touches = (data.sum, data.view(torch.float64).sum)
+    passes = [seconds(touch) for _ in range(_MEMORY_PASSES) for touch in touches]
+    return HostLimits(
+        memory_bps=data.nbytes / min(passes),
+        disk_bps=_disk_bandwidth(extents),
+        round_trip_s=math.nan if message_bytes is None else raw_round_trip_s(message_bytes),
+    )
 
 
 def seconds(fn: Callable[[], object]) -> float:

@@ -8,10 +8,12 @@ import statistics
 from collections.abc import Sequence
 
 from tpi_bench.contract.job import DeviceReport, Job, Outcome
+from tpi_bench.contract.model import resolve_types
+from tpi_bench.contract.system import System
 from tpi_bench.contract.testbed import Testbed
 from tpi_bench.host import page_cache
 from tpi_bench.host.machine import available_cpus, provenance
-from tpi_bench.measure.metrics import token_rows
+from tpi_bench.measure.metrics import perplexity_of, token_rows
 from tpi_bench.measure.prepare import Prepared
 from tpi_bench.measure.settings import Settings
 from tpi_bench.report.rows import (
@@ -25,6 +27,7 @@ from tpi_bench.report.rows import (
     Memory,
     PageCache,
     Provenance,
+    Quality,
     Record,
     RunRow,
     SpanRow,
@@ -44,22 +47,24 @@ def make_record(
     """The record of a point that was run, however that ended."""
     settings, job = prepared.settings, prepared.job
     devices = sorted(outcome.devices, key=lambda device: device.rank)
+    plans = [_plan_cells(settings.system, job, rank) for rank in range(job.num_devices)]
     run = RunRow.of(
-        _asked(settings, prepared.model.name),
+        _asked(settings, prepared.model.name, (prepared.model.dtype, prepared.model.weights)),
         _ended(started, outcome),
-        _circumstances(settings.testbed, job),
+        _circumstances(settings.testbed, job, outcome.devices),
         speed,
         _links(job, outcome),
         limits,
         exactness,
+        Quality(perplexity=perplexity_of(outcome.generation)),
         _how_it_was_read(cached, job, devices),
-        _memory(outcome),
+        _memory(outcome, plans),
         Provenance(**provenance()),
     )
     return Record(
         run=run,
         tokens=token_rows(outcome.generation),
-        devices=[_device_row(device) for device in devices],
+        devices=[_device_row(device, plans[device.rank]) for device in devices],
         spans=[SpanRow(rank=d.rank, **vars(span)) for d in devices for span in d.spans],
         config=settings.raw,
     )
@@ -69,7 +74,9 @@ def failure_record(settings: Settings, error: str) -> Record:
     """The record of a point that could not be prepared or run."""
     started = datetime.datetime.now(datetime.UTC).isoformat()
     ended = Ended(started=started, status="error", error=error, wall_s=math.nan, num_events=None)
-    run = RunRow.of(_asked(settings, _model_name(settings)), ended, Provenance(**provenance()))
+    precision = resolve_types(settings.model.dtype, settings.model.weights)
+    asked = _asked(settings, _model_name(settings), precision)
+    run = RunRow.of(asked, ended, Provenance(**provenance()))
     return Record(run=run, config=settings.raw)
 
 
@@ -81,8 +88,10 @@ def begin_page_cache(testbed: Testbed, job: Job, mode: str) -> PageCache:
     return PageCache(cache=said, cached_bytes_start=cached_bytes, page_cache=None)
 
 
-def _asked(settings: Settings, model_name: str) -> Asked:
+def _asked(settings: Settings, model_name: str, precision: tuple[str, str]) -> Asked:
+    """`precision` is what the model says: dtype and weights."""
     system, testbed, network = settings.system, settings.testbed, settings.network
+    dtype, weights = system.precision(*precision)
     own = {k: str(v) for k, v in settings.raw["system"].items() if k not in ("_target_", "name")}
     return Asked(
         experiment=settings.name,
@@ -95,7 +104,8 @@ def _asked(settings: Settings, model_name: str) -> Asked:
         is_library=system.max_devices == 1,
         system_settings=own,
         model=model_name,
-        dtype=system.compute_dtype(settings.model.dtype),
+        dtype=dtype,
+        weights=weights,
         num_devices=settings.num_devices,
         topology=network.topology,
         link_latency_ms=network.link_latency_ms,
@@ -132,7 +142,7 @@ def _ended(started: str, outcome: Outcome) -> Ended:
     )
 
 
-def _circumstances(testbed: Testbed, job: Job) -> Circumstances:
+def _circumstances(testbed: Testbed, job: Job, devices: Sequence[DeviceReport]) -> Circumstances:
     machines = testbed.machines(job)
     return Circumstances(
         hidden=job.config.hidden,
@@ -143,6 +153,7 @@ def _circumstances(testbed: Testbed, job: Job) -> Circumstances:
         cores=len(available_cpus()),
         devices_share_cores=machines.share_cores,
         device=machines.names,
+        kernel=next((device.kernel for device in devices if device.rank == 0), None),
         cores_per_device=machines.cores_per_device,
     )
 
@@ -153,6 +164,7 @@ def _links(job: Job, outcome: Outcome) -> Links:
         asked_round_trip_s=2 * job.network.one_way_ns / 1e9 if job.num_devices > 1 else math.nan,
         link_round_trip_s=statistics.median(trips) if trips else math.nan,
         link_round_trip_min_s=min(trips, default=math.nan),
+        bytes_sent=sum(d.bytes_sent for d in outcome.devices) if outcome.devices else None,
     )
 
 
@@ -166,7 +178,19 @@ def _how_it_was_read(cached: PageCache, job: Job, devices: Sequence[DeviceReport
     )
 
 
-def _memory(outcome: Outcome) -> Memory:
+def _plan_cells(system: System, job: Job, rank: int) -> dict[str, float]:
+    """What a device keeps and streams of its blocks; not known where others decide it."""
+    plan = system.streaming(job, rank) if job.blocks else None
+    if plan is None or plan.is_paged:
+        return dict.fromkeys(("kept_bytes", "streamed_bytes", "window_bytes"), math.nan)
+    return {
+        "kept_bytes": plan.kept_bytes,
+        "streamed_bytes": plan.streamed_bytes,
+        "window_bytes": plan.area_bytes,
+    }
+
+
+def _memory(outcome: Outcome, plans: Sequence[dict[str, float]]) -> Memory:
     devices = outcome.devices
     return Memory(
         peak_anon_bytes=max((d.peak_anon_bytes for d in devices), default=math.nan),
@@ -175,9 +199,10 @@ def _memory(outcome: Outcome) -> Memory:
         peak_cgroup_bytes=outcome.peak_cgroup_bytes,
         pss_interval_s=outcome.pss_interval_s,
         ledger_bytes=max((sum(d.ledger_bytes.values()) for d in devices), default=math.nan),
+        **{name: max(plan[name] for plan in plans) for name in plans[0]},
     )
 
 
-def _device_row(device: DeviceReport) -> DeviceRow:
-    cells = {name: value for name, value in vars(device).items() if name != "spans"}
+def _device_row(device: DeviceReport, plan: dict[str, float]) -> DeviceRow:
+    cells = {name: value for name, value in vars(device).items() if name != "spans"} | plan
     return DeviceRow(**(cells | {"ledger_bytes": sum(device.ledger_bytes.values())}))

@@ -22,6 +22,7 @@ class TensorPlace(TypedDict):
 
     shape: list[int]
     begin: int
+    dtype: str
 
 
 class FileEntry(TypedDict):
@@ -29,7 +30,6 @@ class FileEntry(TypedDict):
 
     kind: str
     layer: int
-    dtype: str
     data_offset: int
     nbytes: int
     tensors: dict[str, TensorPlace]
@@ -41,7 +41,6 @@ class Manifest(TypedDict):
     """`files` by name; `ranks[rank]` are (kind, layer, name of the file) in execution order."""
 
     complete: bool
-    dtype: str
     files: dict[str, FileEntry]
     ranks: list[list[tuple[str, int, str]]]
 
@@ -100,11 +99,10 @@ def manifest_entry(block: BlockFile, crc: int) -> FileEntry:
     return {
         "kind": block.kind,
         "layer": block.layer,
-        "dtype": block.dtype,
         "data_offset": block.data_offset,
         "nbytes": block.nbytes,
         "tensors": {
-            name: {"shape": list(view.shape), "begin": view.begin}
+            name: {"shape": list(view.shape), "begin": view.begin, "dtype": view.dtype}
             for name, view in block.tensors.items()
         },
         "crc32": crc,
@@ -149,14 +147,14 @@ def rank_blocks(folder: Path, manifest: Manifest, rank: int) -> list[BlockFile]:
     for kind, layer, name in manifest["ranks"][rank]:
         entry = manifest["files"][name]
         tensors = {
-            n: TensorView(tuple(t["shape"]), t["begin"]) for n, t in entry["tensors"].items()
+            n: TensorView(tuple(t["shape"]), t["begin"], t["dtype"])
+            for n, t in entry["tensors"].items()
         }
         blocks.append(
             BlockFile(
                 path=str(folder / name),
                 kind=kind,
                 layer=layer,
-                dtype=entry["dtype"],
                 data_offset=entry["data_offset"],
                 nbytes=entry["nbytes"],
                 tensors=tensors,

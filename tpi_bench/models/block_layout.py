@@ -1,27 +1,30 @@
 """What lies where in a block file: one safetensors file a block a device, laid out for direct I/O.
 
-The data section starts at a multiple of 4096 bytes and is a multiple of 4096 long, every tensor is
-64-byte aligned (padding is a tensor of its own, so the file stays valid safetensors), and Q, K, V
-and gate, up lie together, so a block is one read and two products. The sharder writes files of this
-layout; the virtual testbed needs only `planned_blocks`, without the files.
+The data section starts at a multiple of 4096 bytes and is a multiple of 4096 long, and so does
+every tensor that is a page or more (padding is a tensor of its own, so the file stays valid
+safetensors). Q, K, V and gate, up lie together, so a block is one read and two products. Tensors
+come in order of their size: what a device keeps of a block, smallest first, is the beginning. The
+sharder writes files of this layout; the virtual testbed needs only `planned_blocks`, without the
+files.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from tpi_bench.contract.blocks import PAGE, BlockFile, TensorView
-from tpi_bench.contract.model import BYTES_PER_VALUE, ModelConfig
+from tpi_bench.contract.model import GROUP, QUANTISED, ModelConfig
 from tpi_bench.contract.plan import Plan, Range, Shard
 from tpi_bench.models.checkpoints import SAFETENSORS_NAMES
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 TENSOR_ALIGNMENT = 64
 
 Shape = tuple[int, ...]
+HeldIn = Callable[[str, str], str]  # (name, weights) -> type: `Checkpoint.held_in`
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,7 @@ Tensors = dict[str, list[Slice]]  # each the row-wise concatenation of checkpoin
 
 
 def block_tensors(config: ModelConfig, shard: Shard) -> Tensors:
-    """The tensors of a shard's file, in their order."""
+    """The tensors of a shard's file."""
     if shard.kind == "attn":
         return _attention_tensors(config, shard)
     if shard.kind == "ffn":
@@ -103,7 +106,6 @@ class Layout:
     it, and how long that is.
     """
 
-    dtype: str
     header: bytes
     tensors: dict[str, TensorView]
     nbytes: int
@@ -114,15 +116,23 @@ class Layout:
             path=path,
             kind=shard.kind,
             layer=shard.layer,
-            dtype=self.dtype,
             data_offset=len(self.header),
             nbytes=self.nbytes,
             tensors=self.tensors,
         )
 
 
-def layout_of(tensors: Tensors, whole: Mapping[str, Shape], dtype: str) -> Layout:
-    """The layout of a file with `tensors`, of a checkpoint with tensors of the shapes `whole`."""
+def layout_of(
+    tensors: Tensors,
+    whole: Mapping[str, Shape],
+    weights: str,
+    dtype: str,
+    held_in: HeldIn | None = None,
+) -> Layout:
+    """The layout of a file with `tensors`, of a checkpoint with tensors of the shapes `whole`.
+
+    Matrices are held in `weights`, or what the checkpoint's `held_in` says, vectors in `dtype`.
+    """
     header: dict[str, dict[str, object]] = {}
     views: dict[str, TensorView] = {}
     position = 0
@@ -137,16 +147,40 @@ def layout_of(tensors: Tensors, whole: Mapping[str, Shape], dtype: str) -> Layou
         if gap := -position % multiple:
             add(f"padding_{position}", "U8", (gap,), gap)
 
-    for name, slices in tensors.items():
-        shape = _shape(slices, whole)
-        pad_to(TENSOR_ALIGNMENT)
-        views[name] = TensorView(shape, position)
-        add(name, SAFETENSORS_NAMES[dtype], shape, math.prod(shape) * BYTES_PER_VALUE[dtype])
+    shapes = {name: _shape(slices, whole) for name, slices in tensors.items()}
+    for tensor in sorted(shapes, key=lambda name: math.prod(shapes[name])):
+        kind = weights if held_in is None else _widest(tensors[tensor], weights, held_in)
+        for name, view in _stored(tensor, shapes[tensor], kind, dtype):
+            pad_to(TENSOR_ALIGNMENT if view.nbytes < PAGE else PAGE)
+            views[name] = replace(view, begin=position)
+            add(name, SAFETENSORS_NAMES[view.dtype], view.shape, view.nbytes)
     pad_to(PAGE)
     text = json.dumps(header).encode()
     text += b" " * (-(8 + len(text)) % PAGE)
     header_bytes = len(text).to_bytes(8, "little") + text
-    return Layout(dtype=dtype, header=header_bytes, tensors=views, nbytes=position)
+    return Layout(header=header_bytes, tensors=views, nbytes=position)
+
+
+def _stored(name: str, shape: Shape, weights: str, dtype: str) -> list[tuple[str, TensorView]]:
+    """The tensors that a vector or a matrix (o, i) is in the file, without their places."""
+    if len(shape) == 1 or weights not in QUANTISED:
+        return [(name, TensorView(shape, 0, dtype if len(shape) == 1 else weights))]
+    rows, cols = shape
+    numbers = TensorView(shape, 0, "int8")
+    if weights == "q4":
+        numbers = TensorView((rows, cols // 2), 0, "uint8")
+    return [
+        (name, numbers),
+        (f"{name}.scales", TensorView((rows, cols // GROUP), 0, "float16")),
+    ]
+
+
+def _widest(slices: Sequence[Slice], weights: str, held_in: HeldIn) -> str:
+    """One type for tensors that lie together: q8 holds the values of q4 too, float32 any."""
+    kinds = {held_in(piece.name, weights) for piece in slices}
+    if len(kinds) == 1:
+        return kinds.pop()
+    return "q8" if kinds <= set(QUANTISED) else "float32"
 
 
 def _shape(slices: Sequence[Slice], whole: Mapping[str, Shape]) -> Shape:
@@ -159,15 +193,19 @@ def _shape(slices: Sequence[Slice], whole: Mapping[str, Shape]) -> Shape:
     return (rows, cols[1] - cols[0] if cols else shape[1])
 
 
-def planned_blocks(config: ModelConfig, plan: Plan, dtype: str) -> list[list[BlockFile]]:
+def planned_blocks(
+    config: ModelConfig, plan: Plan, weights: str, dtype: str, held_in: HeldIn | None = None
+) -> list[list[BlockFile]]:
     """The blocks of every rank as the sharder would write them, without the files."""
     whole = config.tensor_shapes()
-    layouts: dict[Shard, Layout] = {}
+    layouts: dict[tuple[object, ...], Layout] = {}
 
     def block(shard: Shard) -> BlockFile:
-        like = replace(shard, layer=min(shard.layer, 0))  # all layers are alike
+        tensors = block_tensors(config, shard)
+        kinds = () if held_in is None else [_widest(t, weights, held_in) for t in tensors.values()]
+        like = (replace(shard, layer=min(shard.layer, 0)), *kinds)  # many layers are alike
         if like not in layouts:
-            layouts[like] = layout_of(block_tensors(config, like), whole, dtype)
+            layouts[like] = layout_of(tensors, whole, weights, dtype, held_in)
         is_shared = config.tied_embeddings and shard.kind in ("input", "output")
         name = "ends" if is_shared else f"{shard.kind}_{shard.layer}"
         return layouts[like].block(shard, f"planned:{name}")

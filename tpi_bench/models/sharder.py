@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from tpi_bench.contract.model import Checkpoint
@@ -25,14 +26,20 @@ from tpi_bench.models.block_files import (
 )
 from tpi_bench.models.block_layout import FORMAT_VERSION, Layout, Slice, block_tensors, layout_of
 from tpi_bench.models.checkpoints import CHUNK_BYTES
+from tpi_bench.models.quantised import held_rows, packed_rows, unpack
+
+_WEIGHTS_OF_ELEMENTS = {"int8": "q8", "uint8": "q4"}
 
 
-def shard_folder(cache_dir: Path, checkpoint: Checkpoint, plan: Plan, dtype: str) -> Path:
-    """The folder of this checkpoint's block files under this plan and dtype."""
+def shard_folder(
+    cache_dir: Path, checkpoint: Checkpoint, plan: Plan, weights: str, dtype: str
+) -> Path:
+    """The folder of this checkpoint's block files under this plan, weights and dtype."""
     key = {
         "format": FORMAT_VERSION,
         "checkpoint": checkpoint.identity,
         "plan": plan.as_dict(),
+        "weights": weights,
         "dtype": dtype,
     }
     return cache_dir / "shards" / cache.digest(key)
@@ -55,8 +62,11 @@ def find_shards(folder: Path) -> tuple[Manifest | None, dict[str, str]]:
     return manifest, bad
 
 
-def shard(folder: Path, checkpoint: Checkpoint, plan: Plan, dtype: str) -> None:
-    """Make `folder` hold every block file of the plan; whole files that are there are kept."""
+def shard(folder: Path, checkpoint: Checkpoint, plan: Plan, weights: str, dtype: str) -> None:
+    """Make `folder` hold every block file of the plan; whole files that are there are kept.
+
+    Matrices are held in `weights` (see `Checkpoint.held_in`), vectors in `dtype`.
+    """
     with cache.locked(folder):
         manifest, bad = find_shards(folder)
         if manifest is None or manifest["complete"]:
@@ -68,13 +78,14 @@ def shard(folder: Path, checkpoint: Checkpoint, plan: Plan, dtype: str) -> None:
         kept = {name: entry for name, entry in kept.items() if name not in bad}
         with cache.explain_write_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            _write_missing(folder, checkpoint, plan, dtype, kept)
+            _write_missing(folder, checkpoint, plan, weights, dtype, kept)
 
 
 def _write_missing(
     folder: Path,
     checkpoint: Checkpoint,
     plan: Plan,
+    weights: str,
     dtype: str,
     kept: dict[str, FileEntry],
 ) -> None:
@@ -82,7 +93,9 @@ def _write_missing(
     ranks, shards = _name_files(checkpoint, plan)
     whole = checkpoint.config.tensor_shapes()
     layouts = {
-        name: layout_of(block_tensors(checkpoint.config, shard), whole, dtype)
+        name: layout_of(
+            block_tensors(checkpoint.config, shard), whole, weights, dtype, checkpoint.held_in
+        )
         for name, shard in shards.items()
         if name not in kept
     }
@@ -92,11 +105,12 @@ def _write_missing(
         try:
             for name, layout in layouts.items():
                 path = folder / name
-                kept[name] = _write_file(path, checkpoint, shards[name], layout, bar.update)
+                kept[name] = _write_file(
+                    path, checkpoint, shards[name], layout, weights, bar.update
+                )
         finally:  # a build that is stopped goes on from here
             manifest: Manifest = {
                 "complete": len(kept) == len(shards),
-                "dtype": dtype,
                 "files": kept,
                 "ranks": ranks,
             }
@@ -129,33 +143,51 @@ def _write_file(
     checkpoint: Checkpoint,
     shard: Shard,
     layout: Layout,
+    weights: str,
     progress: Callable[[int], object],
 ) -> FileEntry:
     tensors = block_tensors(checkpoint.config, shard)
 
     def pieces() -> Iterator[tuple[int, memoryview]]:
-        for name, slices in tensors.items():
-            offset = layout.tensors[name].begin
-            for piece in slices:
-                for chunk in _chunks(checkpoint, piece, layout.dtype):
-                    yield offset, chunk
-                    offset += len(chunk)
+        for name, view in layout.tensors.items():
+            if name not in tensors:
+                continue  # scales are made with their numbers
+            offset = view.begin
+            scales = []
+            for piece in _chunks(checkpoint, tensors[name]):
+                numbers, scale = _as_stored(checkpoint, piece, weights, view.dtype)
+                yield offset, numbers
+                offset += len(numbers)
+                scales.append(scale)
+            if scale_view := layout.tensors.get(f"{name}.scales"):
+                yield scale_view.begin, memoryview(b"".join(scales))
 
     crc = write_block(path, layout, pieces(), progress)
     return manifest_entry(layout.block(shard, str(path)), crc)
 
 
-def _chunks(checkpoint: Checkpoint, piece: Slice, dtype: str) -> Iterator[memoryview]:
-    """The bytes of a slice in `dtype`, a few rows at a time."""
+def _chunks(checkpoint: Checkpoint, slices: Sequence[Slice]) -> Iterator[Slice]:
+    """The slices, a few rows at a time."""
+    shapes = checkpoint.config.tensor_shapes()
+    for piece in slices:
+        step = max(1, CHUNK_BYTES // (math.prod(shapes[piece.name][1:]) * 4))
+        start, stop = piece.rows
+        for first in range(start, stop, step):
+            yield replace(piece, rows=(first, min(stop, first + step)))
+
+
+def _as_stored(
+    checkpoint: Checkpoint, piece: Slice, weights: str, stored: str
+) -> tuple[memoryview, memoryview]:
+    """The bytes of rows whose elements are `stored`, and of their scales, if they have any."""
     import torch
 
-    whole = checkpoint.config.tensor_shapes()[piece.name]
-    row_bytes = math.prod(whole[1:]) * 4
-    rows_per_chunk = max(1, CHUNK_BYTES // row_bytes)
-    start, stop = piece.rows
-    for first in range(start, stop, rows_per_chunk):
-        rows = checkpoint.read_rows(piece.name, first, min(stop, first + rows_per_chunk))
-        if piece.cols is not None:
-            rows = rows[:, piece.cols[0] : piece.cols[1]]
-        rows = rows.to(getattr(torch, dtype)).contiguous()
-        yield memoryview(rows.view(-1).view(torch.uint8).numpy())
+    if kind := _WEIGHTS_OF_ELEMENTS.get(stored):
+        packed = packed_rows(checkpoint, piece.name, piece.rows, kind, piece.cols)
+        numbers, scales = unpack(packed, kind)
+        return numbers.reshape(-1).view("u1").data, scales.reshape(-1).view("u1").data
+    is_vector = len(checkpoint.config.tensor_shapes()[piece.name]) == 1
+    held = stored if is_vector else checkpoint.held_in(piece.name, weights)
+    rows = held_rows(checkpoint, piece.name, piece.rows, held, piece.cols)
+    rows = rows.to(getattr(torch, stored)).contiguous()
+    return rows.view(-1).view(torch.uint8).numpy().data, memoryview(b"")

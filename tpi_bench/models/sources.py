@@ -9,63 +9,92 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from tpi_bench.contract.model import DTYPES, Model, ModelConfig, Rope
+from tpi_bench.contract.model import (
+    QUANTISED,
+    Checkpoint,
+    Model,
+    ModelConfig,
+    Rope,
+    resolve_types,
+)
 from tpi_bench.models.checkpoints import FolderCheckpoint
 from tpi_bench.models.demo_model import demo_folder
+from tpi_bench.models.gguf.checkpoint import GgufCheckpoint
 from tpi_bench.models.gguf.reader import folder_of_gguf
 from tpi_bench.models.hf_config import read_config
 from tpi_bench.models.hub import hub_folder
+from tpi_bench.models.quantised import refuse_cut_groups
 from tpi_bench.models.synthetic import SyntheticCheckpoint
 
 
 @dataclass(frozen=True, kw_only=True)
-class HuggingFaceModel:
+class _Precision:
+    """What every source says: what is computed in, and what the weights are held in."""
+
+    dtype: str = "auto"
+    weights: str = "auto"
+
+    def __post_init__(self) -> None:
+        resolve_types(self.dtype, self.weights)
+
+    def _model(
+        self, name: str, checkpoint: Checkpoint, folder: Path | None, own: str | None = None
+    ) -> Model:
+        """`own` is what the file holds weights in, where `auto` means that.
+
+        An asked dtype is followed by weights that are not quantised.
+        """
+        weights = self.weights
+        if weights == "auto" and own and (self.dtype == "auto" or own in QUANTISED):
+            weights = own
+        dtype, weights = resolve_types(self.dtype, weights)
+        refuse_cut_groups(checkpoint.config, weights)
+        return Model(name=name, checkpoint=checkpoint, dtype=dtype, weights=weights, folder=folder)
+
+
+@dataclass(frozen=True, kw_only=True)
+class HuggingFaceModel(_Precision):
     """`model=hf model.path=`: a folder or a GGUF file on this machine, else an id on the hub."""
 
     name: str = "hf"
     path: str | None = None
-    dtype: str = "float32"
 
     def __post_init__(self) -> None:
-        _check_dtype(self.dtype)
+        super().__post_init__()
         if not self.path:
             raise ValueError(
                 "model.path is missing; give a Hugging Face folder, a GGUF file or a hub id"
             )
 
     def load(self, cache_dir: Path) -> Model:
-        name = Path(self.path or "").name if self.name == "hf" else self.name
-        return _model_in(self._folder(cache_dir), name, self.dtype)
-
-    def _folder(self, cache_dir: Path) -> Path:
         assert self.path is not None
+        name = Path(self.path).name if self.name == "hf" else self.name
         path = Path(self.path).expanduser()
         if path.is_file() and path.suffix == ".gguf":
-            return folder_of_gguf(path, cache_dir)
+            gguf = GgufCheckpoint(path, folder_of_gguf(path, cache_dir))
+            return self._model(name, gguf, gguf.folder, gguf.own_weights)
         if path.is_file():
             raise ValueError(
                 f"model.path={path} is a file; give its Hugging Face folder, or a .gguf file"
             )
         is_hub_id = not path.exists() and self.path.count("/") == 1 and self.path[0] not in "/.~"
-        return hub_folder(self.path) if is_hub_id else path
+        folder = hub_folder(self.path) if is_hub_id else path
+        return self._model(name, FolderCheckpoint(folder, read_config(folder)), folder)
 
 
 @dataclass(frozen=True, kw_only=True)
-class DemoModel:
+class DemoModel(_Precision):
     """`model=smollm2_135m`: a real small model from the package index; see `demo_model.py`."""
 
     name: str = "smollm2_135m"
-    dtype: str = "float32"
-
-    def __post_init__(self) -> None:
-        _check_dtype(self.dtype)
 
     def load(self, cache_dir: Path) -> Model:
-        return _model_in(demo_folder(cache_dir), self.name, self.dtype)
+        folder = demo_folder(cache_dir)
+        return self._model(self.name, FolderCheckpoint(folder, read_config(folder)), folder)
 
 
 @dataclass(frozen=True, kw_only=True)
-class SyntheticModel:
+class SyntheticModel(_Precision):
     """A shape with seeded random weights: what speed and memory need, without the download.
 
     With `share_layers` all layers read the files of the first, so that 70B shapes fit on a small
@@ -81,12 +110,8 @@ class SyntheticModel:
     vocab: int
     context_length: int
     rope_theta: float = 10000.0
-    dtype: str = "float32"
     seed: int = 0
     share_layers: bool = False
-
-    def __post_init__(self) -> None:
-        _check_dtype(self.dtype)
 
     def load(self, cache_dir: Path) -> Model:
         if self.hidden % self.num_heads:
@@ -105,16 +130,4 @@ class SyntheticModel:
             rope=Rope(theta=self.rope_theta),
         )
         checkpoint = SyntheticCheckpoint(config, seed=self.seed, share_layers=self.share_layers)
-        return Model(name=self.name, checkpoint=checkpoint, dtype=self.dtype, folder=None)
-
-
-def _model_in(folder: Path, name: str, dtype: str) -> Model:
-    """The model of a Hugging Face folder, checked."""
-    checkpoint = FolderCheckpoint(folder, read_config(folder))
-    return Model(name=name, checkpoint=checkpoint, dtype=dtype, folder=folder)
-
-
-def _check_dtype(dtype: str) -> None:
-    """Raises ValueError for a dtype the engine does not compute in."""
-    if dtype not in DTYPES:
-        raise ValueError(f"model.dtype={dtype} is not supported; choose one of {', '.join(DTYPES)}")
+        return self._model(self.name, checkpoint, None)

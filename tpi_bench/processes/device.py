@@ -21,6 +21,7 @@ import torch
 from tpi_bench.contract.job import DeviceReport, Job
 from tpi_bench.contract.runtime import BlockReadError, DeviceLost
 from tpi_bench.engine import device_model  # noqa: F401  (loaded once, where devices are forked)
+from tpi_bench.engine.matrix import kernel_name
 from tpi_bench.engine.rank import run_rank
 from tpi_bench.host.disk import DirectReader, disk_bytes_read
 from tpi_bench.host.memory import MemoryPeak, MemorySampler, pss_bytes
@@ -103,7 +104,8 @@ def _run(rank: int, job: Job, cap: Cap, control: Control) -> None:
         reader.close()
         mesh.close()
     assert result.generation is not None or rank > 0
-    report = _report(rt, reader, memory.stop(), limit)
+    kernel = kernel_name(job.weights) if job.blocks else "of the library"
+    report = _report(rt, reader, memory.stop(), limit, kernel)
     report.disk_bytes_read = disk_after - disk_before
     if job.blocks:  # a library has let its model go by now
         report.peak_pss_bytes = pss
@@ -111,15 +113,20 @@ def _run(rank: int, job: Job, cap: Cap, control: Control) -> None:
     _tell(control, done)
 
 
-def _report(rt: WallRuntime, reader: DirectReader, peak: MemoryPeak, limit: Limit) -> DeviceReport:
+def _report(
+    rt: WallRuntime, reader: DirectReader, peak: MemoryPeak, limit: Limit, kernel: str
+) -> DeviceReport:
     return DeviceReport(
         rank=rt.rank,
         pid=os.getpid(),
         num_threads=torch.get_num_threads(),
+        kernel=kernel,
         start_anon_bytes=peak.start_anon_bytes,
         peak_anon_bytes=peak.peak_anon_bytes,
         peak_file_bytes=peak.peak_file_bytes,
         weight_bytes_read=reader.bytes_read,
+        bytes_sent=rt.bytes_sent,
+        bytes_received=rt.bytes_received,
         ledger_bytes=dict(rt.ledger_bytes),
         read_mode=reader.mode,
         memory_limit_bytes=limit.limit_bytes,

@@ -18,7 +18,7 @@ from tpi_bench.contract.blocks import BlockFile
 from tpi_bench.contract.runtime import Key, ReadHandle, SpanLog, kind_of
 from tpi_bench.host.disk import DirectReader
 from tpi_bench.host.memory import anonymous_area
-from tpi_bench.processes.mesh import Mesh
+from tpi_bench.processes.mesh import Mesh, sleep_until
 
 T = TypeVar("T")
 
@@ -33,6 +33,8 @@ class WallRuntime:
         self.world_size = world_size
         self.log = SpanLog(trace=trace)
         self.ledger_bytes: dict[str, int] = defaultdict(int)
+        self.bytes_sent = 0
+        self.bytes_received = 0
         self.is_computing = False
         self.num_steps = 0  # grows with every computation, message and read: a sign of life
         self._areas: list[torch.Tensor] = []  # kept for the look at memory after the program
@@ -43,16 +45,22 @@ class WallRuntime:
         return time.monotonic_ns()
 
     def sleep(self, ns: int) -> None:
-        time.sleep(ns / 1e9)
+        """To the microsecond: the kernel wakes a sleeper late, so its last moment is spun away."""
+        deadline_ns = time.monotonic_ns() + ns
+        sleep_until(deadline_ns)
+        while time.monotonic_ns() < deadline_ns:
+            pass
 
     def send(self, dst: int, buffer: torch.Tensor) -> None:
         start = time.monotonic_ns()
+        self.bytes_sent += buffer.nbytes
         self._mesh.send(dst, as_bytes(buffer))
         self.log.add("sync", "send", start, time.monotonic_ns())
 
     def recv(self, src: int, out: torch.Tensor) -> None:
         start = time.monotonic_ns()
         self._mesh.recv(src, as_bytes(out))
+        self.bytes_received += out.nbytes
         self.num_steps += 1
         self.log.add("sync", "recv", start, time.monotonic_ns())
         self._reader.notice()
@@ -91,8 +99,9 @@ class WallRuntime:
         self.num_steps += 1
         self.log.add("read", key, start_ns, end_ns)
 
-    def map(self, block: BlockFile, nbytes: int) -> torch.Tensor:
-        return torch.from_numpy(self._reader.map(block.extent))
+    def map(self, block: BlockFile, nbytes: int, *, anew: bool = False) -> torch.Tensor:
+        reader = self._reader
+        return torch.from_numpy((reader.map_anew if anew else reader.map)(block.extent))
 
     def waiting(self, handle: ReadHandle, key: str) -> None:
         start = time.monotonic_ns()

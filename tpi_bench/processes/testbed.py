@@ -20,6 +20,7 @@ from tpi_bench.contract.testbed import Machines, Testbed
 from tpi_bench.host.fork import in_helper
 from tpi_bench.host.machine import available_cpus
 from tpi_bench.host.memory import resident_bytes
+from tpi_bench.processes.caps import GROWTH_BYTES
 from tpi_bench.processes.launcher import run_job
 
 
@@ -76,10 +77,10 @@ class ProcessesTestbed(Testbed):
     def free_bytes(
         self, profiles: Sequence[DeviceProfile], memory_bytes: Sequence[int] | None
     ) -> tuple[int, ...] | None:
-        """Of a cap, what the interpreter and its libraries leave."""
+        """Of a cap, what the interpreter, its libraries and what these grow by leave."""
         if memory_bytes is None:
             return None
-        base = round(in_helper(resident_bytes)[0])
+        base = round(in_helper(resident_bytes)[0]) + GROWTH_BYTES
         return tuple(max(0, nbytes - base) for nbytes in memory_bytes)
 
     def run(self, job: Job, on_token: Callable[[int], None] | None, cache_dir: Path) -> Outcome:

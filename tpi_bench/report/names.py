@@ -14,6 +14,7 @@ _VARYING = {
     "num_devices": "{:.0f} devices",
     "model": "{}",
     "dtype": "{}",
+    "weights": "{} weights",
     "topology": "{}",
     "bandwidth_mbps": "{:g} Mbit/s",
     "jitter_ms": "jitter {:g} ms",

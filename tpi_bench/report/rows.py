@@ -55,6 +55,7 @@ class Asked(Row):
     system_settings: dict[str, str] = column("", "the system's own setting of that name")
     model: str = column("", "name of the model")
     dtype: str = column("", "what the system computes in")
+    weights: str = column("", "what it holds weights in: `float32` .. `q4`")
     num_devices: int = column("", "devices, the master included")
     topology: str = column("", "`network.topology`")
     link_latency_ms: float = column("ms", "asked latency of one hop")
@@ -92,6 +93,7 @@ class Circumstances(Row):
         "", "more threads than cores: real devices would be faster"
     )
     device: str | None = column("", "device profiles, or `this host`")
+    kernel: str | None = column("", "what multiplies a weight with one vector on the master")
     cores_per_device: float = column("", "cores of the first profile that compute")
 
 
@@ -105,6 +107,10 @@ class Speed(Row):
     token_latency_p50_s: float = column("s", "median of these gaps")
     token_latency_p95_s: float = column("s", "95th percentile of these gaps")
     num_tokens: int | None = column("", "tokens that were generated")
+    compute_share: float = column("", "median share of a gap that the master computes")
+    sync_share: float = column("", "the same of sending, receiving and adding up")
+    load_wait_share: float = column("", "the same of asking and waiting for weights")
+    sampling_share: float = column("", "the same of sampling")
     unexplained_share: float = column(
         "", "median share of a gap that its spans on the master do not cover"
     )
@@ -114,21 +120,32 @@ class Speed(Row):
 class Limits(Row):
     """What a token costs at least; `measure/limits.py` computes it."""
 
-    memory_bps: float = column("bytes/s", "memory bandwidth, of the host or the slowest profile")
+    memory_bps: float = column(
+        "bytes/s",
+        "memory bandwidth, of the host with the devices' threads or of the slowest profile",
+    )
     disk_bps: float = column("bytes/s", "disk bandwidth, of the host or the slowest profile")
     limit_memory_s: float = column("s", "a token's weight bytes over memory bandwidth")
     limit_disk_s: float = column("s", "a token's streamed bytes over disk bandwidth")
     limit_network_s: float = column("s", "what the links cost a token at least")
     limit_token_s: float = column("s", "nothing can be faster, whatever overlaps")
+    raw_round_trip_s: float = column(
+        "s",
+        "a hidden state between two plain processes and back, measured before the point where "
+        "links are not emulated",
+    )
 
 
 @dataclass(kw_only=True)
 class Links(Row):
-    """An empty message from the master to a worker and back."""
+    """An empty message from the master to a worker and back, and what was sent in all."""
 
     asked_round_trip_s: float = column("s", "as the network was asked for")
     link_round_trip_s: float = column("s", "median of those measured before the request")
     link_round_trip_min_s: float = column("s", "the least of them")
+    bytes_sent: int | None = column(
+        "bytes", "from device to device: warm-up, prompt and answer, all devices together"
+    )
 
 
 @dataclass(kw_only=True)
@@ -139,6 +156,16 @@ class Exactness(Row):
     num_same_tokens: int | None = column("", "tokens that are the oracle's at their places")
     num_leading_tokens: int | None = column("", "tokens before the first that differs")
     max_logit_diff: float = column("", "largest difference of logits up to the first other token")
+    logit_bound: float = column(
+        "", "what rounding alone may make of it; `measure/rounding.py` computes it"
+    )
+
+
+@dataclass(kw_only=True)
+class Quality(Row):
+    """How good the model is at this precision, with `workload.text`."""
+
+    perplexity: float = column("", "of the text: exp of the mean of -ln p over its tokens")
 
 
 @dataclass(kw_only=True)
@@ -164,6 +191,9 @@ class Memory(Row):
     )
     pss_interval_s: float = column("s", "longest time between two looks at `peak_pss_bytes`")
     ledger_bytes: float = column("bytes", "what the rank program entered as held")
+    kept_bytes: float = column("bytes", "weights that are loaded once and kept, as planned")
+    streamed_bytes: float = column("bytes", "weights that each token reads anew, as planned")
+    window_bytes: float = column("bytes", "the memory that these pass through")
 
 
 @dataclass(kw_only=True)
@@ -189,6 +219,7 @@ PARTS = (
     Links,
     Limits,
     Exactness,
+    Quality,
     PageCache,
     Memory,
     Provenance,
@@ -197,7 +228,17 @@ PARTS = (
 
 @dataclass(kw_only=True)
 class RunRow(
-    Provenance, Memory, PageCache, Exactness, Limits, Links, Speed, Circumstances, Ended, Asked
+    Provenance,
+    Memory,
+    PageCache,
+    Quality,
+    Exactness,
+    Limits,
+    Links,
+    Speed,
+    Circumstances,
+    Ended,
+    Asked,
 ):
     """A point that was run: all parts (a dataclass lays its bases' fields from last to first)."""
 
@@ -242,12 +283,14 @@ class RunRow(
 
     @property
     def differs_from_oracle(self) -> bool:
-        """Whether it should have the oracle's tokens and has others: fp32, in values and weights.
+        """Whether it should have the oracle's tokens and has others: what computes in fp32.
 
-        Narrower numbers round differently, and are compared but not judged.
+        Narrower numbers round differently, and so do libraries with quantised weights and hidden
+        states that are packed for the wire: they are compared but not judged.
         """
-        weights = self.system_settings.get("weights", "")
-        is_exact = self.dtype == "float32" and not weights.startswith("Q")
+        is_rounded = self.is_library and self.weights in ("q8", "q4")
+        is_packed = self.system_settings.get("wire", "auto") != "auto"
+        is_exact = self.dtype == "float32" and not is_rounded and not is_packed
         return is_exact and self.status == "ok" and self.tokens_equal is False
 
     @property
@@ -277,16 +320,22 @@ class DeviceRow(Row):
     rank: int = column("", "0 is the master")
     pid: int = column("", "process")
     num_threads: int = column("", "threads that it computed with")
+    kernel: str = column("", "what multiplies a weight with one vector")
     start_anon_bytes: float = column("bytes", "anonymous pages before the run: Python and torch")
     peak_anon_bytes: float = column("bytes", "anonymous pages, these included")
     peak_file_bytes: float = column("bytes", "pages of mapped files")
     weight_bytes_read: int = column("bytes", "asked of the disk for weights")
+    bytes_sent: int = column("bytes", "sent to other devices: warm-up, prompt and answer")
+    bytes_received: int = column("bytes", "received from other devices")
     ledger_bytes: int = column("bytes", "what the rank program entered as held")
     read_mode: str = column("", "`direct`, `buffered, ...`, `mapped files`, `virtual` or `none`")
     disk_bytes_read: float = column("bytes", "what it made the disk read, page-ins included")
     peak_cgroup_bytes: float = column("bytes", "charged to its cgroup beside what it started with")
     peak_pss_bytes: float = column("bytes", "proportional set size; shared pages count in parts")
     memory_limit_bytes: float = column("bytes", "enforced limit, or the profile's memory")
+    kept_bytes: float = column("bytes", "weights that are loaded once and kept, as planned")
+    streamed_bytes: float = column("bytes", "weights that each token reads anew, as planned")
+    window_bytes: float = column("bytes", "the memory that these pass through")
     profile: str = column("", "its device profile, or `this host`")
 
 

@@ -54,6 +54,7 @@ def generation_text(record: Record) -> str:
     """Speed beside its limit, and each device's memory, in a few lines, of a point that is ok."""
     run, devices = record.run, record.devices
     lines = [*_speed_lines(run), *(_device_line(device) for device in devices)]
+    lines += [_plan_line(device) for device in devices if device.streamed_bytes > 0]
     if not math.isnan(run.memory_mb):
         lines.append(f"memory cap     {_cap_text(run, devices)}")
     if run.tokens_equal is not None:
@@ -98,6 +99,15 @@ def _device_line(device: DeviceRow) -> str:
         f"({device.start_anon_bytes / 1e6:.0f} before the model), "
         f"{device.peak_file_bytes / 1e6:.0f} MB mapped files, {read}, "
         f"{device.num_threads} threads"
+    )
+
+
+def _plan_line(device: DeviceRow) -> str:
+    """How its memory is used."""
+    kept, streamed = device.kept_bytes / 1e6, device.streamed_bytes / 1e6
+    return (
+        f"weights of {device.rank:<3d} {kept:9.0f} MB kept, {streamed:.0f} MB a token streamed "
+        f"through {device.window_bytes / 1e6:.0f} MB"
     )
 
 

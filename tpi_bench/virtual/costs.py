@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
 
-from tpi_bench.contract.device import DeviceProfile, Work
+from tpi_bench.contract.device import DeviceProfile, Operator, Work
 from tpi_bench.contract.runtime import Key
 from tpi_bench.host import cache
 from tpi_bench.virtual.operators import count_work
@@ -69,14 +69,17 @@ class Typical(NamedTuple):
 class MeasuredCosts:
     """Times of this host from `path`, which `save` brings up to date.
 
-    A key that the file does not know is timed as it runs, and charged what it took; the run is then
-    not `is_complete` and should be made again.
+    A key that the file does not know, with so many threads and this kernel for products, is timed
+    as it runs, and charged what it took; the run is then not `is_complete` and should be made
+    again.
     """
 
-    def __init__(self, path: Path, host: DeviceProfile, num_threads: int) -> None:
+    def __init__(
+        self, path: Path, host: DeviceProfile, num_threads: int, kernel: str = "torch"
+    ) -> None:
         self._path = path
         self._host = host
-        self._num_threads = num_threads
+        self._circumstances = f"{num_threads} threads, {kernel}"
         self._typical = _read_costs(path)
         self._names: dict[tuple[Key, int], str] = {}
         self._samples: dict[str, list[int]] = defaultdict(list)
@@ -94,7 +97,7 @@ class MeasuredCosts:
         wait_ms = next((ms for ms in _WAITS_MS if idle_ns >= ms * 1e6), 0)
         name = self._names.get((key, wait_ms))
         if name is None:
-            name = f"{self._num_threads} threads, after {wait_ms} ms, {key}"
+            name = f"{self._circumstances}, after {wait_ms} ms, {key}"
             self._names[key, wait_ms] = name
         known = self._typical.get(name)
         if known is not None:
@@ -152,7 +155,7 @@ def typical_ns(samples: list[int]) -> int:
 def _read_costs(path: Path) -> dict[str, Typical]:
     entries = json.loads(path.read_text()) if path.is_file() else {}
     return {
-        name: Typical(entry["typical_ns"], tuple((a, b) for a, b in entry["work"]))
+        name: Typical(entry["typical_ns"], tuple(Operator(*each) for each in entry["work"]))
         for name, entry in entries.items()
     }
 

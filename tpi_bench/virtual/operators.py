@@ -2,6 +2,9 @@
 
 Counted as torch dispatches them, on real tensors or on the meta device, where tensors have shapes
 and no data. `costs.py` asks once for each kind of computation and charges a profile's roofline.
+
+The engine's products with weights are one operator, `tpi_bench::product(x, values, scales)` of
+`engine/matrix.py`, whatever kernel runs it; it says what the weights are held in.
 """
 
 from __future__ import annotations
@@ -16,12 +19,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from tpi_bench.contract.device import Work
+from tpi_bench.contract.device import Operator, Work
 
 T = TypeVar("T")
 _UNTOUCHED = ("empty", "empty_like", "new_empty", "empty_strided")
 _ATTENTION = "scaled_dot_product_attention"  # one fused operator on a CPU, many on the meta device
 _GATHERS = ("index", "index_select", "embedding", "gather")
+_PRODUCT = "tpi_bench::product"
+_QUANTISED = {torch.int8: "q8", torch.uint8: "q4"}
 
 
 def count_work(fn: Callable[[], T]) -> tuple[T, Work]:
@@ -40,23 +45,50 @@ class CountOperators(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.work: list[tuple[int, int]] = []
+        self.work: list[Operator] = []
 
     def __torch_dispatch__(
         self, func: OpOverload, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
         packet = func.overloadpacket
-        if packet not in flop_registry and packet.__name__ != _ATTENTION:
+        if func.namespace != "tpi_bench" and not _has_flops(packet):
             with self:  # inference mode leaves `linear` and its like whole
                 parts = func.decompose(*args, **kwargs)
             if parts is not NotImplemented:
                 return parts
         out = func(*args, **kwargs)
         if not _is_view(func) and packet.__name__ not in _UNTOUCHED:
-            flops = _flops(packet, args, kwargs, out)
-            self.work.append((flops, _nbytes(packet, args, kwargs, out)))
+            nbytes = _nbytes(packet, args, kwargs, out)
+            if func.name().startswith(_PRODUCT):
+                self.work.append(_product(nbytes, *args))
+            else:
+                flops = _flops(packet, args, kwargs, out)
+                self.work.append(Operator(flops, nbytes, dtype=_dtype_of(out)))
         return out
+
+
+def _product(
+    nbytes: int, x: torch.Tensor, values: torch.Tensor, scales: torch.Tensor | None = None
+) -> Operator:
+    """x (T, i) times a matrix (o, i); at 4 bits `values` (o, i / 2) holds two in a byte."""
+    held = _QUANTISED.get(values.dtype) or _name(values.dtype)
+    return Operator(2 * x.numel() * values.shape[0], nbytes, held, _name(x.dtype))
+
+
+def _has_flops(packet: OpOverloadPacket) -> bool:
+    return packet in flop_registry or packet.__name__ == _ATTENTION
+
+
+def _dtype_of(out: Any) -> str:
+    """What an operator computes in: the type of its first result."""
+    found = (leaf for leaf in tree_leaves(out) if isinstance(leaf, torch.Tensor))
+    first = next(found, None)
+    return "float32" if first is None else _name(first.dtype)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _flops(packet: OpOverloadPacket, args: Any, kwargs: Any, out: Any) -> int:

@@ -14,6 +14,7 @@ import torch
 
 from tpi_bench.contract.job import DeviceReport, Job, Outcome
 from tpi_bench.contract.runtime import BlockReadError, DeviceLost
+from tpi_bench.engine.matrix import kernel_name
 from tpi_bench.engine.rank import run_rank
 from tpi_bench.host import cache, machine
 from tpi_bench.virtual.costs import Costs, MeasuredCosts, ModelledCosts
@@ -21,6 +22,7 @@ from tpi_bench.virtual.runtime import OutOfMemory, VirtualRuntime, World
 from tpi_bench.virtual.scheduler import Deadlock
 
 _MAX_REHEARSALS = 5
+_COSTS_VERSION = 2  # goes up with what a key means, or what computes it: older costs are forgotten
 
 
 def run_virtual(
@@ -42,7 +44,10 @@ def run_virtual(
             return _run(job, ModelledCosts(), shares_disk, failure)
     path = cost_file(cache_dir)
     with cache.locked(path):
-        costs = MeasuredCosts(path, job.host or job.profiles[0], job.threads_per_device)
+        kernel = kernel_name(job.weights)
+        costs = MeasuredCosts(
+            path, job.host or job.profiles[0], job.threads_per_device, kernel=kernel
+        )
         for _ in range(_MAX_REHEARSALS):
             outcome = _run(job, costs, shares_disk, failure)
             if costs.is_complete or outcome.status != "ok":
@@ -53,10 +58,11 @@ def run_virtual(
 
 def cost_file(cache_dir: Path) -> Path:
     """Where this host's measured costs are kept."""
-    return cache_dir / "costs" / f"{machine.host_key()}.json"
+    return cache_dir / "costs" / f"{machine.host_key()}-{_COSTS_VERSION}.json"
 
 
 def _run(job: Job, costs: Costs, shares_disk: bool, failure: tuple[int, float] | None) -> Outcome:
+    kernel = kernel_name(job.weights) if isinstance(costs, MeasuredCosts) else "modelled"
     world = World(job.profiles, job.network, costs, shares_disk=shares_disk, trace=job.trace)
     if failure is not None:
         rank, time_s = failure
@@ -72,21 +78,24 @@ def _run(job: Job, costs: Costs, shares_disk: bool, failure: tuple[int, float] |
     return Outcome(
         status="ok",
         generation=master.generation,
-        devices=[_report(rt, job.threads_per_device) for rt in world.runtimes],
+        devices=[_report(rt, job.threads_per_device, kernel) for rt in world.runtimes],
         round_trips_ns=master.round_trips_ns,
         num_events=world.scheduler.num_events,
     )
 
 
-def _report(rt: VirtualRuntime, num_threads: int) -> DeviceReport:
+def _report(rt: VirtualRuntime, num_threads: int, kernel: str) -> DeviceReport:
     return DeviceReport(
         rank=rt.rank,
         pid=os.getpid(),
         num_threads=num_threads,
+        kernel=kernel,
         start_anon_bytes=math.nan,
         peak_anon_bytes=math.nan,
         peak_file_bytes=math.nan,
         weight_bytes_read=rt.bytes_read,
+        bytes_sent=rt.bytes_sent,
+        bytes_received=rt.bytes_received,
         ledger_bytes=dict(rt.ledger_bytes),
         read_mode="virtual" if rt.bytes_read else "none",
         memory_limit_bytes=rt.profile.memory_bytes,

@@ -24,7 +24,14 @@ from tpi_bench.contract.network import NetworkConfig
 from tpi_bench.contract.runtime import BlockReadError, DeviceLost, Key, ReadHandle, SpanLog, kind_of
 from tpi_bench.host.disk import map_file, read_file
 from tpi_bench.virtual.costs import Costs
-from tpi_bench.virtual.disk import READ_AHEAD_BYTES, READS_IN_FLIGHT, DiskQueue, PageCache
+from tpi_bench.virtual.disk import (
+    ADVISED_BYTES,
+    FAULT_NS_PER_BYTE,
+    READ_AHEAD_BYTES,
+    READS_IN_FLIGHT,
+    DiskQueue,
+    PageCache,
+)
 from tpi_bench.virtual.network import Fabric
 from tpi_bench.virtual.scheduler import Deadlock, Scheduler
 
@@ -68,6 +75,8 @@ class VirtualRuntime:
         self.log = SpanLog(trace=world.trace)
         self.ledger_bytes: dict[str, int] = defaultdict(int)
         self.bytes_read = 0
+        self.bytes_sent = 0
+        self.bytes_received = 0
         self.waiting_for: int | None = None
         self.greenlet: greenlet | None = None
         self._disk = disk
@@ -77,6 +86,7 @@ class VirtualRuntime:
         self._computed_ns = 0  # when the last computation ended
         self._page_cache = PageCache()
         self._paged_in_ns = 0  # when what the next computation touches is all there
+        self._faults_ns = 0  # of the next computation
         self._mapped: dict[str, torch.Tensor] = {}
 
     def now(self) -> int:
@@ -89,6 +99,7 @@ class VirtualRuntime:
         start = self._scheduler.now_ns
         self._busy(self._message_ns)
         nbytes, data = buffer.nbytes, None if buffer.is_meta else buffer.clone()
+        self.bytes_sent += nbytes
         receiver = self.world.runtimes[dst]
         self.world.fabric.send(
             self.rank,
@@ -117,6 +128,7 @@ class VirtualRuntime:
         _, nbytes, data = inbox.popleft()
         if nbytes != out.nbytes:
             raise DeviceLost(src, f"sent {nbytes} bytes where {out.nbytes} were due")
+        self.bytes_received += nbytes
         if data is not None:
             out.copy_(data.view(out.shape))
         self._busy(self._message_ns)
@@ -125,7 +137,8 @@ class VirtualRuntime:
     def compute(self, key: Key, fn: Callable[[], T]) -> T:
         start = self._scheduler.now_ns
         result, ns = self.world.costs.run(key, fn, self.profile, start - self._computed_ns)
-        self._busy(max(ns, self._paged_in_ns - start))
+        self._busy(max(ns + self._faults_ns, self._paged_in_ns - start))
+        self._faults_ns = 0
         self._computed_ns = self._scheduler.now_ns
         self.log.add(kind_of(key), str(key[0]), start, self._scheduler.now_ns)
         return result
@@ -153,21 +166,25 @@ class VirtualRuntime:
         self.log.add("read", block.key, self._scheduler.now_ns, end)
         return TimedRead(self._scheduler, end, _read_now(block, out))
 
-    def map(self, block: BlockFile, nbytes: int) -> torch.Tensor:
+    def map(self, block: BlockFile, nbytes: int, *, anew: bool = False) -> torch.Tensor:
         """The next computation lasts at least until the missing pages are there.
 
-        They come in the order in which it touches them, so that it goes on meanwhile.
+        They come in the order in which it touches them, so that it goes on meanwhile. It takes the
+        page faults of a new mapping upon itself.
         """
         room = self.profile.memory_bytes - sum(self.ledger_bytes.values())
         now = self._scheduler.now_ns
-        missing = self._page_cache.touch(block.path, nbytes, room)
+        self._faults_ns += round(nbytes * FAULT_NS_PER_BYTE) if anew else 0
+        file = f"{block.path} {block.data_offset}"
+        missing = self._page_cache.touch(file, nbytes, room)
         if missing:
-            self._paged_in_ns = self._disk.stream(now, missing, READ_AHEAD_BYTES, READS_IN_FLIGHT)
+            ahead = READ_AHEAD_BYTES if anew else ADVISED_BYTES
+            self._paged_in_ns = self._disk.stream(now, missing, ahead, READS_IN_FLIGHT)
             self.bytes_read += missing
             self.log.add("read", block.key, now, self._paged_in_ns)
-        data = self._mapped.get(block.path)
+        data = self._mapped.get(file)
         if data is None:
-            data = self._mapped[block.path] = _map_now(block)
+            data = self._mapped[file] = _map_now(block)
         return data
 
     def waiting(self, handle: ReadHandle, key: str) -> None:

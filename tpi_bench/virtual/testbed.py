@@ -1,6 +1,7 @@
 """The `virtual` testbed: devices of given profiles in virtual time, in one helper process.
 
-Needs no torch itself: the launcher only checks the settings and hands the job over to `run.py`.
+Needs no torch itself: the launcher only checks the settings and hands the job over to `run.py`, in
+a fresh process where costs are measured, else in the one of `helper.py` that modelled runs share.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from tpi_bench.contract.network import NetworkConfig
 from tpi_bench.contract.system import System
 from tpi_bench.contract.testbed import Machines, Rates, Testbed
 from tpi_bench.host.fork import in_helper
+from tpi_bench.virtual.helper import shared_helper
 
 COSTS = ("modelled", "measured")
 
@@ -121,7 +123,8 @@ class VirtualTestbed(Testbed):
         settings = {"cost": self.cost, "shares_disk": self.shares_disk, "failure": failure}
         start_s = time.monotonic()
         try:
-            outcome = in_helper(_run_here, job, cache_dir, settings, timeout_s=job.timeout_s)
+            call = shared_helper().call if self.cost == "modelled" else in_helper
+            outcome = call(_run_here, job, cache_dir, settings, timeout_s=job.timeout_s)
         except TimeoutError:
             reason = f"virtual time had not come to its end after {job.timeout_s:g} s (timeout_s)"
             outcome = Outcome(status="timeout", error=reason)
@@ -154,7 +157,7 @@ class VirtualTestbed(Testbed):
 
 
 def _run_here(job: Job, cache_dir: Path, settings: dict[str, Any]) -> Outcome:
-    """In a process of its own, which may load torch."""
+    """In a process beside the launcher, which may load torch."""
     from tpi_bench.virtual.run import run_virtual
 
     return run_virtual(job, cache_dir, **settings)

@@ -1,101 +1,216 @@
-"""From a GGUF file to a Hugging Face folder: dequantised once, tensor by tensor.
+"""What a GGUF file says of its model: config, tokenizer and where its tensors lie.
 
-Config and tokenizer come from transformers' own GGUF reader, the values from the `gguf` package.
-`sources.py` asks for the folder, the demo model for its conversion.
+Read once, into a small folder in the cache; `checkpoint.py` then reads weights from the file
+itself. Config and tokenizer come from transformers' own GGUF reader; what that leaves out (RoPE
+scaling, biases, where to stop) is read here.
 """
 
 from __future__ import annotations
 
 import json
+import sys
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from tqdm import tqdm
 
+from tpi_bench.contract.model import ModelConfig
 from tpi_bench.host import cache
 from tpi_bench.host.fork import in_helper
-from tpi_bench.models.gguf.names import hugging_face_name, permuted_parts, undo_permutation
+from tpi_bench.models.gguf.names import hugging_face_name, permuted_parts
+from tpi_bench.models.gguf.rope import rope_of_factors
+from tpi_bench.models.hf_config import read_config
 
 if TYPE_CHECKING:
     from gguf import GGUFReader
 
-_FILE_BYTES = 256 << 20
+_FORMAT_VERSION = 2
+INDEX = "tensors.json"
+_ROPE_FACTORS = "rope_freqs.weight"
+_ARCHITECTURES = ("llama", "qwen2")
+_STOPS = ("eos", "eot", "eom")
+_FLOATS = ("F32", "F16", "BF16")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GgufEntry:
+    """Where one tensor lies: rows of `row_bytes` in the type `kind`, from `offset` on.
+
+    `num_heads` is set where the rows of each head are in llama.cpp's order.
+    """
+
+    kind: str
+    shape: list[int]
+    offset: int
+    row_bytes: int
+    num_heads: int | None
 
 
 def folder_of_gguf(source: Path, cache_dir: Path) -> Path:
-    """The Hugging Face folder of a GGUF file, in the cache, made if it is missing."""
+    """The small folder of a GGUF file, in the cache, made if it is missing. Raises ValueError."""
     stat = source.stat()
-    key = cache.digest([str(source.resolve()), stat.st_size, stat.st_mtime_ns])
-    folder = cache_dir / "models" / f"{source.stem}-{key}"
+    key = [_FORMAT_VERSION, str(source.resolve()), stat.st_size, stat.st_mtime_ns]
+    folder = cache_dir / "models" / f"{source.stem}-{cache.digest(key)}"
     if not folder.is_dir():
         in_helper(_make_folder, source, folder)
     return folder
+
+
+def read_entries(folder: Path) -> dict[str, GgufEntry]:
+    """The tensors of the file that `folder` describes, by the names of a checkpoint."""
+    raw = json.loads((folder / INDEX).read_text())
+    return {name: GgufEntry(**entry) for name, entry in raw.items()}
 
 
 def _make_folder(source: Path, folder: Path) -> None:
     with cache.locked(folder):
         if not folder.is_dir():
             with cache.new_folder(folder) as target:
-                convert_gguf(source, target)
+                describe_gguf(source, target)
 
 
-def convert_gguf(source: Path, folder: Path) -> None:
-    """Fill `folder` (config, tokenizer, fp32 safetensors) from a GGUF file. Raises ValueError."""
+def describe_gguf(source: Path, folder: Path) -> None:
+    """Put config, tokenizer and the list of tensors into `folder`. Raises ValueError."""
     import gguf
-    import transformers
 
-    transformers.utils.logging.set_verbosity_error()
     try:
         reader = gguf.GGUFReader(source)
     except (ValueError, OSError) as error:
         raise ValueError(f"{source} is not a readable GGUF file: {error}") from error
     architecture = reader.fields["general.architecture"].contents()
-    if architecture not in ("llama", "qwen2"):
+    if architecture not in _ARCHITECTURES:
         raise ValueError(
-            f"{source}: GGUF architecture {architecture!r} is not supported; use llama or qwen2"
+            f"{source}: GGUF architecture {architecture!r} is not supported; use "
+            f"{' or '.join(_ARCHITECTURES)}"
         )
-    if any(tensor.name == "rope_freqs.weight" for tensor in reader.tensors):
+    parts = _field(reader, "split.count") or 1
+    if parts > 1:
         raise ValueError(
-            f"{source}: GGUF files with scaled RoPE are not supported; use the Hugging Face folder"
+            f"{source} is one of {parts} parts of a model; join them with llama-gguf-split --merge"
         )
+    _save_config(source, folder, reader, architecture)
+    config = read_config(folder)
+    entries = _entries(source, reader, config, architecture)
+    _save_tokenizer(source, folder)
+    cache.write_json(folder / INDEX, {name: asdict(entry) for name, entry in entries.items()})
+
+
+def _save_config(source: Path, folder: Path, reader: GGUFReader, architecture: str) -> None:
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
     try:
         config = transformers.AutoConfig.from_pretrained(source.parent, gguf_file=source.name)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
-    except Exception as error:  # the libraries raise anything, bare Exception included
-        raise ValueError(f"{source}: its config or tokenizer cannot be read: {error}") from error
+    except Exception as error:  # the library raises anything, bare Exception included
+        raise ValueError(f"{source}: its config cannot be read: {error}") from error
     config.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    permuted = permuted_parts(architecture, config.num_attention_heads, config.num_key_value_heads)
-    _write_tensors(reader, folder, permuted)
+    path = folder / "config.json"
+    raw: dict[str, Any] = json.loads(path.read_text())
+    names = {tensor.name: tensor for tensor in reader.tensors}
+    if "token_embd.weight" in names:
+        raw["vocab_size"] = int(names["token_embd.weight"].shape[1])
+    if architecture == "llama":
+        raw["attention_bias"] = "blk.0.attn_output.bias" in names
+        raw["mlp_bias"] = "blk.0.ffn_gate.bias" in names
+    stops = [_field(reader, f"tokenizer.ggml.{kind}_token_id") for kind in _STOPS]
+    raw["eos_token_id"] = list(dict.fromkeys(stop for stop in stops if stop is not None)) or None
+    raw.pop("rope_scaling", None)
+    raw["rope_parameters"] = _rope_parameters(source, reader, architecture)
+    path.write_text(json.dumps(raw, indent=1))
 
 
-def _write_tensors(reader: GGUFReader, folder: Path, permuted: dict[str, int]) -> None:
-    from gguf.quants import dequantize
-    from safetensors.numpy import save_file
+def _rope_parameters(source: Path, reader: GGUFReader, architecture: str) -> dict[str, Any]:
+    """As in a config.json; what the engine cannot run is refused when that is read."""
+    theta = float(_field(reader, f"{architecture}.rope.freq_base") or 10000.0)
+    kind = _field(reader, f"{architecture}.rope.scaling.type")
+    factors = next((t.data for t in reader.tensors if t.name == _ROPE_FACTORS), None)
+    if factors is not None:
+        rope = rope_of_factors(np.array(factors, dtype=np.float32), theta)
+        if rope is None:
+            raise ValueError(
+                f"{source}: its RoPE scaling is not that of Llama 3.1 and cannot be told from the "
+                "file; use the Hugging Face folder"
+            )
+        return {
+            "rope_type": rope.rope_type,
+            "rope_theta": rope.theta,
+            "factor": rope.factor,
+            "low_freq_factor": rope.low_freq_factor,
+            "high_freq_factor": rope.high_freq_factor,
+            "original_max_position_embeddings": rope.original_context_length,
+        }
+    if kind in (None, "none"):
+        return {"rope_type": "default", "rope_theta": theta}
+    factor = _field(reader, f"{architecture}.rope.scaling.factor")
+    return {"rope_type": kind, "rope_theta": theta, "factor": factor}
 
-    weight_map: dict[str, str] = {}
-    batch: dict[str, np.ndarray] = {}
 
-    def flush() -> None:
-        if batch:
-            name = f"model-{len(set(weight_map.values())) + 1:05d}.safetensors"
-            save_file(batch, folder / name, metadata={"format": "pt"})
-            weight_map.update(dict.fromkeys(batch, name))
-            batch.clear()
+def _field(reader: GGUFReader, name: str) -> Any:
+    field = reader.fields.get(name)
+    return None if field is None else field.contents()
 
-    for tensor in tqdm(
-        reader.tensors, desc="dequantising", unit="tensor", leave=False, disable=None
-    ):
+
+def _entries(
+    source: Path, reader: GGUFReader, config: ModelConfig, architecture: str
+) -> dict[str, GgufEntry]:
+    """Every tensor of the config, and no other. Raises ValueError."""
+    permuted = permuted_parts(architecture, config.num_heads, config.num_kv_heads)
+    shapes = config.tensor_shapes()
+    entries = {}
+    for tensor in reader.tensors:
+        if tensor.name == _ROPE_FACTORS:
+            continue
         name, part = hugging_face_name(tensor.name)
-        values = dequantize(tensor.data, tensor.tensor_type).astype(np.float32, copy=False)
-        values = values.reshape([int(n) for n in reversed(tensor.shape)])
-        if part in permuted:
-            values = undo_permutation(values, permuted[part])
-        batch[name] = np.ascontiguousarray(values)
-        if sum(value.nbytes for value in batch.values()) >= _FILE_BYTES:
-            flush()
-    flush()
-    total = sum(int(np.prod(tensor.shape)) * 4 for tensor in reader.tensors)
-    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1))
+        shape = [int(n) for n in reversed(tensor.shape)]
+        if shapes.get(name) != tuple(shape):
+            raise ValueError(
+                f"{source}: tensor {tensor.name} of shape {shape} has no place in the model that "
+                "the file's metadata tells of"
+            )
+        kind = tensor.tensor_type.name
+        if kind not in _FLOATS:
+            _refuse_type(source, tensor)
+        entries[name] = GgufEntry(
+            kind=kind,
+            shape=shape,
+            offset=int(tensor.data_offset),
+            row_bytes=int(tensor.n_bytes) // shape[0],
+            num_heads=permuted.get(part),
+        )
+    if missing := sorted(shapes.keys() - entries.keys()):
+        raise ValueError(f"{source} lacks tensor {missing[0]}; download the model again")
+    return entries
+
+
+def _refuse_type(source: Path, tensor: Any) -> None:
+    """Raises ValueError for a type of values that the gguf package cannot read."""
+    import gguf
+    from gguf.quants import dequantize
+
+    _, block_bytes = gguf.GGML_QUANT_SIZES[tensor.tensor_type]
+    try:
+        if len(tensor.shape) == 1:
+            raise NotImplementedError
+        dequantize(np.zeros((1, block_bytes), np.uint8), tensor.tensor_type)
+    except NotImplementedError:
+        raise ValueError(
+            f"{source}: tensor {tensor.name} is {tensor.tensor_type.name}, which cannot be read; "
+            "use a file of another type, like Q8_0 or Q4_K_M"
+        ) from None
+
+
+def _save_tokenizer(source: Path, folder: Path) -> None:
+    """The model can be used without; prompts are token ids then."""
+    import transformers
+
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
+        tokenizer.save_pretrained(folder)
+    except Exception as error:  # the libraries raise anything, bare Exception included
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        print(
+            f"{source}: its tokenizer cannot be read ({reason}); give "
+            "workload.prompt_ids=[1,2,3] instead of a prompt",
+            file=sys.stderr,
+        )

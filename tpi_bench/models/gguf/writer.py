@@ -2,7 +2,7 @@
 
 The sharder's checkpoint goes in, one file in the cache comes out: `gguf_file`. This file knows the
 metadata of llama.cpp's `llama` and `qwen2` architectures, `names.py` its tensors, `vocabulary.py`
-the tokenizer. The values are quantised by the `gguf` package.
+the tokenizer. Quantised rows come from `models/quantised.py`, as those of block files do.
 """
 
 from __future__ import annotations
@@ -16,12 +16,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tpi_bench.contract.model import Checkpoint, Model, ModelConfig
+from tpi_bench.contract.plan import Range
 from tpi_bench.host import cache
 from tpi_bench.host.fork import in_helper
 from tpi_bench.models.block_files import flush_and_drop
+from tpi_bench.models.block_layout import HeldIn
 from tpi_bench.models.checkpoints import CHUNK_BYTES, refuse_shared_layers
 from tpi_bench.models.gguf.names import gguf_name, permute_heads, permuted_parts
+from tpi_bench.models.gguf.rope import rope_factors
 from tpi_bench.models.gguf.vocabulary import add_vocabulary
+from tpi_bench.models.quantised import GGUF_TYPES, WEIGHTS_OF_TYPES, packed_rows
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter
@@ -68,9 +72,12 @@ def gguf_file(model: Model, cache_dir: Path, weights: str) -> Path:
     return path
 
 
-def gguf_tensors(config: ModelConfig, weights: str) -> list[GgufTensor]:
+def gguf_tensors(
+    config: ModelConfig, weights: str, held_in: HeldIn | None = None
+) -> list[GgufTensor]:
     """The tensors of the file in its order. Vectors are always F32, as llama.cpp wants them.
 
+    `held_in` is the checkpoint's, which may want some matrices in another type than `weights`.
     Raises ValueError as `gguf_file` does.
     """
     permuted = permuted_parts(_architecture(config), config.num_heads, config.num_kv_heads)
@@ -81,13 +88,16 @@ def gguf_tensors(config: ModelConfig, weights: str) -> list[GgufTensor]:
                 f"{weights} weights are blocks of {_BLOCK_VALUES} values, and {source} has rows of "
                 f"{shape[1]}; choose F32, F16 or BF16 weights for this model"
             )
+        kind = weights
+        if held_in is not None:
+            kind = GGUF_TYPES[held_in(source, WEIGHTS_OF_TYPES[weights])]
         name, part = gguf_name(source)
         tensors.append(
             GgufTensor(
                 name=name,
                 source=source,
                 shape=shape,
-                weight_type=weights if len(shape) > 1 else "F32",
+                weight_type=kind if len(shape) > 1 else "F32",
                 num_heads=permuted.get(part),
             )
         )
@@ -102,7 +112,7 @@ def write_gguf(path: Path, checkpoint: Checkpoint, folder: Path | None, weights:
     with cache.locked(path):
         if path.is_file():
             return
-        tensors = gguf_tensors(checkpoint.config, weights)
+        tensors = gguf_tensors(checkpoint.config, weights, checkpoint.held_in)
         total = sum(tensor.nbytes for tensor in tensors)
         cache.require_space(path.parent, total + (64 << 20), "writing the model for llama.cpp")
         temporary = path.with_name(f".{path.name}.tmp")
@@ -140,7 +150,7 @@ def _write(
 
     config = checkpoint.config
     writer = gguf.GGUFWriter(path, _architecture(config))
-    _add_metadata(writer, config, weights)
+    add_metadata(writer, config, weights)
     add_vocabulary(writer, config, folder)
     for tensor in tensors:
         kind = gguf.GGMLQuantizationType[tensor.weight_type]
@@ -166,7 +176,8 @@ def _write(
         writer.close()
 
 
-def _add_metadata(writer: GGUFWriter, config: ModelConfig, weights: str) -> None:
+def add_metadata(writer: GGUFWriter, config: ModelConfig, weights: str) -> None:
+    """What llama.cpp must know of the shape."""
     import gguf
 
     writer.add_file_type(_FILE_TYPES[weights])
@@ -191,27 +202,27 @@ def _add_metadata(writer: GGUFWriter, config: ModelConfig, weights: str) -> None
 
 def _chunks(checkpoint: Checkpoint, tensor: GgufTensor) -> Iterator[np.ndarray]:
     """The tensor's bytes in the file, a few rows (or heads) at a time."""
-    import gguf
-    from gguf.quants import quantize
-
+    config = checkpoint.config
     if tensor.source is None:
-        yield rope_factors(checkpoint.config)
+        yield rope_factors(config.rope, config.head_dim)
         return
-    kind = gguf.GGMLQuantizationType[tensor.weight_type]
     num_rows, row_bytes = tensor.shape[0], math.prod(tensor.shape[1:]) * 4
-    unit = checkpoint.config.head_dim if tensor.num_heads else 1  # a head is not cut
+    unit = config.head_dim if tensor.num_heads else 1  # a head is not cut
     step = unit * max(1, CHUNK_BYTES // (row_bytes * unit))
     for start in range(0, num_rows, step):
         stop = min(num_rows, start + step)
-        rows = checkpoint.read_rows(tensor.source, start, stop).float().numpy()
+        rows = _packed(checkpoint, tensor, tensor.source, (start, stop))
         if tensor.num_heads:
             rows = permute_heads(rows, (stop - start) // unit)
-        yield np.ascontiguousarray(quantize(np.ascontiguousarray(rows), kind))
+        yield np.ascontiguousarray(rows)
 
 
-def rope_factors(config: ModelConfig) -> np.ndarray:
-    """What llama.cpp divides each rotary frequency by, for llama3 scaling: (d / 2,) in fp32."""
-    rope = config.rope
-    frequencies = 1 / rope.theta ** (np.arange(0, config.head_dim, 2) / config.head_dim)
-    share = rope.kept_share(frequencies)
-    return (1 / ((1 - share) / rope.factor + share)).astype(np.float32)
+def _packed(checkpoint: Checkpoint, tensor: GgufTensor, source: str, rows: Range) -> np.ndarray:
+    """Rows as GGUF packs them, in the checkpoint's order."""
+    import gguf
+    from gguf.quants import quantize
+
+    if tensor.weight_type in _QUANTISED:
+        return packed_rows(checkpoint, source, rows, WEIGHTS_OF_TYPES[tensor.weight_type])
+    values = checkpoint.read_rows(source, *rows).float().numpy()
+    return quantize(values, gguf.GGMLQuantizationType[tensor.weight_type])

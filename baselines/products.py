@@ -1,0 +1,85 @@
+"""The products alone: every weight of a token multiplied with one vector, and nothing else.
+
+What the engine's own kernels take for the matrices of a token, block by block out of the same
+files, without the small operators, the sampling and the messages between them. A token of
+`system=tpi` takes longer by just these: the two beside each other are the account of what is not
+weights, which spans cannot give, as a span holds a whole block.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from tpi_bench.contract.job import Job, Output
+from tpi_bench.contract.model import ModelConfig
+from tpi_bench.contract.plan import Plan, Site
+from tpi_bench.contract.request import Generation
+from tpi_bench.contract.system import System
+from tpi_bench.engine.generation import warmed_up
+from tpi_bench.engine.plans import tensor_parallel
+
+if TYPE_CHECKING:
+    from tpi_bench.contract.runtime import Runtime
+    from tpi_bench.engine.matrix import Matrix
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProductsSystem(System):
+    """`system=products`. Devices multiply what TPI gives them, each for itself; token 0 is one too.
+
+    The tokens mean nothing.
+    """
+
+    name: str = "products"
+
+    @property
+    def label(self) -> str:
+        return "products alone"
+
+    def plan(self, config: ModelConfig, site: Site) -> Plan:
+        return tensor_parallel(config, site.proportions, site.group)
+
+    def sync_steps(self, job: Job) -> int:
+        return 0
+
+    def run_device(self, rt: Runtime, job: Job, output: Output) -> Generation | None:
+        import torch
+
+        matrices = token_matrices(rt, self, job)
+        dtype = getattr(torch, job.dtype)
+        vectors = {cols: torch.ones(1, cols, dtype=dtype) for _, cols in shapes_of(matrices)}
+        key = ("products", job.dtype, job.weights, *shapes_of(matrices))
+
+        def multiply() -> None:
+            for matrix in matrices:
+                matrix(vectors[matrix.shape[1]])
+
+        def answer(limit: int, output: Output) -> Generation:
+            result = Generation(token_ids=[], request_ns=rt.now(), token_ns=[], account=[])
+            for _ in range(limit):
+                rt.compute(key, multiply)
+                result.token_ids.append(0)
+                result.token_ns.append(rt.now())
+            return result
+
+        result = warmed_up(job.request, output, answer)
+        return None if rt.rank else result
+
+
+def token_matrices(rt: Runtime, system: System, job: Job) -> list[Matrix]:
+    """All that a token is multiplied with on this device, in order: of an embedding only a head."""
+    from tpi_bench.engine.device_model import DeviceModel
+
+    model = DeviceModel(rt, job, system.streaming(job, rt.rank))
+    found: list[Matrix] = []
+    for index, block in enumerate(job.blocks[rt.rank]):
+        if block.kind != "input":
+            found += model.window.acquire(index).matrices.values()
+            model.window.release(index)
+    return found
+
+
+def shapes_of(matrices: list[Matrix]) -> list[tuple[int, int]]:
+    """(o, i) of each."""
+    return [(rows, cols) for rows, cols in (matrix.shape for matrix in matrices)]

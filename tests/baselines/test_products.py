@@ -1,0 +1,58 @@
+"""The products alone: all weights of a token, each once, and nothing of the embedding."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from baselines.products import ProductsSystem, token_matrices
+from tests.helpers.local_runtime import run_ranks
+from tests.helpers.models_zoo import prompt_of
+from tests.helpers.running import make_job, run_ok
+from tpi_bench.contract.job import Job
+from tpi_bench.contract.request import Request
+
+REQUEST = Request(prompt_ids=prompt_of(5), num_new_tokens=4)
+
+
+def job_of(folder: Path, cache_dir: Path, num_devices: int, weights: str = "float32") -> Job:
+    return make_job(
+        ProductsSystem(),
+        folder,
+        cache_dir,
+        num_devices=num_devices,
+        request=REQUEST,
+        weights=weights,
+    )
+
+
+@pytest.mark.parametrize(("variant", "head"), [("gqa", "lm_head"), ("tied", "embed_tokens")])
+def test_they_are_the_matrices_of_a_token(
+    variant: str, head: str, checkpoints: dict[str, Path], cache_dir: Path
+) -> None:
+    """Over three devices together: every projection, and the head or the embedding that is one."""
+    job = job_of(checkpoints[variant], cache_dir, 3)
+    found = run_ranks(3, lambda rt: token_matrices(rt, ProductsSystem(), job))
+    shapes = job.config.tensor_shapes()
+    wanted = ("q_proj.weight", "k_proj.weight", "v_proj.weight", "o_proj.weight", "mlp.")
+    whole = [
+        rows * cols
+        for name, (rows, *rest) in shapes.items()
+        for cols in rest
+        if any(part in name for part in (*wanted, head))
+    ]
+    assert sum(m.shape[0] * m.shape[1] for matrices in found for m in matrices) == sum(whole)
+    assert len(found[0]) == 4 * job.config.num_layers + 1
+    assert [len(other) for other in found[1:]] == [4 * job.config.num_layers] * 2
+
+
+@pytest.mark.parametrize("weights", ["float32", "q4"])
+def test_they_run_at_every_precision(weights: str, wide: Path, cache_dir: Path) -> None:
+    outcome = run_ok(job_of(wide, cache_dir, 2, weights))
+    assert outcome.generation is not None
+    times = [outcome.generation.request_ns, *outcome.generation.token_ns]
+    assert len(times) == 5
+    assert times == sorted(times)
+    assert outcome.generation.warmup_ttft_ns is not None
+    assert len(outcome.devices) == 2

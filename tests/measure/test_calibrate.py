@@ -1,0 +1,61 @@
+"""This host as a device profile: what is measured, and what is made of the file that keeps it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tpi_bench.contract.model import WEIGHTS
+from tpi_bench.measure import calibrate
+from tpi_bench.measure.calibrate import ThisHost, calibration_file
+
+HOST = {"disk_gb_per_s": 2.0, "disk_latency_us": 80.0, "message_overhead_us": 12.0}
+PLAIN = {"memory_gb_per_s": 40.0, "peak_gflops": 90.0, "op_overhead_us": 1.0}
+RATES = {"q8_gb_per_s": 38.0, "q4_gb_per_s": 30.0, "bfloat16_gflops": 200.0}
+
+
+def rows_of(values: dict[str, float]) -> list[dict[str, Any]]:
+    return [{"name": name, "median": value, "min": 0, "max": 0} for name, value in values.items()]
+
+
+def keep(cache_dir: Path, **threads: dict[str, float]) -> None:
+    path = calibration_file(cache_dir)
+    path.parent.mkdir()
+    kept = {number.removeprefix("t"): rows_of(values) for number, values in threads.items()}
+    path.write_text(json.dumps({"threads": kept, "host": rows_of(HOST)}))
+
+
+def test_the_profile_has_what_was_measured_with_so_many_threads(tmp_path: Path) -> None:
+    keep(tmp_path, t1=PLAIN, t2=PLAIN | RATES | {"memory_gb_per_s": 50.0})
+    one, two = (ThisHost(threads=threads).load(tmp_path) for threads in (1, 2))
+    assert (one.cores, two.cores) == (1, 2)
+    assert one.disk_gb_per_s == 2.0
+    assert [one.read_bps(held) for held in ("float32", "q8", "q4")] == [40e9] * 3
+    assert [two.read_bps(held) for held in ("float32", "q8", "q4")] == [50e9, 38e9, 30e9]
+    assert (two.flops_per_s("bfloat16"), two.flops_per_s("q4")) == (200e9, 90e9)
+    with pytest.raises(ValueError, match=r"this_host\.threads=3 was not calibrated; .* 1, 2"):
+        ThisHost(threads=3).load(tmp_path)
+
+
+def test_products_are_measured_in_every_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calibrate, "_MEMORY_BYTES", 1 << 20)
+    monkeypatch.setattr(calibrate, "_COLUMNS", 256)
+    monkeypatch.setattr(calibrate, "_SQUARE", 64)
+    monkeypatch.setattr(calibrate, "_PASSES", 2)
+    num_threads = torch.get_num_threads()
+    rows = calibrate._measure_products(1)
+    torch.set_num_threads(num_threads)
+    units = ("gb_per_s", "gflops")
+    assert [row["name"] for row in rows] == [f"{w}_{unit}" for w in WEIGHTS[1:] for unit in units]
+    assert all(0 < row["min"] <= row["median"] <= row["max"] for row in rows)
+
+
+@pytest.mark.parametrize("held", WEIGHTS[1:])
+def test_what_is_multiplied_has_the_bytes_that_were_asked_for(held: str) -> None:
+    tensors = calibrate._stored(held, 1 << 22)
+    nbytes = sum(tensor.nbytes for tensor in tensors)
+    assert 1 << 22 <= nbytes < 1.2 * (1 << 22)  # scales come on top

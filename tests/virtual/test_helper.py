@@ -1,0 +1,98 @@
+"""The process that modelled runs share: kept between jobs, begun again when it is gone."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.helpers.virtual import IDEAL, virtual_job
+from tpi_bench.engine.tpi import TpiSystem
+from tpi_bench.host.fork import HelperDied
+from tpi_bench.virtual.helper import SharedHelper
+from tpi_bench.virtual.testbed import VirtualTestbed
+
+
+@pytest.fixture
+def helper() -> Iterator[SharedHelper]:
+    shared = SharedHelper()
+    yield shared
+    shared.end()
+
+
+def refuse(text: str) -> None:
+    raise ValueError(text)
+
+
+def break_down() -> None:
+    raise RuntimeError("broken")
+
+
+def kill_itself(path: Path) -> None:
+    path.write_text(f"{path.read_text() if path.exists() else ''}x")
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_calls_share_a_process_whatever_they_end_with(helper: SharedHelper) -> None:
+    first = helper.call(os.getpid)
+    assert first != os.getpid()
+    with pytest.raises(ValueError, match="not like this"):
+        helper.call(refuse, "not like this")
+    with pytest.raises(HelperDied, match="break_down failed: RuntimeError: broken"):
+        helper.call(break_down)
+    assert helper.call(os.getpid) == first
+
+
+def test_one_that_was_killed_meanwhile_is_replaced(helper: SharedHelper) -> None:
+    first = helper.call(os.getpid)
+    os.kill(first, signal.SIGKILL)
+    second = helper.call(os.getpid)
+    assert second != first
+    assert helper.call(os.getpid) == second
+
+
+def test_a_call_that_kills_it_is_tried_once_more(helper: SharedHelper, tmp_path: Path) -> None:
+    with pytest.raises(HelperDied, match="kill_itself ended with exit status -9"):
+        helper.call(kill_itself, tmp_path / "calls")
+    assert (tmp_path / "calls").read_text() == "xx"
+    assert helper.call(abs, -3) == 3
+
+
+def test_a_call_that_takes_too_long_ends_it(helper: SharedHelper) -> None:
+    first = helper.call(os.getpid)
+    with pytest.raises(TimeoutError):
+        helper.call(time.sleep, 60, timeout_s=0.2)
+    with pytest.raises(ProcessLookupError):
+        os.kill(first, 0)
+    assert helper.call(os.getpid, timeout_s=30) != first
+
+
+def test_nobody_is_left_when_there_is_nothing_to_do() -> None:
+    helper = SharedHelper(idle_s=0.2)
+    process = psutil.Process(helper.call(os.getpid))
+    deadline = time.monotonic() + 20
+    while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert helper.call(os.getpid) != process.pid
+    helper.end()
+
+
+def test_modelled_runs_share_it_and_measured_ones_do_not(
+    checkpoints: dict[str, Path], cache_dir: Path
+) -> None:
+    pids: dict[str, set[int]] = {}
+    answers = []
+    for cost in ("modelled", "measured"):
+        job = virtual_job(TpiSystem(), checkpoints["gqa"], cache_dir, 2, IDEAL)
+        outcomes = [VirtualTestbed(cost=cost).run(job, None, cache_dir) for _ in range(2)]
+        assert all(outcome.status == "ok" for outcome in outcomes)
+        pids[cost] = {device.pid for outcome in outcomes for device in outcome.devices}
+        answers.append(outcomes[0].generation == outcomes[1].generation)
+    assert (len(pids["modelled"]), len(pids["measured"])) == (1, 2)
+    assert answers[0]  # what was traced before does not change what is charged

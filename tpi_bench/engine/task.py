@@ -1,0 +1,44 @@
+"""What a compiled kernel is told: whole numbers at agreed places of an array.
+
+Several threads may run a kernel on one task at once: each takes a share of the rows, and another,
+until none are left.
+"""
+
+from __future__ import annotations
+
+import torch
+
+# Places in the array. Rows that are taken, rows of a share, addresses of tensors.
+NEXT, SHARE, ROWS, COLS, VALUES, SCALES, X, OUT, DIGITS = range(9)
+# Of attention and norms; the last is a float64.
+KEYS, KV_HEADS, HEAD_TO_KV, STRIDE, POSITION, COS, SIN, SCRATCH, PITCH, REAL = range(9, 19)
+_NUM_FIELDS = 19
+_SHARES = 8  # of each thread: a thread that is late leaves the others little to wait for
+
+
+class Task:
+    """A product with a weight (o, i), or another work on one."""
+
+    def __init__(self, rows: int, cols: int) -> None:
+        array = torch.zeros(_NUM_FIELDS, dtype=torch.int64)
+        self.place = array.data_ptr()
+        self._fields = array.numpy()  # keeps the array
+        self._reals = array.view(torch.float64).numpy()
+        self._rows = rows
+        self._fields[ROWS], self._fields[COLS] = rows, cols
+
+    def point(self, field: int, tensor: torch.Tensor | None) -> None:
+        """Tell where a tensor lies; the caller keeps it there."""
+        if tensor is not None:
+            self._fields[field] = tensor.data_ptr()
+
+    def put(self, field: int, number: int) -> None:
+        self._fields[field] = number
+
+    def put_real(self, number: float) -> None:
+        self._reals[REAL] = number
+
+    def begin(self, num_threads: int) -> None:
+        """All rows are there to be taken."""
+        self._fields[NEXT] = 0
+        self._fields[SHARE] = self._rows // (num_threads * _SHARES) + 1

@@ -1,0 +1,102 @@
+"""Products of weights with several rows at once, as in prefill, by torch.
+
+torch multiplies tensors of one type. A weight that is held in another is widened a tile of rows at
+a time, which stays in a cache until it is multiplied: that costs little beside the product itself.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+import torch.nn.functional as F
+
+from tpi_bench.contract.model import GROUP
+from tpi_bench.engine.compiled import kernels
+from tpi_bench.engine.task import OUT, SCALES, VALUES, Task
+
+_TILE_VALUES = 1 << 21
+_LANES = 16  # fewest columns that a kernel takes
+
+
+def multiply(
+    x: torch.Tensor, values: torch.Tensor, scales: torch.Tensor | None, shape: tuple[int, int]
+) -> torch.Tensor:
+    """x (T, i) times a weight of `shape` (o, i) transposed -> (T, o), in the type of x."""
+    dtype = _product_type(x.dtype)
+    rows = x.to(dtype)
+    if dtype == values.dtype:
+        product = _one_row if rows.shape[0] == 1 and dtype == torch.float32 else F.linear
+        return product(rows, values).to(x.dtype)
+    num_rows, cols = shape
+    out = rows.new_empty((rows.shape[0], num_rows))
+    step = max(1, _TILE_VALUES // cols)
+    for first in range(0, num_rows, step):
+        part = slice(first, first + step)
+        tile = _tile(values[part], None if scales is None else scales[part], dtype)
+        torch.mm(rows, tile.T, out=out[:, part])
+    return out.to(x.dtype)
+
+
+def widened(values: torch.Tensor, scales: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor:
+    """Rows of a weight in `dtype`, in new memory unless they are in it already."""
+    if scales is None:
+        return values.to(dtype)
+    rows = values.shape[0]
+    if values.dtype == torch.uint8:
+        groups = values.view(rows, -1, GROUP // 2)
+        numbers = torch.cat((groups & 15, groups >> 4), dim=-1).float() - 8
+    else:
+        numbers = values.view(rows, -1, GROUP).float()
+    return (numbers * scales.float()[:, :, None]).view(rows, -1).to(dtype)
+
+
+def _tile(values: torch.Tensor, scales: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor:
+    """Rows of a weight in `dtype`, in memory that the next tile takes too."""
+    kernel = kernels().get(f"{_name(values.dtype)}_to_{_name(dtype)}")
+    rows, cols = values.shape[0], values.shape[1] * (2 if values.dtype == torch.uint8 else 1)
+    if kernel is None or cols < _LANES:
+        return widened(values, scales, dtype)
+    tile = _room(dtype, max(_TILE_VALUES, cols))[: rows * cols].view(rows, cols)
+    task, num_threads = Task(rows, cols), torch.get_num_threads()
+    task.point(VALUES, values)
+    task.point(SCALES, scales)
+    task.point(OUT, tile)
+    task.begin(num_threads)
+    kernel(task.place, num_threads)
+    return tile
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+@functools.cache
+def _room(dtype: torch.dtype, num_values: int) -> torch.Tensor:
+    return torch.empty(num_values, dtype=dtype)
+
+
+@functools.cache
+def _product_type(dtype: torch.dtype) -> torch.dtype:
+    """What to multiply in: torch is many times slower in a half type that the CPU lacks."""
+    known = {
+        torch.float16: "_is_mkldnn_fp16_supported",
+        torch.bfloat16: "_is_mkldnn_bf16_supported",
+    }
+    if dtype == torch.float32 or getattr(torch.ops.mkldnn, known[dtype])():
+        return dtype
+    return torch.float32
+
+
+def _one_row(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """x (1, i) in fp32, where there is no kernel: a batched product over chunks of rows.
+
+    torch's own matrix-times-vector uses one thread and stays far from memory bandwidth.
+    """
+    rows, cols = weight.shape
+    for chunks in (8, 4, 2):
+        if rows % chunks == 0:
+            # The transposed row keeps a stride that BLAS takes as it is; a (cols, 1) view does not.
+            column = x.expand(chunks, 1, cols).transpose(1, 2)
+            return torch.bmm(weight.view(chunks, rows // chunks, cols), column).view(1, rows)
+    return F.linear(x, weight)

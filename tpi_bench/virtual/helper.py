@@ -1,0 +1,131 @@
+"""One process for all modelled runs of a sweep: `testbed.py` sends it jobs, one at a time.
+
+The first computation that is traced loads torch's machinery for that, which takes longer than most
+simulations. A modelled run leaves nothing behind that the next could see, so they may share it;
+where costs are measured every run has a process of its own.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import signal
+import threading
+import traceback
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+from tpi_bench.host.fork import HelperDied, fork_context
+
+
+class SharedHelper:
+    """The process, started when it is first needed and again when it has ended.
+
+    It ends by itself after `idle_s`, so that nothing is left beside what is measured next.
+    """
+
+    def __init__(self, idle_s: float = 5.0) -> None:
+        self._idle_s = idle_s
+        self._process: BaseProcess | None = None
+        self._jobs: Connection | None = None
+        self._lifeline: Connection | None = None
+
+    def call(self, fn: Callable[..., Any], *args: Any, timeout_s: float | None = None) -> Any:
+        """The result of the module-level function `fn(*args)`, pickled.
+
+        ValueError and OSError come back as ValueError with the same text. Raises TimeoutError when
+        there is no result after `timeout_s`; the process then ends.
+        """
+        for is_last in (False, True):
+            if self._jobs is None:
+                self._start()
+            try:
+                kind, value = self._ask((fn, args), timeout_s)
+            except (TimeoutError, KeyboardInterrupt):
+                self.end()
+                raise
+            except (EOFError, OSError):  # it had just ended, or dies of this job
+                status = self.end()
+                if is_last:
+                    raise HelperDied(f"{fn.__name__} ended with exit status {status}") from None
+            else:
+                break
+        if kind == "ok":
+            return value
+        if kind == "invalid":
+            raise ValueError(value)
+        raise HelperDied(f"{fn.__name__} failed: {value}")
+
+    def end(self) -> int | None:
+        """End the process, if there is one; its exit status."""
+        process, self._process = self._process, None
+        for connection in (self._jobs, self._lifeline):
+            if connection is not None:
+                connection.close()
+        self._jobs = self._lifeline = None
+        if process is None:
+            return None
+        process.join(1.0)
+        process.kill()
+        process.join()
+        return process.exitcode
+
+    def _start(self) -> None:
+        context = fork_context()
+        self._jobs, theirs = context.Pipe()
+        self._lifeline, end_of_line = context.Pipe()
+        self._process = context.Process(
+            target=_serve,
+            args=(theirs, end_of_line, self._idle_s),
+            name="modelled runs",
+            daemon=True,
+        )
+        self._process.start()
+        theirs.close()
+        end_of_line.close()
+
+    def _ask(self, job: Any, timeout_s: float | None) -> tuple[str, Any]:
+        assert self._jobs is not None
+        self._jobs.send(job)
+        if not self._jobs.poll(timeout_s):
+            raise TimeoutError
+        return self._jobs.recv()
+
+
+@functools.cache
+def shared_helper() -> SharedHelper:
+    """The one of this program."""
+    return SharedHelper()
+
+
+def _serve(jobs: Connection, lifeline: Connection, idle_s: float) -> None:
+    """In the process: answer jobs until nobody asks any more."""
+    threading.Thread(target=_end_with_the_launcher, args=(lifeline,), daemon=True).start()
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # it holds nothing that must be tidied up
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # see `fork_context`
+    try:
+        while jobs.poll(idle_s):
+            fn, args = jobs.recv()
+            jobs.send(_answer(fn, args))
+    except (EOFError, OSError):
+        os._exit(1)
+
+
+def _answer(fn: Callable[..., Any], args: tuple[Any, ...]) -> tuple[str, Any]:
+    try:
+        return "ok", fn(*args)
+    except (ValueError, OSError) as error:
+        return "invalid", str(error)
+    except Exception as error:
+        traceback.print_exc()
+        return "failed", f"{type(error).__name__}: {error}"
+
+
+def _end_with_the_launcher(lifeline: Connection) -> None:
+    """Nothing is ever sent, so a read ends only when the launcher is gone, or wants it to end."""
+    try:
+        lifeline.recv_bytes()
+    except (EOFError, OSError):
+        os._exit(1)
