@@ -119,6 +119,21 @@ def test_rows_and_types_of_the_vector(weights: str, num_rows: int, dtype: torch.
     assert ((out.double() - exact).abs() <= bound + 1e-7).all()
 
 
+@pytest.mark.parametrize("has_mkldnn", [True, False])
+@pytest.mark.parametrize(("weights", "shape"), SHAPES)
+def test_several_rows(
+    weights: str, shape: tuple[int, int], has_mkldnn: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of any shape, with either of torch's libraries; each adds in an order of its own."""
+    assert tiles._has_mkldnn() or platform.machine() != "x86_64"
+    monkeypatch.setattr(tiles, "_has_mkldnn", lambda: has_mkldnn)
+    product, values = make(weights, shape)
+    x = torch.cat([vector(shape[1], seed) for seed in range(5)])
+    for rows in (x, x.repeat(1, 2)[:, : shape[1]]):  # and where they are not one piece
+        error = (product(rows).double() - x.double() @ values.T).abs()
+        assert (error <= UNIT * (shape[1] + 6) * (x.abs().double() @ values.abs().T)).all()
+
+
 @pytest.mark.parametrize("weights", WEIGHTS)
 def test_look_up(weights: str) -> None:
     table, values = make(weights, (50, 96))

@@ -21,6 +21,7 @@ from tpi_bench.report.rows import Limits
 
 HOST = HostLimits(memory_bps=10.0, disk_bps=5.0)
 SIZES = [limits.TokenBytes(layers=100, head=50, streamed=30), limits.TokenBytes(60, 0, 60)]
+MB = 1_000_000
 
 
 def test_limit_takes_the_disk_behind_the_rest() -> None:
@@ -33,11 +34,16 @@ def test_limit_takes_the_disk_behind_the_rest() -> None:
 
 
 def test_devices_of_one_host_share_its_memory_and_disk() -> None:
-    tensor = limits.shared_times(SIZES, HOST, is_tensor=True, cache_bytes=0)
+    host = HostLimits(memory_bps=10.0 * MB, disk_bps=5.0 * MB)
+    sizes = [
+        limits.TokenBytes(layers=100 * MB, head=50 * MB, streamed=30 * MB),
+        limits.TokenBytes(60 * MB, 0, 60 * MB),
+    ]
+    tensor = limits.shared_times(sizes, host, is_tensor=True)
     assert tensor == limits.TokenTimes(memory_s=21.0, critical_memory_s=15.0, disk_s=18.0)
-    layers = limits.shared_times(SIZES, HOST, is_tensor=False, cache_bytes=0)
+    layers = limits.shared_times(sizes, host, is_tensor=False)
     assert layers.critical_memory_s == 21.0
-    cached = limits.shared_times(SIZES, HOST, is_tensor=True, cache_bytes=1000)
+    cached = limits.shared_times(SIZES, HOST, is_tensor=True)
     assert cached.critical_memory_s == 0.0
     assert math.isnan(cached.memory_s)
 
@@ -181,6 +187,28 @@ def test_the_host_is_asked_with_the_threads_and_messages_of_the_point(
         f"cache_dir={tmp_path}",
     )
     limits.host_limits(settings.testbed, settings.system, prepare(settings).job)
-    ((num_threads, extents, message_bytes),) = asked
+    ((num_threads, extents, message_bytes, touched_bytes),) = asked
     assert (num_threads, message_bytes) == probed
     assert not extents
+    assert touched_bytes == 32 << 20  # no weights: the least
+
+
+def test_memory_is_read_as_much_as_a_token_touches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that caches which hold some of it are in the rate; over all devices together."""
+    asked: list = []
+    monkeypatch.setattr(limits, "in_helper", lambda fn, *given: asked.append(given[3]))
+    shape = ["model=debug", "model.hidden=768", "model.num_heads=12", "model.num_layers=8"]
+    for number in (1, 2):
+        settings = settings_of(
+            *shape,
+            f"testbed.num_devices={number}",
+            "workload.prompt_ids=[1]",
+            "network=none",
+            f"cache_dir={tmp_path}",
+        )
+        job = prepare(settings).job
+        limits.host_limits(settings.testbed, settings.system, job)
+        weights = sum(b.weight_bytes for rank in job.blocks for b in rank if b.kind != "input")
+        assert asked[-1] == weights > 32 << 20

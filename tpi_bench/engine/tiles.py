@@ -7,6 +7,7 @@ a time, which stays in a cache until it is multiplied: that costs little beside 
 from __future__ import annotations
 
 import functools
+import platform
 
 import torch
 import torch.nn.functional as F
@@ -24,17 +25,16 @@ def multiply(
 ) -> torch.Tensor:
     """x (T, i) times a weight of `shape` (o, i) transposed -> (T, o), in the type of x."""
     dtype = _product_type(x.dtype)
-    rows = x.to(dtype)
+    rows = x.to(dtype).contiguous()
     if dtype == values.dtype:
-        product = _one_row if rows.shape[0] == 1 and dtype == torch.float32 else F.linear
-        return product(rows, values).to(x.dtype)
+        return _product(rows, values).to(x.dtype)
     num_rows, cols = shape
     out = rows.new_empty((rows.shape[0], num_rows))
     step = max(1, _TILE_VALUES // cols)
     for first in range(0, num_rows, step):
         part = slice(first, first + step)
         tile = _tile(values[part], None if scales is None else scales[part], dtype)
-        torch.mm(rows, tile.T, out=out[:, part])
+        out[:, part] = _product(rows, tile)
     return out.to(x.dtype)
 
 
@@ -86,6 +86,24 @@ def _product_type(dtype: torch.dtype) -> torch.dtype:
     if dtype == torch.float32 or getattr(torch.ops.mkldnn, known[dtype])():
         return dtype
     return torch.float32
+
+
+def _product(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """x (T, i) times a weight (o, i) of the same type, transposed."""
+    if x.dtype == torch.float32:
+        if x.shape[0] == 1:
+            return _one_row(x, weight)
+        if _has_mkldnn():
+            out: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
+            return out
+    return F.linear(x, weight)
+
+
+@functools.cache
+def _has_mkldnn() -> bool:
+    """For fp32 torch asks MKL, which leaves half the arithmetic of AMD's processors unused."""
+    is_there = torch.backends.mkldnn.is_available() and platform.machine() == "x86_64"
+    return is_there and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
 def _one_row(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:

@@ -308,6 +308,9 @@ store_as: Any = intrinsic(_store_as)
 
 @operation(void, int64)
 def prefetch(b: ir.IRBuilder, address: ir.Value) -> None:
-    """Ask for the cache line of an address, which need not be anyone's memory."""
-    read, soon, data = (ir.Constant(I32, value) for value in (0, 3, 1))
-    call_llvm(b, "llvm.prefetch.p0", ir.VoidType(), _pointer(b, address, I8), read, soon, data)
+    """Ask for the cache line of an address, which need not be anyone's memory.
+
+    Into the second cache: into the first, a Sapphire Rapids read bfloat16 a quarter more slowly.
+    """
+    read, second, data = (ir.Constant(I32, value) for value in (0, 2, 1))
+    call_llvm(b, "llvm.prefetch.p0", ir.VoidType(), _pointer(b, address, I8), read, second, data)

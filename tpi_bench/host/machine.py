@@ -1,4 +1,4 @@
-"""This machine: its cores and cache, and where a row comes from (commit, host, versions)."""
+"""This machine: its cores, and where a row comes from (commit, host, versions)."""
 
 from __future__ import annotations
 
@@ -13,16 +13,6 @@ from typing import Any
 from tpi_bench.host import cache
 
 _LIBRARIES = ("torch", "transformers", "safetensors", "numpy")
-
-
-def last_level_cache_bytes() -> int:
-    """Size of the largest CPU cache, 0 where the system does not tell."""
-    sizes = []
-    for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
-        text = path.read_text().strip()
-        scale = {"K": 1 << 10, "M": 1 << 20}.get(text[-1:], 1)
-        sizes.append(int(text.rstrip("KM") or 0) * scale)
-    return max(sizes, default=0)
 
 
 def available_cpus() -> list[int]:

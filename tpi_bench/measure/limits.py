@@ -17,11 +17,12 @@ from tpi_bench.contract.model import BYTES_PER_VALUE
 from tpi_bench.contract.system import Streaming, System
 from tpi_bench.contract.testbed import Rates, Testbed
 from tpi_bench.host.fork import in_helper
-from tpi_bench.host.machine import available_cpus, last_level_cache_bytes
+from tpi_bench.host.machine import available_cpus
 from tpi_bench.measure.probe import HostLimits, measure_limits
 from tpi_bench.report.rows import Limits
 
 _PROBED_BYTES = 32 << 20  # of a library's file
+_CACHED_BYTES = 32 << 20  # fewer stay in a core's own cache, and cost less than a call of torch
 
 
 def host_limits(testbed: Testbed, system: System, job: Job) -> HostLimits | None:
@@ -32,9 +33,10 @@ def host_limits(testbed: Testbed, system: System, job: Job) -> HostLimits | None
     if testbed.rates(job) is not None:
         return None
     num_threads = min(len(available_cpus()), job.num_devices * job.threads_per_device)
-    return in_helper(
-        measure_limits, num_threads, _streamed_extents(system, job), _message_bytes(job)
-    )
+    sizes = _token_bytes(system, job, 2)
+    touched = max(_CACHED_BYTES, sum(size.layers + size.head for size in sizes))
+    extents = _streamed_extents(system, job)
+    return in_helper(measure_limits, num_threads, extents, _message_bytes(job), touched)
 
 
 def _message_bytes(job: Job) -> int | None:
@@ -57,8 +59,7 @@ def point_limits(
     else:
         assert host is not None
         rates = Rates(memory_bps=(host.memory_bps,), disk_bps=(host.disk_bps,))
-        cached = 2 * last_level_cache_bytes()
-        times = shared_times(sizes, host, is_tensor=is_tensor, cache_bytes=cached)
+        times = shared_times(sizes, host, is_tensor=is_tensor)
     one_way_s = testbed.one_way_s(job, outcome.round_trips_ns)
     network_s = system.network_limit_s(job, one_way_s)
     return Limits(
@@ -140,14 +141,12 @@ class TokenTimes:
     disk_s: float
 
 
-def shared_times(
-    sizes: Sequence[TokenBytes], host: HostLimits, *, is_tensor: bool, cache_bytes: int
-) -> TokenTimes:
-    """Devices that share one host's memory and disk. Weights within the CPU cache cost nothing."""
+def shared_times(sizes: Sequence[TokenBytes], host: HostLimits, *, is_tensor: bool) -> TokenTimes:
+    """Devices that share one host's memory and disk. A few megabytes of weights cost nothing."""
     layers, head = [size.layers for size in sizes], sum(size.head for size in sizes)
     streamed = sum(size.streamed for size in sizes)
     disk_s = streamed / host.disk_bps if streamed else 0.0
-    if sum(layers) + head < cache_bytes:
+    if sum(layers) + head < _CACHED_BYTES:
         return TokenTimes(math.nan, 0.0, disk_s)
     in_turn = max(layers) if is_tensor else sum(layers)
     all_s, in_turn_s = (sum(layers) + head) / host.memory_bps, (in_turn + head) / host.memory_bps

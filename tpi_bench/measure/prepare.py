@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tpi_bench.contract.blocks import BlockFile
@@ -69,8 +69,6 @@ def prepare(settings: Settings) -> Prepared:
     model = _load_model(settings.model, cache_dir)
     request = _request(settings, model)
     plan = system.plan(model.config, _site(settings, devices, free_bytes, model, request))
-    blocks = _blocks(settings, model, plan, cache_dir)
-    checkpoint_path = system.checkpoint_path(model, cache_dir)
     job = Job(
         program=system,
         config=model.config,
@@ -78,7 +76,7 @@ def prepare(settings: Settings) -> Prepared:
         weights=model.weights,
         num_devices=settings.num_devices,
         plan=plan,
-        blocks=blocks,
+        blocks=_planned(model, plan),
         request=request,
         network=settings.network,
         threads_per_device=devices.threads,
@@ -88,11 +86,14 @@ def prepare(settings: Settings) -> Prepared:
         memory_bytes=devices.memory_bytes,
         free_bytes=free_bytes,
         timeout_s=settings.timeout_s,
-        checkpoint_path=None if checkpoint_path is None else str(checkpoint_path),
         trace=testbed.trace,
     )
-    for rank in range(len(blocks)):
+    for rank in range(len(job.blocks)):
         system.streaming(job, rank)  # raises where a device's memory is too small
+    if plan is not None and testbed.opens_files:
+        job = replace(job, blocks=_blocks(model, plan, cache_dir))
+    path = system.checkpoint_path(model, cache_dir)
+    job = replace(job, checkpoint_path=None if path is None else str(path))
     return Prepared(settings=settings, model=model, job=job)
 
 
@@ -177,15 +178,17 @@ def _site(
     )
 
 
-def _blocks(
-    settings: Settings, model: Model, plan: Plan | None, cache_dir: Path
-) -> list[list[BlockFile]]:
-    """Every rank's block files, made if they are missing, or only their sizes."""
+def _planned(model: Model, plan: Plan | None) -> list[list[BlockFile]]:
+    """Every rank's blocks without the files: their sizes are known at once."""
     if plan is None:
         return []
+    held_in = model.checkpoint.held_in
+    return planned_blocks(model.config, plan, model.weights, model.dtype, held_in)
+
+
+def _blocks(model: Model, plan: Plan, cache_dir: Path) -> list[list[BlockFile]]:
+    """Every rank's block files, made if they are missing."""
     weights, dtype = model.weights, model.dtype
-    if not settings.testbed.opens_files:
-        return planned_blocks(model.config, plan, weights, dtype, model.checkpoint.held_in)
     folder = shard_folder(cache_dir, model.checkpoint, plan, weights, dtype)
     manifest, bad = find_shards(folder)
     if manifest is None or bad:

@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tpi_bench.contract.blocks import Extent
+import psutil
+
+from tpi_bench.contract.blocks import PAGE, Extent
 from tpi_bench.measure.round_trip import raw_round_trip_s
 
 if TYPE_CHECKING:
@@ -21,11 +23,14 @@ if TYPE_CHECKING:
 
     from tpi_bench.host.disk import DirectReader
 
-_MEMORY_BYTES = 256 << 20  # many times what a CPU caches
+_MEMORY_BYTES = 256 << 20  # where nobody says how many
+_MOST_MEMORY_BYTES = 512 << 20
+_MEMORY_SHARE = 4  # of what is available, so much is left to others
 _DISK_BYTES = 192 << 20
 _DISK_BUFFER_BYTES = 64 << 20
 _DISK_THREADS = 16  # as many requests in flight as four devices make
-_MEMORY_PASSES = 5
+_MEMORY_PASSES = 4
+_COLS = PAGE // 4  # of memory as rows of float32
 _DISK_PASSES = 6  # shared disks vary: the best pass is the limit
 
 
@@ -50,20 +55,28 @@ class HostLimits:
 
 
 def measure_limits(
-    num_threads: int, extents: Sequence[Extent], message_bytes: int | None = None
+    num_threads: int,
+    extents: Sequence[Extent],
+    message_bytes: int | None = None,
+    touched_bytes: int = _MEMORY_BYTES,
 ) -> HostLimits:
     """Best of a few passes over memory and over the point's own files, and a typical round trip.
 
-    `num_threads` threads read memory, of the kind that weights lie in.
+    `num_threads` threads read memory of the kind that weights lie in, again and again, and as much
+    of it as a token touches: so what the CPU's caches keep of that is in the rate.
     """
     import torch
 
+    from tpi_bench.engine.matrix import Matrix
     from tpi_bench.host.memory import anonymous_area
 
     torch.set_num_threads(num_threads)
-    data = torch.from_numpy(anonymous_area(_MEMORY_BYTES)).view(torch.float32)
+    most = min(_MOST_MEMORY_BYTES, psutil.virtual_memory().available // _MEMORY_SHARE)
+    nbytes = min(touched_bytes, most) // PAGE * PAGE
+    data = torch.from_numpy(anonymous_area(nbytes)).view(torch.float32)
     data.fill_(1.0)
-    touches = (data.sum, data.view(torch.float64).sum)
+    rows, vector = Matrix(data.view(-1, _COLS)), torch.ones(1, _COLS)
+    touches = (data.sum, data.view(torch.float64).sum, lambda: rows(vector))
     passes = [seconds(touch) for _ in range(_MEMORY_PASSES) for touch in touches]
     return HostLimits(
         memory_bps=data.nbytes / min(passes),
