@@ -1,13 +1,15 @@
-"""Every system on one model, in memory and under a cap: the paper's figure 6 and more.
+"""Every system on one model by precision, in memory and under caps: the paper's figure 6 and more.
 
 Claims it holds against numbers: 80 % less TTFT and token latency than Accelerate, 90 % less than
 Transformers and Galaxy (claim 2 of TPI-LLM); doubts: why not compare with llama.cpp on one device,
-and how far is each system from its physical limit. Run it with `python -m tpi_bench
-+experiment=fig_comparison`; draw it again with `python -m experiments.fig_comparison FOLDER`.
+what is left of the difference at other precisions, and how far is each system from its physical
+limit. Run it with `python -m tpi_bench +experiment=fig_comparison`; draw it again with `python -m
+experiments.fig_comparison FOLDER`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,83 +22,100 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Column, what it is called, and the unit's size.
-_PANELS = (
-    ("token_latency_s", "token latency (ms)", 1e-3),
-    ("ttft_s", "TTFT (ms)", 1e-3),
-    ("memory_bytes", "peak memory of a device (GB)", 1e9),
+_PRECISIONS = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16", "q8": "q8", "q4": "q4"}
+# Systems that are held against each other: ours, theirs, and why.
+_PAIRS = (
+    ("TPI star", "Accelerate", "this engine, planned for its memory"),
+    ("TPI star", "llama.cpp", "this engine, planned for its memory"),
+    ("faulted", "Accelerate", "stands for it in virtual time"),
+    ("blocking", "Accelerate", "the same without page faults"),
+    ("mmap", "llama.cpp", "stands for it in virtual time"),
 )
 
 
 def table(rows: pd.DataFrame) -> str:
-    """A line a system and cap: medians with the range, and the reason where there is no number."""
-    lines = []
-    for (memory, label), group in rows.groupby(["memory", "line"], sort=False):
-        good = group[group.status == "ok"]
-        line = {"memory": memory, "system": label}
-        if good.empty:
-            lines.append(line | {"token ms [min, max]": group.status.iloc[-1]})
-            continue
-        token = good.token_latency_s * 1e3
-        lines.append(
-            line
-            | {
-                "token ms [min, max]": figures.median_and_range(token, "{:.0f}"),
-                "limit ms": f"{good.limit_token_s.median() * 1e3:.0f}",
-                "x limit": f"{(good.token_latency_s / good.limit_token_s).median():.2f}",
-                "TTFT ms": f"{good.ttft_s.median() * 1e3:.0f}",
-                "anon GB": f"{good.peak_anon_bytes.max() / 1e9:.2f}",
-                "mapped GB": f"{good.peak_file_bytes.max() / 1e9:.2f}",
-                "cgroup GB": f"{good.peak_cgroup_bytes.max() / 1e9:.2f}",
-                "repeats": str(good.repeat.nunique()),
-            }
-        )
+    """A line a precision, memory and system; then who is fastest where, and ratios of pairs."""
     import pandas as pd
 
+    groups = rows.groupby(["precision", "memory", "line"], sort=False)
+    lines = [_line(precision, memory, label, group) for (precision, memory, label), group in groups]
     text = pd.DataFrame(lines).fillna("-").to_string(index=False)
-    return "\n".join([text, *_against_real(rows)])
+    return "\n".join([text, *_what_to_run(rows), *_against_real(rows)])
 
 
-def _against_real(rows: pd.DataFrame) -> list[str]:
-    """How far the engine's own ways of getting weights are from the libraries that they follow."""
-    lines = []
-    for ours, real in (("blocking", "accelerate"), ("mmap", "llamacpp")):
-        for memory, group in rows[rows.status == "ok"].groupby("memory", sort=False):
-            alone = group[group.num_devices == 1]
-            a = alone.loc[alone.system == ours, "token_latency_s"].median()
-            b = alone.loc[alone.system == real, "token_latency_s"].median()
-            if a == a and b == b:
-                lines.append(
-                    f"{ours} takes {a / b:.2f} times the token latency of {real} ({memory})"
-                )
-    return lines
+def _line(precision: str, memory: str, label: str, group: pd.DataFrame) -> dict[str, str]:
+    """Medians with the range, or the status where there is no number."""
+    good = group[group.status == "ok"]
+    names_it = {"weights": precision, "memory": memory, "system": label}
+    if good.empty:
+        return names_it | {"token ms [min, max]": group.status.iloc[-1]}
+    return names_it | {
+        "token ms [min, max]": figures.median_and_range(good.token_latency_s * 1e3, "{:.0f}"),
+        "limit ms": f"{good.limit_token_s.median() * 1e3:.0f}",
+        "x limit": f"{(good.token_latency_s / good.limit_token_s).median():.2f}",
+        "TTFT ms": f"{good.ttft_s.median() * 1e3:.0f}",
+        "anon GB": f"{good.peak_anon_bytes.max() / 1e9:.2f}",
+        "mapped GB": f"{good.peak_file_bytes.max() / 1e9:.2f}",
+        "cgroup GB": f"{good.peak_cgroup_bytes.max() / 1e9:.2f}",
+        "repeats": str(good.repeat.nunique()),
+    }
+
+
+def _what_to_run(rows: pd.DataFrame) -> Iterator[str]:
+    """The fastest on one device, for each memory and precision."""
+    alone = rows[(rows.status == "ok") & (rows.num_devices == 1)]
+    for memory, here in alone.groupby("memory", sort=False):
+        words = []
+        for precision, group in here.groupby("precision", sort=False):
+            times = group.groupby("line").token_latency_s.median().sort_values()
+            second = f", then {times.index[1]} {times.iloc[1] * 1e3:.0f}" if len(times) > 1 else ""
+            words.append(f"{precision} {times.index[0]} {times.iloc[0] * 1e3:.0f} ms{second}")
+        yield f"fastest with {memory}: {'; '.join(words)}"
+
+
+def _against_real(rows: pd.DataFrame) -> Iterator[str]:
+    """Ratios of pairs that ran in one repeat, with their range."""
+    alone = rows[(rows.status == "ok") & (rows.num_devices == 1)]
+    for ours, real, why in _PAIRS:
+        for (memory, precision), group in alone.groupby(["memory", "precision"], sort=False):
+            a, b = (
+                group[group.line == name].groupby("repeat").token_latency_s.median()
+                for name in (ours, real)
+            )
+            ratio = (a / b).dropna()
+            if len(ratio):
+                spread = figures.median_and_range(ratio, "{:.2f}")
+                yield f"{ours} takes {spread} of {real}'s time, {precision}, {memory} ({why})"
 
 
 def draw(rows: pd.DataFrame) -> Figure:
-    """Bars of medians with the range; a line across a bar is that system's physical limit."""
+    """A panel a precision: bars of medians with the range; a line across is the physical limit."""
     labels = list(dict.fromkeys(rows.line))
-    caps = list(dict.fromkeys(rows.memory))
+    caps = list(dict.fromkeys(rows.sort_values("memory_mb", na_position="first").memory))
+    precisions = list(dict.fromkeys(rows.precision))
     colours = figures.palette(caps)
-    figure = figures.new_figure(0.6 + 0.24 * len(labels), num_columns=2)
-    panels = figure.subplots(1, len(_PANELS), sharey=True)
+    figure = figures.new_figure(0.8 + 0.3 * len(labels), num_columns=2)
+    panels = figure.subplots(1, len(precisions), sharey=True, sharex=True, squeeze=False)[0]
     places = np.arange(len(labels))[::-1]
-    height = 0.8 / len(caps)
-    for axes, (column, name, unit) in zip(panels, _PANELS, strict=True):
+    height = 0.84 / len(caps)
+    for axes, precision in zip(panels, precisions, strict=True):
         for number, cap in enumerate(caps):
-            own = rows[rows.memory == cap]
+            own = rows[(rows.memory == cap) & (rows.precision == precision)]
             at = places + (len(caps) - 1 - 2 * number) * height / 2
-            _bars(axes, own, labels, at, height, column, unit, colours[cap])
-        axes.set_xlabel(name)
+            _bars(axes, own, labels, at, height, colours[cap])
+        axes.set_title(precision, fontsize=7.5)
         axes.grid(False, axis="y")
-        if column != "memory_bytes":
-            axes.set_xscale("log")
-            figures.plain_numbers(axes.xaxis)
+    panels[0].set_xscale("log")
+    figures.plain_numbers(panels[0].xaxis)
+    for axes in panels:
+        axes.tick_params(axis="x", labelrotation=90, labelsize=6)
+    figure.supxlabel("token latency (ms)", fontsize=8)
     panels[0].set_yticks(places, labels)
     shared = ", sharing cores" if rows.devices_share_cores.fillna(False).any() else ""
-    figure.suptitle(f"{rows.model.iloc[0]}, {rows.dtype.iloc[0]}, measured{shared}", fontsize=7.5)
+    figure.suptitle(f"{rows.model.iloc[0]}, measured{shared}, by weights", fontsize=7.5)
     handles = [panels[0].barh([0], [np.nan], color=colours[cap], label=cap) for cap in caps]
     (limit,) = panels[0].plot([], [], color="k", linewidth=1.2, label="physical limit")
-    figure.legend(handles=[*handles, limit], ncol=4, loc="outside lower center", frameon=False)
+    figure.legend(handles=[*handles, limit], ncol=5, loc="outside lower center", frameon=False)
     return figure
 
 
@@ -106,58 +125,56 @@ def _bars(
     labels: list[str],
     at: np.ndarray,
     height: float,
-    column: str,
-    unit: float,
     colour: tuple,
 ) -> None:
+    """One memory and precision; what did not run is named where its bar would be."""
     for label, place in zip(labels, at, strict=True):
         group = rows[rows.line == label]
         good = group[group.status == "ok"]
         if good.empty:
-            if not group.empty:
-                axes.text(
-                    0.02,
-                    place,
-                    str(group.status.iloc[-1]),
-                    transform=axes.get_yaxis_transform(),
-                    va="center",
-                    fontsize=5.5,
-                    color="0.3",
-                )
+            status = "" if group.empty else str(group.status.iloc[-1])
+            at_the_axis = axes.get_yaxis_transform()
+            axes.text(
+                0.02,
+                place,
+                status,
+                transform=at_the_axis,
+                va="center",
+                fontsize=4.5,
+                color=colour,
+            )
             continue
-        values = good[column] / unit
+        values, limit = good.token_latency_s * 1e3, good.limit_token_s.median() * 1e3
         middle = values.median()
         spread = [[middle - values.min()], [values.max() - middle]]
         error = {"linewidth": 0.6, "ecolor": "0.25"}
         axes.barh(place, middle, height, color=colour, xerr=spread, error_kw=error, linewidth=0)
-        if column == "token_latency_s":
-            limit = good.limit_token_s.median() / unit
-            axes.plot([limit] * 2, [place - height / 2, place + height / 2], color="k", lw=1.2)
+        axes.plot([limit] * 2, [place - height / 2, place + height / 2], color="k", lw=1.0)
 
 
 def _rows(runs: pd.DataFrame) -> pd.DataFrame:
-    """All rows, if any is ok, with `line`, `memory` (the cap) and `memory_bytes`.
+    """All rows, if any is ok, with `precision`, `line` (the system) and `memory` (the cap).
 
-    That is what the device's group was charged, page cache included; without groups, anonymous and
-    mapped pages.
+    What is planned for its memory is one line with what holds everything where nothing is capped.
     """
     if not (runs.status == "ok").any():
         return runs[:0]
     rows = runs.copy()
+    rows["precision"] = rows.weights.map(lambda held: _PRECISIONS.get(held, held))
     rows["line"] = [
-        names.system_name(row) + (f", {row['num_devices']} devices" * (row["num_devices"] > 1))
+        names.system_name(row).replace(" window auto", "")
+        + (f", {row['num_devices']} devices" * (row["num_devices"] > 1))
         for row in rows.to_dict("records")
     ]
     rows["memory"] = [
         f"{cap / 1e3:g} GB a device" if cap == cap else "all memory" for cap in rows.memory_mb
     ]
-    seen = rows.peak_anon_bytes + rows.peak_file_bytes.fillna(0)
-    rows["memory_bytes"] = rows.peak_cgroup_bytes.fillna(seen)
-    order = {label: i for i, label in enumerate(dict.fromkeys(rows.line))}
-    rows["order"] = rows.line.map(order)
-    return rows.sort_values(
-        ["num_devices", "order", "memory_mb"], na_position="first", kind="stable"
-    )
+    lines = {label: i for i, label in enumerate(dict.fromkeys(rows.line))}
+    rows["order"] = rows.weights.map({weights: i for i, weights in enumerate(_PRECISIONS)})
+    rows["line_order"] = rows.line.map(lines)
+    keys, rising = ["order", "memory_mb", "num_devices", "line_order"], [True, False, True, True]
+    rows = rows.sort_values(keys, ascending=rising, na_position="first", kind="stable")
+    return rows.drop(columns=["order", "line_order"])
 
 
 DRAWING = Drawing(

@@ -49,7 +49,8 @@ TINY = {
         "repeat=0",
         "device.memory_mb=null",
         "network.link_latency_ms=0",
-        "system=tpi_window2,galaxy,accelerate,llamacpp",
+        "model.weights=float32",
+        "system=tpi,galaxy,accelerate,llamacpp",
     ],
     "bench_engine": [
         "model=debug",

@@ -11,12 +11,15 @@ import psutil
 from tests.helpers.models_zoo import prompt_of
 from tpi_bench.contract.job import Job, Outcome
 from tpi_bench.contract.request import Request
+from tpi_bench.host.fork import in_helper
 from tpi_bench.processes.launcher import run_job
 
 LONG = Request(prompt_ids=prompt_of(5), num_new_tokens=400)
 
 
 def timed(job: Job) -> tuple[Outcome, float]:
+    """What became of it, and how long it took; the interpreter it is forked from is there before."""
+    in_helper(os.getpid)
     start = time.monotonic()
     outcome = run_job(job)
     return outcome, time.monotonic() - start

@@ -22,6 +22,11 @@ def available_cpus() -> list[int]:
     return list(range(os.cpu_count() or 1))
 
 
+def share_cores(num_threads: int) -> bool:
+    """Whether so many threads are more than the cores that this process may use."""
+    return num_threads > len(available_cpus())
+
+
 @functools.lru_cache
 def provenance() -> dict[str, Any]:
     """Columns every row carries."""

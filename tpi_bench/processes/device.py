@@ -24,6 +24,7 @@ from tpi_bench.engine import device_model  # noqa: F401  (loaded once, where dev
 from tpi_bench.engine.matrix import kernel_name
 from tpi_bench.engine.rank import run_rank
 from tpi_bench.host.disk import DirectReader, disk_bytes_read
+from tpi_bench.host.machine import share_cores
 from tpi_bench.host.memory import MemoryPeak, MemorySampler, pss_bytes
 from tpi_bench.processes.caps import Cap, CapTooSmall, Limit, is_out_of_memory
 from tpi_bench.processes.control import (
@@ -81,6 +82,7 @@ def _run(rank: int, job: Job, cap: Cap, control: Control) -> None:
     _tell(control, Entered(limit))
     torch.set_num_threads(job.threads_per_device)
     torch.inference_mode().__enter__()
+    spins = not share_cores(job.num_devices * job.threads_per_device)
     if job.cpus and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, job.cpus[rank])
     listener = Listener()
@@ -89,7 +91,7 @@ def _run(rank: int, job: Job, cap: Cap, control: Control) -> None:
     memory, disk_before = MemorySampler(), disk_bytes_read()
     secret = bytes.fromhex(setup.secret)
     sockets = connect_mesh(rank, setup.ports, listener, secret, _CONNECT_S)
-    mesh = Mesh(rank, sockets, job.network, is_watched=True)
+    mesh = Mesh(rank, sockets, job.network, is_watched=True, spins=spins)
     reader = DirectReader()
     rt = WallRuntime(rank, job.num_devices, mesh, reader, trace=job.trace)
     threading.Thread(

@@ -2,8 +2,10 @@
 
 A frame is a 32-byte header (magic, sequence number, length, and the times at which an emulated link
 delivers its first and last bit) and the raw bytes, received in place. Sending never waits for the
-receiver: what the kernel does not take is queued for a thread. Link emulation needs no thread: the
-sender computes when the message arrives, the receiver sleeps until then.
+receiver: what the kernel does not take is queued for a thread. Receiving is one system call that
+sleeps; a device whose core nobody else needs asks again and again for a moment first, which saves
+being woken up. Link emulation needs no thread: the sender computes when the message arrives, the
+receiver sleeps until then.
 """
 
 from __future__ import annotations
@@ -32,6 +34,9 @@ _MAX_FRAME_BYTES = 1 << 32
 _WAKE_EARLY_NS = 60_000
 _NOTICE_NS = 15_000
 _PR_SET_TIMERSLACK = 29
+# Longer than peers that compute the same are apart, far shorter than a link or a disk takes.
+_SPIN_NS = 200_000
+_LOOK_AT_CLOCK_S = 1.0  # while waiting for a silent peer
 # Under a launcher that tells a hanging device from a busy one, a silent peer is given this many
 # times the timeout before a device gives up by itself.
 _WATCHED_PATIENCE = 1000
@@ -56,7 +61,8 @@ class Mesh:
     """Frames to and from every peer, through emulated links where the network asks for them.
 
     `waiting_for` is the peer whose message is awaited right now. A peer that stays silent for
-    `network.timeout_s` is lost, unless a launcher watches over the devices (`is_watched`).
+    `network.timeout_s` is lost, unless a launcher watches over the devices (`is_watched`). With
+    `spins`, waiting keeps this thread's core busy for a moment before it sleeps.
     """
 
     def __init__(
@@ -65,6 +71,7 @@ class Mesh:
         sockets: dict[int, socket.socket],
         network: NetworkConfig,
         is_watched: bool = False,
+        spins: bool = False,
     ) -> None:
         self._network = network
         self._up = UpLink(network, rank)
@@ -72,7 +79,7 @@ class Mesh:
         self._outboxes = {peer: _Outbox(connection) for peer, connection in sockets.items()}
         patience = _WATCHED_PATIENCE if is_watched else 1
         self._inboxes = {
-            peer: _Inbox(peer, connection, network.timeout_s, patience)
+            peer: _Inbox(peer, connection, network.timeout_s, patience, _SPIN_NS * spins)
             for peer, connection in sockets.items()
         }
         self._arrivals: dict[int, int] = {}  # frames whose place on the down-link is already known
@@ -128,29 +135,32 @@ class _Inbox:
     """Frames from one peer, received in place. Raises DeviceLost."""
 
     def __init__(
-        self, peer: int, connection: socket.socket, timeout_s: float, patience: float
+        self,
+        peer: int,
+        connection: socket.socket,
+        timeout_s: float,
+        patience: float,
+        spin_ns: int,
     ) -> None:
         self._peer = peer
         self._connection = connection
         self._timeout_s = timeout_s
         self._patience_ns = round(timeout_s * patience * 1e9)
+        self._spin_ns = spin_ns
         self._number = 0  # of the next frame
         self._header = memoryview(bytearray(_FRAME.size))
+        look_us = max(1, round(min(_LOOK_AT_CLOCK_S, timeout_s) * 1e6))
+        timeval = struct.pack("@ll", *divmod(look_us, 1_000_000))
+        connection.setblocking(True)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeval)
 
     def receive(self, out: memoryview) -> Flight:
         """Wait for the next frame's bytes; when they travelled."""
         parts = [self._header, out]
-        deadline_ns = time.monotonic_ns() + self._patience_ns
         while parts:
-            try:
-                got = self._connection.recvmsg_into(parts)[0]
-            except BlockingIOError:
-                if len(parts) == 1:  # of a frame that is too short, no more will come
-                    self._check_header(out.nbytes)
-                self._wait_readable(deadline_ns)
-                continue
-            except OSError as error:
-                raise self._lost(f"closed its connection ({error.strerror})") from error
+            if len(parts) == 1:  # of a frame that is too short, no more will come
+                self._check_header(out.nbytes)
+            got = self._take(parts)
             if got == 0:
                 raise self._lost("closed its connection")
             while parts and got >= parts[0].nbytes:
@@ -161,11 +171,28 @@ class _Inbox:
         self._number = (self._number + 1) & 0xFFFFFFFF
         return flight
 
+    def _take(self, parts: list[memoryview]) -> int:
+        """Into the parts what there is, as soon as there is some; how many bytes."""
+        start_ns = time.monotonic_ns()
+        flags = socket.MSG_DONTWAIT if self._spin_ns else 0
+        while True:
+            try:
+                return self._connection.recvmsg_into(parts, 0, flags)[0]
+            except BlockingIOError:
+                waited_ns = time.monotonic_ns() - start_ns
+                if waited_ns > self._patience_ns:
+                    text = f"sent nothing for {self._timeout_s:g} s (network.timeout_s)"
+                    raise self._lost(text) from None
+                if waited_ns > self._spin_ns:
+                    flags = 0
+            except OSError as error:
+                raise self._lost(f"closed its connection ({error.strerror})") from error
+
     def peek(self) -> tuple[Flight, int] | None:
         """The next frame's times and length, if it is here."""
         header = bytearray(_FRAME.size)
         try:
-            got = self._connection.recv_into(header, 0, socket.MSG_PEEK)
+            got = self._connection.recv_into(header, 0, socket.MSG_PEEK | socket.MSG_DONTWAIT)
         except OSError:
             return None
         if got < _FRAME.size:
@@ -175,13 +202,6 @@ class _Inbox:
 
     def close(self) -> None:
         self._connection.close()
-
-    def _wait_readable(self, deadline_ns: int) -> None:
-        poll = select.poll()
-        poll.register(self._connection, select.POLLIN)
-        remaining_ms = (deadline_ns - time.monotonic_ns()) / 1e6
-        if remaining_ms <= 0 or not poll.poll(remaining_ms):
-            raise self._lost(f"sent nothing for {self._timeout_s:g} s (network.timeout_s)")
 
     def _check_header(self, nbytes: int) -> Flight:
         magic, number, length, first_ns, last_ns = _FRAME.unpack(self._header)
@@ -253,6 +273,6 @@ class _Outbox:
 
     def _try_send(self, pieces: list[memoryview]) -> int:
         try:
-            return self._connection.sendmsg(pieces)
+            return self._connection.sendmsg(pieces, (), socket.MSG_DONTWAIT)
         except BlockingIOError:
             return 0

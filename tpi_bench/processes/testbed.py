@@ -18,7 +18,7 @@ from tpi_bench.contract.network import VIRTUAL_ONLY, NetworkConfig
 from tpi_bench.contract.system import System
 from tpi_bench.contract.testbed import Machines, Testbed
 from tpi_bench.host.fork import in_helper
-from tpi_bench.host.machine import available_cpus
+from tpi_bench.host.machine import available_cpus, share_cores
 from tpi_bench.host.memory import resident_bytes
 from tpi_bench.processes.caps import GROWTH_BYTES
 from tpi_bench.processes.launcher import run_job
@@ -93,18 +93,14 @@ class ProcessesTestbed(Testbed):
         return min(round_trips_ns, default=0) / 2e9
 
     def machines(self, job: Job) -> Machines:
-        return Machines(names="this host", cores_per_device=math.nan, share_cores=_share_cores(job))
+        shared = share_cores(job.num_devices * job.threads_per_device)
+        return Machines(names="this host", cores_per_device=math.nan, share_cores=shared)
 
     def where(self, job: Job) -> str:
         plural = "s" if job.num_devices > 1 else ""
-        share = ", sharing cores" if _share_cores(job) else ""
+        share = ", sharing cores" if self.machines(job).share_cores else ""
         links = job.network.words if job.num_devices > 1 else "no network"
         return (
             f"{job.num_devices} device{plural} ({job.threads_per_device} threads each{share}; "
             f"{links})"
         )
-
-
-def _share_cores(job: Job) -> bool:
-    """Whether devices have more threads than there are cores."""
-    return job.num_devices * job.threads_per_device > len(available_cpus())
