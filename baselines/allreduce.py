@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tpi_bench.contract.job import Job, Output
-from tpi_bench.contract.model import BYTES_PER_VALUE, ModelConfig
+from tpi_bench.contract.model import ModelConfig
+from tpi_bench.contract.network import Traffic
 from tpi_bench.contract.plan import Site
 from tpi_bench.contract.request import Generation
 from tpi_bench.contract.system import System
 from tpi_bench.engine.collectives import collective_by_name
-from tpi_bench.engine.wire import check_wire, wire_bytes, wire_words
+from tpi_bench.engine.wire import check_wire, hidden_bytes, wire_words
 
 if TYPE_CHECKING:
     import torch
@@ -49,16 +50,19 @@ class AllreduceSystem(System):
     def plan(self, config: ModelConfig, site: Site) -> None:
         """Nothing is owned."""
 
-    def sync_steps(self, job: Job) -> int:
-        return collective_by_name(self.collective).num_steps(job.num_devices)
-
-    def network_limit_s(self, job: Job, one_way_s: float) -> float:
-        """The collective's closed form, of the payload as it travels."""
-        return collective_by_name(self.collective).time_s(
-            job.num_devices,
-            one_way_s=one_way_s,
-            nbytes=wire_bytes(self.wire, job.config.hidden, BYTES_PER_VALUE[job.dtype]),
-            bandwidth_bps=job.network.bandwidth_mbps * 1e6,
+    def traffic(self, job: Job) -> Traffic:
+        """The terms of the collective's closed form, of the payload as it travels; the mean of
+        several in a row.
+        """
+        collective, nbytes = collective_by_name(self.collective), hidden_bytes(job, self.wire)
+        if job.num_devices == 1:
+            return Traffic()
+        payloads = collective.payloads(job.num_devices)
+        payloads += (self.in_a_row - 1) * collective.between(job.num_devices)
+        return Traffic(
+            latencies=collective.num_steps(job.num_devices),
+            serial_bytes=payloads / self.in_a_row * nbytes,
+            all_bytes=collective.sent(job.num_devices) * nbytes,
         )
 
     def run_device(self, rt: Runtime, job: Job, output: Output) -> Generation | None:

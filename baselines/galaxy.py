@@ -18,11 +18,12 @@ from typing import TYPE_CHECKING
 from baselines.galaxy_shares import plan_shares
 from tpi_bench.contract.job import Job, Output
 from tpi_bench.contract.model import ModelConfig
+from tpi_bench.contract.network import Traffic
 from tpi_bench.contract.plan import Plan, Range, Site
 from tpi_bench.contract.request import Generation
 from tpi_bench.contract.system import System
 from tpi_bench.engine.plans import tensor_parallel
-from tpi_bench.engine.wire import Wire, check_wire, wire_words
+from tpi_bench.engine.wire import Wire, check_wire, hidden_bytes, wire_words
 
 if TYPE_CHECKING:
     import torch
@@ -53,8 +54,12 @@ class GalaxySystem(System):
     def plan(self, config: ModelConfig, site: Site) -> Plan:
         return tensor_parallel(config, plan_shares(config, site), site.group)
 
-    def sync_steps(self, job: Job) -> int:
-        return galaxy_steps(job.num_devices, job.config.num_layers)
+    def traffic(self, job: Job) -> Traffic:
+        """Each message is the one new position's, whole."""
+        steps = galaxy_steps(job.num_devices, job.config.num_layers)
+        nbytes = hidden_bytes(job, self.wire)
+        sends = 4 * job.config.num_layers * (job.num_devices - 1)
+        return Traffic(latencies=steps, serial_bytes=steps * nbytes, all_bytes=sends * nbytes)
 
     def run_device(self, rt: Runtime, job: Job, output: Output) -> Generation | None:
         from tpi_bench.engine.device_model import DeviceModel

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from tpi_bench.contract.job import Job, Output
 from tpi_bench.contract.model import BYTES_PER_VALUE, Model, ModelConfig
+from tpi_bench.contract.network import Traffic
 from tpi_bench.contract.plan import Site
 from tpi_bench.contract.request import Generation, Request
 from tpi_bench.contract.system import System
@@ -41,8 +42,8 @@ class HuggingFaceSystem(System):
     def plan(self, config: ModelConfig, site: Site) -> None:
         """Nothing is divided."""
 
-    def sync_steps(self, job: Job) -> int:
-        return 0
+    def traffic(self, job: Job) -> Traffic:
+        return Traffic()
 
     def checkpoint_path(self, model: Model, cache_dir: Path) -> Path | None:
         if model.weights != model.dtype:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, ClassVar
 from baselines.llamacpp_bindings import Options, installed_binding, open_model
 from tpi_bench.contract.job import Job, Output
 from tpi_bench.contract.model import Model, ModelConfig
+from tpi_bench.contract.network import Traffic
 from tpi_bench.contract.plan import Site
 from tpi_bench.contract.request import Generation
 from tpi_bench.contract.system import System
@@ -69,8 +70,8 @@ class LlamaCppSystem(System):
     def plan(self, config: ModelConfig, site: Site) -> None:
         """Nothing is divided."""
 
-    def sync_steps(self, job: Job) -> int:
-        return 0
+    def traffic(self, job: Job) -> Traffic:
+        return Traffic()
 
     def checkpoint_path(self, model: Model, cache_dir: Path) -> Path | None:
         installed_binding()

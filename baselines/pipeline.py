@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from baselines.edgeshard import Stage, plan_stages
 from tpi_bench.contract.job import Job, Output
 from tpi_bench.contract.model import ModelConfig
+from tpi_bench.contract.network import Traffic
 from tpi_bench.contract.plan import Plan, Site
 from tpi_bench.contract.request import Generation
 from tpi_bench.engine import plans
@@ -22,6 +23,7 @@ from tpi_bench.engine.wire import (
     AS_COMPUTED,
     Wire,
     check_wire,
+    hidden_bytes,
     wire_bytes,
     wire_words,
 )
@@ -95,9 +97,11 @@ class PipelineSystem(WindowedSystem):
         )
         return stages
 
-    def sync_steps(self, job: Job) -> int:
+    def traffic(self, job: Job) -> Traffic:
         assert job.plan is not None
-        return pipeline_steps(len(job.plan.chain))
+        steps = pipeline_steps(len(job.plan.chain))
+        nbytes = steps * hidden_bytes(job, self.wire)
+        return Traffic(latencies=steps, serial_bytes=nbytes, all_bytes=nbytes)
 
     def num_buffers(self, job: Job) -> int:
         return 1

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from tpi_bench.contract.job import Job, Output
 from tpi_bench.contract.model import ModelConfig
+from tpi_bench.contract.network import Traffic
 from tpi_bench.contract.plan import Plan, Site
 from tpi_bench.contract.request import Generation
 from tpi_bench.contract.system import System
@@ -40,8 +41,8 @@ class ProductsSystem(System):
     def plan(self, config: ModelConfig, site: Site) -> Plan:
         return tensor_parallel(config, site.proportions, site.group)
 
-    def sync_steps(self, job: Job) -> int:
-        return 0
+    def traffic(self, job: Job) -> Traffic:
+        return Traffic()
 
     def run_device(self, rt: Runtime, job: Job, output: Output) -> Generation | None:
         import torch

@@ -114,7 +114,7 @@ def _title(rows: pd.DataFrame) -> str:
     largest = rows.loc[rows.num_devices.idxmax()]
     if largest.clock == "virtual":
         windows = _windows(rows)
-        window = f"window {windows.pop()} or none" if len(windows) == 1 else "all in memory"
+        window = "with a window or none" if windows else "all in memory"
         return f"{largest.model} in {largest.weights}, virtual time,\n{largest.device}, {window}"
     shared = ", sharing cores" if rows.devices_share_cores.any() else ""
     own = rows[rows.num_devices > 1].threads_per_device
@@ -168,12 +168,11 @@ def _windows(rows: pd.DataFrame) -> set[str]:
     return set(found) - {"off", "False", "None"}
 
 
-def _line_name(row: dict, of_all: str) -> str:
-    """As in the legend of both panels: without what the virtual panel's title says of all lines."""
+def _line_name(row: dict) -> str:
+    """As in the legend of all panels."""
     if row["clock"] == "wall":
         return row["name"].removesuffix(", 1 device")
-    name = row["name"].partition(f", {row['num_devices']} device")[0]
-    return name.removesuffix(of_all)
+    return row["name"].partition(f", {row['num_devices']} device")[0]
 
 
 def _good(runs: pd.DataFrame) -> pd.DataFrame:
@@ -187,9 +186,7 @@ def _good(runs: pd.DataFrame) -> pd.DataFrame:
     for panel in good.panel.unique():
         rows = good.panel == panel
         good.loc[rows, "name"] = names.labels(good[rows])
-        shared = _windows(good[rows]) if panel != "wall" else set()
-        of_all = f" window {shared.pop()}" if len(shared) == 1 else ""
-        lines = [_line_name(row, of_all) for row in good[rows].to_dict("records")]
+        lines = [_line_name(row) for row in good[rows].to_dict("records")]
         good.loc[rows, "line"] = lines
     good["memory_bytes"] = good.peak_anon_bytes.fillna(good.ledger_bytes)
     good["latency_label"] = [

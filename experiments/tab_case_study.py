@@ -2,9 +2,11 @@
 
 Claim 2 of the paper against numbers: 80 % less TTFT and token latency than Accelerate, 90 % less
 than Transformers. Virtual rows are at the paper's scale and have its numbers beside them, those in
-fp32; with quantised weights they say what is left of it. Measured rows are real libraries and
-processes at a scale this host carries. Run it with `python -m tpi_bench
-+experiment=tab_case_study`; draw it again with `python -m experiments.tab_case_study FOLDER`.
+fp32, and what a layer takes beside its section 3.3; with quantised weights they say what is left of
+it. Mapped files and blocking reads stand there for the libraries, and are called stand-ins.
+Measured rows are real libraries and processes at a scale this host carries. Run it with `python -m
+tpi_bench +experiment=tab_case_study`; draw it again with `python -m experiments.tab_case_study
+FOLDER`.
 """
 
 from __future__ import annotations
@@ -22,11 +24,16 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-PAPER_ROWS = Path(__file__).with_name("paper_table3.csv")
+PAPER_ROWS = Path(__file__).parent / "paper" / "table3_table8_case_study.csv"
 # Who stands for whom where a real library knows no virtual time.
 _STANDS_FOR = {"mmap": "transformers", "blocking": "accelerate"}
+# A layer of Llama 2-7B on four laptops, window of four: the paper's section 3.3, in s.
+_PAPER_MODEL, _PAPER_DEVICES = "llama2_7b", 4
+_PAPER_LAYER_S = {"compute": 0.011 + 0.017, "links": 2 * 0.014, "disk": 0.018 + 0.030}
+_NUM_LAYERS = 32
 _QUANTISED = ("q8", "q4")  # which Transformers and Accelerate do not run
 _LAPTOPS = "laptops of the paper, virtual time"
+_TTFT = "ttft"  # a panel
 
 
 def table(rows: pd.DataFrame) -> str:
@@ -34,6 +41,7 @@ def table(rows: pd.DataFrame) -> str:
     import pandas as pd
 
     lines = []
+    all_prompts, rows = rows, rows[rows.is_usual_prompt]
     keys = ["clock", "weights", "model", "line"]
     for (clock, weights, model, label), group in rows.groupby(keys, sort=False):
         good, first = group[group.status == "ok"], group.iloc[0]
@@ -49,7 +57,46 @@ def table(rows: pd.DataFrame) -> str:
             line |= {"paper TTFT s": _published(first.paper_ttft_s)}
         lines.append(line)
     text = pd.DataFrame(lines).fillna("-").to_string(index=False)
-    return "\n".join([text, *_savings(rows)])
+    return "\n".join([text, *_layer(rows), *_by_prompt(all_prompts), *_savings(rows)])
+
+
+def _by_prompt(rows: pd.DataFrame) -> list[str]:
+    """TTFT where prompts of several lengths were run."""
+    lines = []
+    keys = ["clock", "weights", "model", "line"]
+    for (_, _, model, label), group in rows[rows.status == "ok"].groupby(keys, sort=False):
+        times = group.groupby("prompt_tokens").ttft_s.median()
+        if len(times) > 1:
+            words = ", ".join(f"{count:.0f} tokens {time:.1f} s" for count, time in times.items())
+            paper = group.paper_ttft_s.iloc[0]
+            lines.append(f"TTFT of {model}, {label}, by prompt: {words}; the paper's {paper:g} s")
+    return lines
+
+
+def _layer(rows: pd.DataFrame) -> list[str]:
+    """What a layer takes here and in the paper, and what the paper's would make of a token."""
+    own = rows[(rows.clock == "virtual") & (rows.weights == "float32") & (rows.status == "ok")]
+    own = own[(own.model == _PAPER_MODEL) & (own.num_devices == _PAPER_DEVICES)]
+    if own.empty:
+        return []
+    row = own.iloc[0]
+    ours = {
+        "compute": row.compute_share * row.token_latency_s / _NUM_LAYERS,
+        "links": row.sync_share * row.token_latency_s / _NUM_LAYERS,
+        "disk": row.streamed_bytes / row.disk_bps / _NUM_LAYERS,
+    }
+    words = "; ".join(
+        f"{name} {time * 1e3:.1f} ms (paper's section 3.3: {_PAPER_LAYER_S[name] * 1e3:.0f})"
+        for name, time in ours.items()
+    )
+    in_turn = _PAPER_LAYER_S["compute"] + _PAPER_LAYER_S["links"]
+    token_s = max(in_turn, _PAPER_LAYER_S["disk"]) * _NUM_LAYERS
+    return [
+        f"a layer of {_PAPER_MODEL} on four laptops, waits for others in links: {words}",
+        f"the paper's layers would make a token of {token_s:.1f} s; its table 3 has "
+        f"{row.paper_token_latency_s:g} s, and here it is {row.token_latency_s:.1f} s, of which "
+        f"the slowest disk alone takes {row.limit_disk_s:.1f}",
+    ]
 
 
 def _savings(rows: pd.DataFrame) -> list[str]:
@@ -78,24 +125,35 @@ def _savings(rows: pd.DataFrame) -> list[str]:
 
 
 def draw(rows: pd.DataFrame) -> Figure:
-    """Token latency of each case: here, and as published. A panel a clock and precision."""
-    rows = rows[rows.status == "ok"]
+    """Token latency of each case: here, and as published. A panel a clock and precision.
+
+    Of what the paper has, TTFT too.
+    """
+    rows = rows[(rows.status == "ok") & rows.is_usual_prompt]
     shown = list(dict.fromkeys(rows.panel))
     first = [panel for panel in shown if not panel.endswith(_QUANTISED)]
     second = [panel for panel in shown if panel.endswith(_QUANTISED)]
-    figure = figures.new_figure(2.6 if not (first and second) else 4.2, num_columns=2)
+    has_paper = rows.paper_ttft_s.notna().any()
     mosaic: list[Any] = [_row_of(own) for own in (first, second) if own]
+    if has_paper:
+        mosaic.insert(1, [_TTFT] * 12)
+    figure = figures.new_figure(0.8 + 1.9 * len(mosaic), num_columns=2)
     places = figure.subplot_mosaic(mosaic)
     cases = list(dict.fromkeys(rows.case))
     colours = figures.palette(cases)
     for panel, axes in places.items():
-        own = rows[rows.panel == panel]
-        _draw_bars(axes, own, cases, colours)
+        own = rows[rows.panel == (first[0] if panel == _TTFT else panel)]
+        _draw_points(axes, own, cases, colours, "ttft_s" if panel == _TTFT else "token_latency_s")
         axes.set_title(_title(own), fontsize=7)
-        if panel in (first[:1] + second[:1]):
+        if panel == _TTFT:
+            axes.set_ylabel("TTFT (s)")
+        elif panel in (first[:1] + second[:1]):
             axes.set_ylabel("token latency (s)")
     axes = places[shown[0]]
-    handles = [axes.bar([0], [np.nan], color=colours[case], label=case) for case in cases]
+    handles: list[Any] = [
+        axes.plot([], [], marker, color=colours[case], label=case)[0]
+        for case, marker in figures.with_markers(cases)
+    ]
     (limit,) = axes.plot([], [], "_k", label="physical limit")
     (paper,) = axes.plot([], [], "xk", markersize=3.5, label="the paper's")
     figure.legend(
@@ -111,21 +169,29 @@ def _row_of(panels: list[str]) -> list[str]:
     return [panel for panel in panels for _ in range(12 // len(panels))]
 
 
-def _draw_bars(axes: Axes, rows: pd.DataFrame, all_cases: list[str], colours: dict) -> None:
+def _draw_points(
+    axes: Axes, rows: pd.DataFrame, all_cases: list[str], colours: dict, column: str
+) -> None:
+    """Side by side, as the axis is logarithmic: a bar would have no beginning."""
     models = list(dict.fromkeys(rows.model))
+    markers = dict(figures.with_markers(all_cases))
     cases = [case for case in all_cases if case in set(rows.case)]
     width = 0.8 / len(cases)
     for number, case in enumerate(cases):
         shift = (number - (len(cases) - 1) / 2) * width
         for model, group in rows[rows.case == case].groupby("model", sort=False):
             at = models.index(str(model)) + shift
-            token = group.token_latency_s
-            spread = [[token.median() - token.min()], [token.max() - token.median()]]
-            axes.bar(at, token.median(), width, color=colours[case], linewidth=0)
-            axes.errorbar(at, token.median(), spread, color="0.25", linewidth=0.6)
-            axes.plot(at, group.limit_token_s.median(), "_", color="k", markersize=5)
-            if group.paper_token_latency_s.notna().any():
-                axes.plot(at, group.paper_token_latency_s.iloc[0], "kx", markersize=3.5)
+            times = group[column]
+            spread = [[times.median() - times.min()], [times.max() - times.median()]]
+            style = {"color": colours[case], "marker": markers[case]}
+            axes.errorbar(at, times.median(), spread, linewidth=0.6, **style)
+            if column == "token_latency_s":
+                axes.plot(at, group.limit_token_s.median(), "_", color="k", markersize=5)
+            published = group[f"paper_{column}"]
+            if published.notna().any():
+                axes.plot(at, published.iloc[0], "kx", markersize=3.5)
+    for edge in range(1, len(models)):
+        axes.axvline(edge - 0.5, color="0.85", linewidth=0.6)
     axes.set_xticks(np.arange(len(models)), models, fontsize=6)
     axes.set_yscale("log")
     figures.plain_numbers(axes.yaxis)
@@ -138,7 +204,7 @@ def _title(rows: pd.DataFrame) -> str:
         return "measured here"
     if first.weights in _QUANTISED:
         return f"{_LAPTOPS}, {first.weights}"
-    return f"{_LAPTOPS}, {first.weights} (mmap and blocking for the libraries)"
+    return f"{_LAPTOPS}, {first.weights}"
 
 
 def _rows(runs: pd.DataFrame) -> pd.DataFrame:
@@ -146,19 +212,21 @@ def _rows(runs: pd.DataFrame) -> pd.DataFrame:
     import pandas as pd
 
     rows = runs.copy() if (runs.status == "ok").any() else runs[:0].copy()
-    rows["case"] = [_case(row) for row in rows.to_dict("records")]
-    rows["line"] = [
-        f"{case} (as {system})" if system in _STANDS_FOR else case
-        for case, system in zip(rows.case, rows.system, strict=True)
+    rows["is_usual_prompt"] = rows.prompt_tokens == rows.prompt_tokens.mode().max()
+    rows["paper_case"] = [_case(row) for row in rows.to_dict("records")]
+    rows["case"] = [
+        f"{case} (stand-in: {system})" if system in _STANDS_FOR else case
+        for case, system in zip(rows.paper_case, rows.system, strict=True)
     ]
+    rows["line"] = rows["case"]
     # Of mapped files no ledger knows; what a group was charged counts them.
     held = rows.peak_cgroup_bytes.fillna(rows.peak_anon_bytes)
     rows["memory_bytes"] = held.fillna(rows.ledger_bytes.where(rows.system != "mmap"))
     paper = pd.read_csv(PAPER_ROWS)
-    paper["case"] = [_paper_case(row) for row in paper.to_dict("records")]
+    paper["paper_case"] = [_paper_case(row) for row in paper.to_dict("records")]
     paper = paper.rename(columns=lambda name: f"paper_{name}" if name.endswith("_s") else name)
-    columns = ["model", "case", "paper_ttft_s", "paper_token_latency_s"]
-    rows = rows.merge(paper[columns], on=["model", "case"], how="left", indicator="found")
+    columns = ["model", "paper_case", "paper_ttft_s", "paper_token_latency_s"]
+    rows = rows.merge(paper[columns], on=["model", "paper_case"], how="left", indicator="found")
     is_papers_way = (rows.clock == "virtual") & ~rows.weights.isin(_QUANTISED)
     rows["is_in_paper"] = (rows.found == "both") & is_papers_way
     published = ["paper_ttft_s", "paper_token_latency_s"]

@@ -17,7 +17,7 @@ CONF = str(Path(__file__).resolve().parents[2] / "conf")
 
 
 @dataclass(frozen=True, kw_only=True)
-class WithoutSteps(System):
+class WithoutTraffic(System):
     name: str = "unfinished"
 
     def plan(self, config, site):
@@ -35,7 +35,7 @@ class NoDataclass(HuggingFaceSystem):
 @pytest.mark.parametrize(
     ("name", "line"),
     [
-        ("WithoutSteps", "does not define sync_steps"),
+        ("WithoutTraffic", "does not define traffic"),
         ("NoDataclass", "is not a dataclass; give it @dataclass"),
         (
             "Forgotten",

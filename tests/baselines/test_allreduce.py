@@ -42,14 +42,18 @@ def job_of(system: AllreduceSystem, num_devices: int, dtype: str = "float32") ->
     )
 
 
+def limit_of(system: AllreduceSystem, job: Job, one_way_s: float = 0.001) -> float:
+    return job.network.least_s(system.traffic(job), one_way_s)
+
+
 def test_the_limit_counts_the_payload_in_its_dtype() -> None:
     """On 3 devices the star passes 4 payloads at the master, of 4 or 2 ms each, and 2 latencies."""
     system = AllreduceSystem()
     for dtype, payload_s in (("float32", 0.004), ("bfloat16", 0.002)):
         job = job_of(system, 3, dtype)
-        assert system.network_limit_s(job, 0.001) == pytest.approx(0.002 + 4 * payload_s)
-        assert system.sync_steps(job) == 2
-    assert system.network_limit_s(job_of(system, 1), 0.001) == 0
+        assert limit_of(system, job) == pytest.approx(0.002 + 4 * payload_s)
+        assert system.traffic(job).latencies == 2
+    assert limit_of(system, job_of(system, 1)) == 0
 
 
 @pytest.mark.parametrize(
@@ -64,7 +68,7 @@ def test_the_limit_counts_the_payload_in_its_dtype() -> None:
 def test_the_limit_counts_the_payload_as_it_travels(wire: str, dtype: str, nbytes: int) -> None:
     """On 3 devices the star passes 4 payloads at the master; a byte takes a us."""
     system = AllreduceSystem(wire=wire)
-    limit_s = system.network_limit_s(job_of(system, 3, dtype), 0.001)
+    limit_s = limit_of(system, job_of(system, 3, dtype))
     assert limit_s == pytest.approx(0.002 + 4 * nbytes * 1e-6)
 
 
@@ -81,19 +85,22 @@ def test_virtual_times_are_the_closed_form(collective: str, num_devices: int, wi
     found = world.run(lambda rt: system.run_device(rt, job, Output()))
     assert found[1:] == [None] * (num_devices - 1)
     gaps = [after - before for before, after in itertools.pairwise(found[0].token_ns)]
-    limit_s = system.network_limit_s(job, SWITCH.one_way_ns / 1e9)
+    limit_s = limit_of(system, job, SWITCH.one_way_ns / 1e9)
     assert gaps == [pytest.approx(limit_s * 1e9, rel=2e-3)] * 3  # a third of 1000 is 334
     assert min(gaps) > limit_s * 1e9 - 1
 
 
 def test_several_in_a_row_take_as_long_each() -> None:
-    """With a star nobody is ahead of the last sum, so none overlaps the next."""
+    """Of two devices. Of four, the way back to some overlaps the way there of the others' next:
+    one after another pass 6 payloads of the first, and 4 of each that follows."""
+    traffic = AllreduceSystem(in_a_row=5).traffic(job_of(AllreduceSystem(), 4))
+    assert traffic.serial_bytes == pytest.approx((6 + 4 * 4) / 5 * 4 * SHAPE.hidden)
     system = AllreduceSystem(in_a_row=5)
     world = world_of(IDEAL, IDEAL, network=SWITCH)
     job = job_of(system, 2)
     found = world.run(lambda rt: system.run_device(rt, job, Output()))
     gaps = [after - before for before, after in itertools.pairwise(found[0].token_ns)]
-    limit_s = system.network_limit_s(job, SWITCH.one_way_ns / 1e9)
+    limit_s = limit_of(system, job, SWITCH.one_way_ns / 1e9)
     assert gaps == [pytest.approx(limit_s * 1e9, rel=2e-3)] * 3
     with pytest.raises(ValueError, match="in_a_row=0 must be at least 1"):
         AllreduceSystem(in_a_row=0)

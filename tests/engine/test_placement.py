@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 
-from tpi_bench.engine.placement import pieces_of, place_at_ends, place_blocks
+from tpi_bench.engine.placement import fullest_bytes, pieces_of, place_at_ends, place_blocks
 
 SIZES = [[90, 3, 5, 3, 5, 3, 5, 90], [3, 5, 3, 5, 3, 5], [4, 9, 2, 7, 1], [8, 8], [6]]
 
@@ -32,6 +32,25 @@ def test_window_memory_follows_proposition_5() -> None:
     assert place_blocks(master, 4, alignment=1)[1] == 2 * embedding + attn + ffn
     assert place_blocks(worker, 2, alignment=1)[1] == attn + ffn
     assert place_blocks(worker, 4, alignment=1)[1] == 2 * (attn + ffn)
+
+
+@pytest.mark.parametrize("num_layers", [11, 22, 26, 32, 80])
+@pytest.mark.parametrize("ends", [[], [90]], ids=["worker", "master"])
+def test_a_window_takes_little_more_than_its_fullest_moment(
+    num_layers: int, ends: list[int]
+) -> None:
+    """And a wider one never less. At most one more block of each kind while windows are short."""
+    attn, ffn = 3, 5
+    sizes = [*ends, *[attn, ffn] * num_layers, *ends]
+    areas = [place_blocks(sizes, window, alignment=1)[1] for window in range(1, 17)]
+    assert areas == sorted(areas)
+    for window, area in enumerate(areas, start=1):
+        fullest = fullest_bytes(sizes, window)
+        assert fullest <= area
+        if (window + 1) // 2 <= num_layers // ((window + 1) // 2):
+            assert area <= max(fullest, (window + 1) // 2 * (attn + ffn)) + attn + ffn
+        if num_layers % max(1, window // 2) == 0 and window % 2 == 0 and not ends:
+            assert area == fullest == window // 2 * (attn + ffn)
 
 
 @pytest.mark.parametrize("ahead", [0, 1, 3, 8, 40])

@@ -25,7 +25,7 @@ from tpi_bench.engine.tpi import TpiSystem
 def test_retention_and_resident_ends() -> None:
     own = blocks(4, master=True)
     kept = resident_indices(own, WindowConfig(size=2, retain_every=2, resident_io=True))
-    assert [own[i].key for i in sorted(kept)] == ["input", "ffn_1", "ffn_3", "output"]
+    assert [own[i].key for i in sorted(kept)] == ["input", "ffn_0", "ffn_2", "output"]
     assert resident_indices(own, WindowConfig(size=2)) == set()
     assert resident_indices(own, WindowConfig(size=10)) == set(range(10))
 
@@ -89,11 +89,11 @@ def test_a_system_without_a_window_keeps_everything(
 def test_a_system_with_a_window_streams(system: type[WindowedSystem]) -> None:
     made = system(window=2, retain_every=2, resident_io=True)
     assert made.window_config == WindowConfig(size=2, retain_every=2, resident_io=True)
-    # The ends and ffn_1 are kept; attn_0, ffn_0 and attn_1 come round, each next to each.
+    # The ends and ffn_0 are kept; attn_0, attn_1 and ffn_1 come round, each next to each.
     own = blocks(2, master=True)
     streaming = made.streaming(job_of(own), 0)
-    assert streaming.kept == (own[0], None, None, None, own[4], own[5])
-    assert streaming.streamed == (None, own[1], own[2], own[3], None, None)
+    assert streaming.kept == (own[0], None, own[2], None, None, own[5])
+    assert streaming.streamed == (None, own[1], None, own[3], own[4], None)
     assert streaming.window == 2
     assert streaming.area_bytes == 4096 + 8192 + 4096
     assert streaming.kept_bytes == 40960 + 8192 + 40960

@@ -38,6 +38,12 @@ TINY = {
         "network.link_latency_ms=0.5",
         "system=tpi_direct,pipeline",
     ],
+    "tab_overview": [
+        "model=debug",
+        "workload.prompt_tokens=3",
+        "device.paper_emulated.disk_gb_per_s=1.2,2.4",
+    ],
+    "tab_memory": ["model=debug", "workload.prompt_tokens=3"],
     "fig_fidelity": [
         "model=debug",
         "repeat=0",

@@ -18,7 +18,7 @@ LONG = Request(prompt_ids=prompt_of(5), num_new_tokens=400)
 
 
 def timed(job: Job) -> tuple[Outcome, float]:
-    """What became of it, and how long it took; the interpreter it is forked from is there before."""
+    """What became of it, and how long it took, once there is an interpreter to fork from."""
     in_helper(os.getpid)
     start = time.monotonic()
     outcome = run_job(job)

@@ -97,20 +97,22 @@ def test_a_window_reads_all_but_what_lies_in_it_at_the_first_token(tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    ("arguments", "steps"),
+    ("arguments", "steps", "payloads"),
     [
-        (["system=tpi"], 8 * 2),
-        (["system=tpi_tree"], 8 * 4 - 1),
-        (["system=tpi_ring"], 8 * 4),
-        (["system=tpi_direct"], 8),
-        (["system=pipeline"], 3),
-        (["system=galaxy"], 8 * 3),
+        (["system=tpi"], 8 * 2, 8 * 3),
+        (["system=tpi_tree"], 8 * 4 - 1, 8 * 4),
+        (["system=tpi_ring"], 8 * 4, 8 * 4 / 3),
+        (["system=tpi_direct"], 8, 8 * 2),
+        (["system=pipeline"], 3, 3),
+        (["system=galaxy"], 8 * 3, 8 * 3),
     ],
 )
-def test_the_links_cost_their_latency_a_step(
-    arguments: list[str], steps: int, tmp_path: Path
+def test_the_links_cost_their_latency_a_step_and_their_bytes(
+    arguments: list[str], steps: int, payloads: float, tmp_path: Path
 ) -> None:
-    """Three devices, four layers of two blocks; 4 ms one way on the paper's network."""
+    """Three devices, four layers of two blocks; 4 ms one way on the paper's network, and payloads
+    of 96 fp32 values at 300 Mbit/s, one after another.
+    """
     _, found = virtual_job(
         "workload.prompt_ids=[1]",
         "testbed.num_devices=3",
@@ -118,7 +120,7 @@ def test_the_links_cost_their_latency_a_step(
         *arguments,
         cache_dir=tmp_path,
     )
-    assert found.limit_network_s == pytest.approx(steps * 4e-3)
+    assert found.limit_network_s == pytest.approx(steps * 4e-3 + payloads * 96 * 32 / 300e6)
     assert found.limit_token_s >= found.limit_network_s
 
 
@@ -148,14 +150,15 @@ def test_an_allreduce_is_held_against_its_closed_form(tmp_path: Path) -> None:
 
 
 def test_a_host_is_as_fast_as_it_was_ever_seen() -> None:
-    other = HostLimits(memory_bps=8.0, disk_bps=7.0, round_trip_s=2.0)
-    found = replace(HOST, round_trip_s=3.0).best(other)
-    assert found == HostLimits(memory_bps=10.0, disk_bps=7.0, round_trip_s=2.0)
+    other = HostLimits(memory_bps=8.0, disk_bps=7.0, round_trip_s=2.0, spread=0.1)
+    found = replace(HOST, round_trip_s=3.0, spread=0.3).best(other)
+    assert found == HostLimits(memory_bps=10.0, disk_bps=7.0, round_trip_s=2.0, spread=0.3)
 
 
 def test_the_probe_finds_rates_and_no_disk_without_files() -> None:
     found = measure_limits(1, [])
     assert found.memory_bps > 1e8
+    assert 0 <= found.spread < 1
     assert math.isnan(found.disk_bps)
     assert math.isnan(found.round_trip_s)
     assert 1e-6 < measure_limits(1, [], 8).round_trip_s < 0.1

@@ -21,9 +21,27 @@ VIRTUAL_ONLY = ("wifi", *TABLES)
 
 
 @dataclass(frozen=True, kw_only=True)
-class NetworkConfig:
-    """The `network` group. Latency and jitter are per hop; bandwidth is each link's.
+class Traffic:
+    """What a token must send. Anything that may overlap something else is left out.
 
+    `latencies`: one-way latencies on its critical path. `serial_bytes`: what passes the devices'
+    own links one after another on that path. `all_bytes`: all that is sent.
+    """
+
+    latencies: int = 0
+    serial_bytes: float = 0.0
+    all_bytes: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkConfig:
+    """The `network` group. Latency and jitter are per hop.
+
+    `bandwidth_mbps` is what one device gets when nobody else sends, as iperf3 shows it: the rate of
+    every up-link and down-link; on `wifi` of two devices through the access point, whose channel
+    then passes twice as much, as every message crosses it twice. There `station_mbps` gives each
+    device its own rate to the access point instead (a message takes the channel for its bytes at
+    the sender's rate, and again at the receiver's), and `station_latency_ms` its own way there.
     `wan`: `latency_matrix_ms[a][b]` is the way from device a to device b. `mesh`: each row of
     `mesh_links` is a link [device, device, latency in ms, Mbit/s] (0 Mbit/s is unlimited); a
     message takes the way of least latency, through other devices where there is no own link.
@@ -35,6 +53,8 @@ class NetworkConfig:
     bandwidth_mbps: float = 0.0
     timeout_s: float = 30.0
     seed: int = 0
+    station_mbps: list[float] | None = None
+    station_latency_ms: list[float] | None = None
     latency_matrix_ms: list[list[float]] | None = None
     mesh_links: list[list[float]] | None = None
 
@@ -45,6 +65,7 @@ class NetworkConfig:
                 f"{', '.join(TOPOLOGY_NAMES)}"
             )
         self._check_tables()
+        self._check_stations()
         for name in ("link_latency_ms", "jitter_ms", "bandwidth_mbps"):
             value = getattr(self, name)
             if not 0 <= value < float("inf"):
@@ -89,6 +110,28 @@ class NetworkConfig:
                 "numbers of at least 0, for network.topology=mesh"
             )
 
+    def _check_stations(self) -> None:
+        for name, whole in (
+            ("station_mbps", "bandwidth_mbps"),
+            ("station_latency_ms", "link_latency_ms"),
+        ):
+            values = getattr(self, name)
+            if values is None:
+                continue
+            if self.topology != "wifi":
+                raise ValueError(
+                    f"network.{name} says what each device has of a Wi-Fi channel; it needs "
+                    f"network.topology=wifi, not {self.topology}"
+                )
+            least_is_ok = name == "station_latency_ms"
+            if not values or any(not (0 < v < inf or (v == 0 and least_is_ok)) for v in values):
+                least = "of at least 0" if least_is_ok else "above 0"
+                raise ValueError(f"network.{name}={values} must hold numbers {least}, one a device")
+            if getattr(self, whole) or (name == "station_latency_ms" and self.jitter_ms):
+                raise ValueError(
+                    f"network.{name} stands in the place of network.{whole}, which must be 0"
+                )
+
     @property
     def hops(self) -> int:
         return HOPS[self.topology]
@@ -102,7 +145,31 @@ class NetworkConfig:
             return round(min(ways, default=0.0) * 1e6)
         if self.topology == "mesh":
             return round(min(row[2] for row in self.mesh_links or []) * 1e6)
+        if self.station_latency_ms:
+            return round(sum(sorted(self.station_latency_ms)[:2]) * 1e6)
         return round(self.hops * self.link_latency_ms * 1e6)
+
+    def least_s(self, traffic: Traffic, one_way_s: float) -> float:
+        """What the links cost a token at least, where a bit travels `one_way_s`.
+
+        Each device's link passes one byte after another, and then they travel. Wi-Fi's channel
+        passes all bytes, while others travel.
+        """
+        latency_s, s_per_byte = traffic.latencies * one_way_s, self._least_s_per_byte
+        if self.topology == "wifi":
+            return max(latency_s, traffic.all_bytes * s_per_byte)
+        return latency_s + traffic.serial_bytes * s_per_byte
+
+    @property
+    def _least_s_per_byte(self) -> float:
+        """Of the fastest links that there are."""
+        rates_mbps = [self.bandwidth_mbps]
+        if self.station_mbps:
+            fastest = sorted(self.station_mbps)[-2:]
+            return sum(8e-6 / mbps for mbps in fastest)
+        if self.topology == "mesh":
+            rates_mbps = [row[3] for row in self.mesh_links or []]
+        return 8e-6 / max(rates_mbps) if all(rates_mbps) else 0.0
 
     @property
     def is_emulated(self) -> bool:

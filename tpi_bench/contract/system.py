@@ -15,6 +15,7 @@ from typing import ClassVar
 from tpi_bench.contract.blocks import BlockFile
 from tpi_bench.contract.job import Job, Program
 from tpi_bench.contract.model import Model, ModelConfig
+from tpi_bench.contract.network import Traffic
 from tpi_bench.contract.plan import Plan, Site
 
 PAGED = ("mmap", "faulted")  # ways of loading in which the kernel pages in
@@ -85,8 +86,8 @@ class System(Program):
         """
 
     @abstractmethod
-    def sync_steps(self, job: Job) -> int:
-        """One-way link latencies on the critical path of one token."""
+    def traffic(self, job: Job) -> Traffic:
+        """What a token sends at least, and what of it is on its critical path."""
 
     @property
     def needs_profiles(self) -> bool:
@@ -121,10 +122,6 @@ class System(Program):
     def precision(self, dtype: str, weights: str) -> tuple[str, str]:
         """What it computes in and holds weights in, where the model says so."""
         return dtype, weights
-
-    def network_limit_s(self, job: Job, one_way_s: float) -> float:
-        """What the links cost a token at least, where one message takes `one_way_s`."""
-        return self.sync_steps(job) * one_way_s
 
     def token_weight_bytes(self, job: Job) -> int:
         """Without block files: bytes of weights that a token touches, all in one process."""

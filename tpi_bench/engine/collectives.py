@@ -39,9 +39,12 @@ class Collective:
     """All there is to say of one allreduce. The formulas are for two devices or more.
 
     `latencies`: one-way latencies on its critical path. `payloads`: how often the busiest port
-    passes what one device has to add. `way_back`: the latencies of the last of them, from a hub
-    that has the sum to the others; None where there is no hub. `received`: how many payloads a
-    device takes in before it adds them. `messages`: how many packed ones it has at once, its own
+    passes what one device has to add. `between`: how many of these pass one after another from one
+    sum to the next at least, where allreduces follow each other and nothing else takes time: the
+    way back of one overlaps the way there of the next, but for the device that is served last.
+    `sent`: how many all devices send together. `way_back`: the latencies of the last of them, from
+    a hub that has the sum to the others; None where there is no hub. `received`: how many payloads
+    a device takes in before it adds them. `messages`: how many packed ones it has at once, its own
     included: one place will do where each goes out before the next comes in.
     """
 
@@ -49,6 +52,8 @@ class Collective:
     run: Allreduce
     latencies: Callable[[int], int]
     payloads: Callable[[int], float]
+    between: Callable[[int], float]
+    sent: Callable[[int], int]
     way_back: Callable[[int], int] | None = None
     received: Callable[[int], int] = lambda num_devices: 1
     messages: Callable[[int], int] = lambda num_devices: 1
@@ -126,6 +131,15 @@ def _tree_payloads(num_devices: int) -> float:
     for ready in sorted(leaves):
         there = max(there, ready) + 1
     return there + max(place + own for place, own in enumerate(leaves, start=1))
+
+
+def _tree_between(num_devices: int) -> float:
+    """From the master's sum to the device that gets it last, and its part back to the master.
+
+    The heads have it in turns, the leaves of each after it. A leaf's part passes its head.
+    """
+    leaves = [len(group) - 1 for group in tree_groups(num_devices)]
+    return max(place + own + (2 if own else 1) for place, own in enumerate(leaves, start=1))
 
 
 def ring(rt: Runtime, partial: torch.Tensor, wire: Wire = AS_COMPUTED) -> torch.Tensor:
@@ -210,6 +224,8 @@ _ALL = (
         run=star,
         latencies=lambda n: 2,
         payloads=lambda n: 2 * (n - 1),
+        between=lambda n: n,
+        sent=lambda n: 2 * (n - 1),
         way_back=lambda n: 1,
     ),
     Collective(
@@ -217,6 +233,8 @@ _ALL = (
         run=tree,
         latencies=lambda n: 4 if n > 2 else 2,
         payloads=_tree_payloads,
+        between=_tree_between,
+        sent=lambda n: 2 * (n - 1),
         way_back=lambda n: 2 if n > 2 else 1,
     ),
     Collective(
@@ -224,12 +242,16 @@ _ALL = (
         run=ring,
         latencies=lambda n: 2 * (n - 1),
         payloads=lambda n: 2 * (n - 1) / n,
+        between=lambda n: 2 * (n - 1) / n,
+        sent=lambda n: 2 * (n - 1),
     ),
     Collective(
         name="direct",
         run=direct,
         latencies=lambda n: 1,
         payloads=lambda n: n - 1,
+        between=lambda n: n - 1,
+        sent=lambda n: n * (n - 1),
         received=lambda n: n - 1,
         messages=lambda n: n,
     ),

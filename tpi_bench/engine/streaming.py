@@ -24,7 +24,8 @@ LOADINGS = ("overlapped", "blocking", "mmap", "faulted")
 
 @dataclass(frozen=True, kw_only=True)
 class WindowConfig:
-    """`size` None holds everything; `retain_every` T keeps each T-th FFN block, 0 keeps none.
+    """`size` None holds everything; `retain_every` T keeps the FFN blocks of the layers 0, T, 2 T
+    ... (Proposition 6), 0 keeps none.
 
     `keep` is how to choose what stays where memory decides (`auto`), else None.
     """
@@ -183,7 +184,7 @@ def resident_indices(blocks: Sequence[BlockFile], config: WindowConfig) -> set[i
         is_retained = (
             config.retain_every > 0
             and block.kind == "ffn"
-            and (block.layer + 1) % config.retain_every == 0
+            and block.layer % config.retain_every == 0
         )
         if (is_io and config.resident_io) or is_retained:
             kept.add(index)

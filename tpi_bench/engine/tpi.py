@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING
 
 from tpi_bench.contract.job import Job, Output
 from tpi_bench.contract.model import ModelConfig
+from tpi_bench.contract.network import Traffic
 from tpi_bench.contract.plan import Plan, Site
 from tpi_bench.contract.request import Generation
 from tpi_bench.engine.collectives import Collective, collective_by_name
 from tpi_bench.engine.plans import tensor_parallel
 from tpi_bench.engine.streaming import WindowedSystem
-from tpi_bench.engine.wire import AS_COMPUTED, Wire, check_wire, wire_words
+from tpi_bench.engine.wire import AS_COMPUTED, Wire, check_wire, hidden_bytes, wire_words
 
 if TYPE_CHECKING:
     import torch
@@ -56,9 +57,17 @@ class TpiSystem(WindowedSystem):
     def plan(self, config: ModelConfig, site: Site) -> Plan:
         return tensor_parallel(config, site.proportions, site.group)
 
-    def sync_steps(self, job: Job) -> int:
-        collective = collective_by_name(self.collective)
-        return token_steps(collective, job.num_devices, job.config.num_layers)
+    def traffic(self, job: Job) -> Traffic:
+        """Two allreduces a layer, and the embedding to each worker."""
+        collective, count = collective_by_name(self.collective), job.num_devices
+        if count == 1:
+            return Traffic()
+        num_sums, nbytes = 2 * job.config.num_layers, hidden_bytes(job, self.wire)
+        return Traffic(
+            latencies=token_steps(collective, count, job.config.num_layers),
+            serial_bytes=num_sums * collective.between(count) * nbytes,
+            all_bytes=(num_sums * collective.sent(count) + count - 1) * nbytes,
+        )
 
     def num_buffers(self, job: Job) -> int:
         """Packed messages are smaller, so that is more than they take."""

@@ -11,11 +11,12 @@ import functools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from tpi_bench.contract.model import GROUP
+from tpi_bench.contract.model import BYTES_PER_VALUE, GROUP
 
 if TYPE_CHECKING:
     import torch
 
+    from tpi_bench.contract.job import Job
     from tpi_bench.contract.runtime import Runtime
 
 WIRES = ("auto", "float16", "q8")
@@ -107,6 +108,11 @@ def wire_bytes(name: str, num_values: int, bytes_per_value: int) -> int:
     if name == "q8":
         return -(-num_values // GROUP) * GROUP_BYTES
     return num_values * (min(2, bytes_per_value) if name == "float16" else bytes_per_value)
+
+
+def hidden_bytes(job: Job, name: str) -> int:
+    """Of a message for one position's hidden state, on the wire of that name."""
+    return wire_bytes(name, job.config.hidden, BYTES_PER_VALUE[job.dtype])
 
 
 def wire_words(name: str) -> str:

@@ -61,7 +61,7 @@ def point_limits(
         rates = Rates(memory_bps=(host.memory_bps,), disk_bps=(host.disk_bps,))
         times = shared_times(sizes, host, is_tensor=is_tensor)
     one_way_s = testbed.one_way_s(job, outcome.round_trips_ns)
-    network_s = system.network_limit_s(job, one_way_s)
+    network_s = job.network.least_s(system.traffic(job), one_way_s)
     return Limits(
         memory_bps=min(rates.memory_bps),
         disk_bps=min(rates.disk_bps),
@@ -69,6 +69,8 @@ def point_limits(
         limit_disk_s=times.disk_s,
         limit_network_s=network_s,
         limit_token_s=token_limit_s(times, network_s),
+        limit_spread=0.0 if host is None else host.spread,
+        beats_limit=None,  # its speed is not known here
         raw_round_trip_s=math.nan if host is None else host.round_trip_s,
     )
 

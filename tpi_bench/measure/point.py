@@ -39,6 +39,8 @@ def measure(prepared: Prepared, on_token: Callable[[int], None] | None = None) -
         again = host_limits(testbed, system, job)  # the host was busy then, and is less now
         assert again is not None
         limits = point_limits(testbed, system, job, outcome, host.best(again))
+    least_s = limits.limit_token_s * (1 - limits.limit_spread)
+    limits = replace(limits, beats_limit=speed.token_latency_s < least_s)
     return make_record(prepared, outcome, started, speed, limits, exactness, page_cache)
 
 

@@ -7,6 +7,7 @@ from minute to minute.
 from __future__ import annotations
 
 import math
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -30,7 +31,7 @@ _DISK_BYTES = 192 << 20
 _DISK_BUFFER_BYTES = 64 << 20
 _DISK_THREADS = 16  # as many requests in flight as four devices make
 _MEMORY_PASSES = 4
-_COLS = PAGE // 4  # of memory as rows of float32
+_COLS = 2 * PAGE // 4  # of memory as rows of float32
 _DISK_PASSES = 6  # shared disks vary: the best pass is the limit
 
 
@@ -39,11 +40,14 @@ class HostLimits:
     """Bytes per second and seconds.
 
     `disk_bps` is NaN when no file was to be read, `round_trip_s` when no message was to be sent.
+    Rates are those of the best pass; `spread` is how far below it the middle one was, as a share,
+    of memory or disk.
     """
 
     memory_bps: float
     disk_bps: float
     round_trip_s: float = math.nan
+    spread: float = 0.0
 
     def best(self, other: HostLimits) -> HostLimits:
         """The better of each: what the host was seen to do."""
@@ -51,6 +55,7 @@ class HostLimits:
             memory_bps=max(self.memory_bps, other.memory_bps),
             disk_bps=max(self.disk_bps, other.disk_bps),
             round_trip_s=min(self.round_trip_s, other.round_trip_s),
+            spread=max(self.spread, other.spread),
         )
 
 
@@ -72,17 +77,27 @@ def measure_limits(
 
     torch.set_num_threads(num_threads)
     most = min(_MOST_MEMORY_BYTES, psutil.virtual_memory().available // _MEMORY_SHARE)
-    nbytes = min(touched_bytes, most) // PAGE * PAGE
+    nbytes = min(touched_bytes, most) // (4 * _COLS) * 4 * _COLS
     data = torch.from_numpy(anonymous_area(nbytes)).view(torch.float32)
     data.fill_(1.0)
     rows, vector = Matrix(data.view(-1, _COLS)), torch.ones(1, _COLS)
     touches = (data.sum, data.view(torch.float64).sum, lambda: rows(vector))
     passes = [seconds(touch) for _ in range(_MEMORY_PASSES) for touch in touches]
+    # Each way of touching by itself: they are not equally fast.
+    ways = [passes[number :: len(touches)] for number in range(len(touches))]
+    memory_spread = min(_spread(way) for way in ways)
+    disk_bps, disk_spread = _disk_bandwidth(extents)
     return HostLimits(
         memory_bps=data.nbytes / min(passes),
-        disk_bps=_disk_bandwidth(extents),
+        disk_bps=disk_bps,
         round_trip_s=math.nan if message_bytes is None else raw_round_trip_s(message_bytes),
+        spread=max(memory_spread, disk_spread),
     )
+
+
+def _spread(times_s: Sequence[float]) -> float:
+    """How far below the best rate the middle one is."""
+    return 1 - min(times_s) / statistics.median(times_s)
 
 
 def seconds(fn: Callable[[], object]) -> float:
@@ -104,8 +119,8 @@ def read_all(reader: DirectReader, extents: Sequence[Extent], buffer: np.ndarray
         read.wait()
 
 
-def _disk_bandwidth(extents: Sequence[Extent]) -> float:
-    """Best of a few passes over the files, all queued at once, into touched memory."""
+def _disk_bandwidth(extents: Sequence[Extent]) -> tuple[float, float]:
+    """Best of a few passes over the files, all queued at once, into touched memory; its spread."""
     from tpi_bench.host.disk import DirectReader
     from tpi_bench.host.memory import anonymous_area
 
@@ -114,7 +129,7 @@ def _disk_bandwidth(extents: Sequence[Extent]) -> float:
         if sum(e.nbytes for e in chosen) < _DISK_BYTES and Path(extent.path).is_file():
             chosen.append(extent)
     if not chosen:
-        return float("nan")
+        return math.nan, 0.0
     buffer = anonymous_area(max(_DISK_BUFFER_BYTES, *(extent.nbytes for extent in chosen)))
     buffer.fill(0)
     reader = DirectReader(_DISK_THREADS)
@@ -123,4 +138,4 @@ def _disk_bandwidth(extents: Sequence[Extent]) -> float:
         passes = [seconds(lambda: read_all(reader, chosen, buffer)) for _ in range(_DISK_PASSES)]
     finally:
         reader.close()
-    return sum(extent.nbytes for extent in chosen) / min(passes)
+    return sum(extent.nbytes for extent in chosen) / min(passes), _spread(passes)

@@ -33,12 +33,20 @@ class Drawing:
     def text(self, runs: pd.DataFrame) -> str:
         """The table, or why there is none."""
         rows = self.rows(runs)
-        return self.nothing if rows.empty else self.table(rows)
+        if rows.empty:
+            return self.nothing
+        return "\n".join([self.table(rows), *_beaten_limits(rows)])
 
     def save(self, runs: pd.DataFrame, folder: Path) -> list[Path]:
         """PNG and PDF in `folder`; none when there is nothing to draw."""
         rows = self.rows(runs)
-        return [] if rows.empty else save_figure(self.draw(rows), folder, self.name)
+        if rows.empty:
+            return []
+        figure = self.draw(rows)
+        for words in _beaten_limits(rows):
+            title = figure.get_suptitle()
+            figure.suptitle(f"{title}\n{words}" if title else words, fontsize=7.5)
+        return save_figure(figure, folder, self.name)
 
     def again(self) -> None:
         """`python -m experiments.NAME FOLDER`: table and figure again from stored rows."""
@@ -53,6 +61,15 @@ class Drawing:
             sys.exit(f"error: {error}")
         print(self.text(runs))
         print(*self.save(runs, folder), sep="\n")
+
+
+def _beaten_limits(rows: pd.DataFrame) -> list[str]:
+    """Says of how many points the limit is not to be believed; nothing where there is none."""
+    if "beats_limit" not in rows:
+        return []
+    count = int((rows.beats_limit == True).sum())  # noqa: E712  (None in rows of points that failed)
+    words = f"{count} of {len(rows)} points are faster than their limit, which was probed on a "
+    return [words + "busier host (column beats_limit)"] if count else []
 
 
 def succeeded(runs: pd.DataFrame) -> pd.DataFrame:

@@ -129,6 +129,14 @@ class Limits(Row):
     limit_disk_s: float = column("s", "a token's streamed bytes over disk bandwidth")
     limit_network_s: float = column("s", "what the links cost a token at least")
     limit_token_s: float = column("s", "nothing can be faster, whatever overlaps")
+    limit_spread: float = column(
+        "",
+        "how far below the best the middle one of the probe's passes was, of memory or of disk: a "
+        "share of the rate; 0 where rates are given",
+    )
+    beats_limit: bool | None = column(
+        "", "faster than the limit by more than this spread: the host was busier when it was probed"
+    )
     raw_round_trip_s: float = column(
         "s",
         "a hidden state between two plain processes and back, measured before the point where "
@@ -292,11 +300,6 @@ class RunRow(
         is_packed = self.system_settings.get("wire", "auto") != "auto"
         is_exact = self.dtype == "float32" and not is_rounded and not is_packed
         return is_exact and self.status == "ok" and self.tokens_equal is False
-
-    @property
-    def beats_its_limit(self) -> bool:
-        """Then the host was busier when the limit was measured."""
-        return self.status == "ok" and self.token_latency_s < self.limit_token_s
 
 
 @dataclass(kw_only=True)

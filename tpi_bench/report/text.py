@@ -114,7 +114,7 @@ def _plan_line(device: DeviceRow) -> str:
 def _notes(run: RunRow) -> list[str]:
     """What must be known of a row before its numbers are used."""
     notes = [run.note] if run.note else []
-    if run.beats_its_limit:
+    if run.beats_limit:
         notes.append("faster than its limit, so the host was busier when the limit was measured")
     if run.devices_share_cores:
         notes.append(f"{run.num_devices} devices share {run.cores} cores; real devices would not")
@@ -143,7 +143,7 @@ def point_line(run: RunRow) -> str:
     if run.status != "ok":
         return f"{where}: {run.status}: {run.error}"
     where += f": {run.token_latency_s * 1e3:.1f} ms a token, TTFT {run.ttft_s * 1e3:.1f} ms"
-    if run.beats_its_limit:
+    if run.beats_limit:
         where += ", faster than its limit (the host was busy when that was measured)"
     if run.tokens_equal is not None:
         where += ", tokens as the oracle's" if run.tokens_equal else ", OTHER TOKENS"

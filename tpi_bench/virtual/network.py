@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from tpi_bench.contract.network import Jitter, NetworkConfig
-from tpi_bench.virtual.topologies import TOPOLOGIES, Hop, Port
+from tpi_bench.virtual.topologies import TOPOLOGIES, Hop
 
 Deliver = Callable[[int], object]
 
@@ -57,8 +57,8 @@ class Message:
         hops = self.way.hops
         while True:
             hop = hops[self.place]
-            if hop.port.ns_per_byte:
-                self._take_turn(hop.port)
+            if hop.ns_per_byte:
+                self._take_turn(hop)
             if hop.is_stored:
                 self.first_ns = self.last_ns
             self.first_ns += hop.latency_ns
@@ -69,14 +69,15 @@ class Message:
             if self.place == len(hops):
                 self.deliver(self.last_ns)
                 return
-            if hops[self.place].port.ns_per_byte and self.first_ns > self.clock.now_ns:
+            if hops[self.place].ns_per_byte and self.first_ns > self.clock.now_ns:
                 # Shared, and others may be there before the first bit is.
                 self.clock.at(self.first_ns, self.go_on)
                 return
 
-    def _take_turn(self, port: Port) -> None:
+    def _take_turn(self, hop: Hop) -> None:
+        port = hop.port
         self.first_ns = max(self.first_ns, port.free_ns)
-        transfer_ns = round(self.nbytes * port.ns_per_byte)
+        transfer_ns = round(self.nbytes * hop.ns_per_byte)
         self.last_ns = port.free_ns = max(self.first_ns + transfer_ns, self.last_ns)
 
     def _shift(self, jitter_ns: int) -> None:

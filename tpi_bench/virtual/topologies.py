@@ -4,8 +4,9 @@ A port passes one message at a time: whoever sends through the same port waits f
 
 - `Switch` (`none`, `switch` and `paper`): every device has an up-link, which all that it sends
   shares, and a down-link, which all that is sent to it shares. Between them there is room for all.
-- `Wifi`: one channel, which everything shares. A message crosses it twice: to the access point,
-  which receives it whole, and from there, when its turn comes again, to the receiver.
+- `Wifi`: one channel, which everything shares. A message crosses it twice: to the access point, at
+  the sender's rate, which receives it whole, and from there, when its turn comes again, to the
+  receiver at the receiver's.
 - `Wan`: links as of `Switch`; how far apart two devices are is in a table.
 - `Mesh`: a port a direction of each link, which all ways over that link share, those of messages
   that only pass by included.
@@ -28,21 +29,22 @@ from tpi_bench.contract.network import NetworkConfig
 
 @dataclass
 class Port:
-    """Passes one message at a time. `ns_per_byte` 0 passes any number at once."""
+    """Passes one message at a time."""
 
-    ns_per_byte: float
     free_ns: int = 0
 
 
 @dataclass(frozen=True)
 class Hop:
-    """A port and the way behind it.
+    """A port, for how long a message takes it, and the way behind it.
 
-    `is_stored`: what follows waits for the whole message. `jitter_parts`: into how many hops a
-    message's jitter is divided, of which this is one; 0 where there is none.
+    `ns_per_byte` 0: any number passes at once. `is_stored`: what follows waits for the whole
+    message. `jitter_parts`: into how many hops a message's jitter is divided, of which this is one;
+    0 where there is none.
     """
 
     port: Port
+    ns_per_byte: float
     latency_ns: int
     is_stored: bool = False
     jitter_parts: int = 0
@@ -65,12 +67,14 @@ class Switch(Topology):
     def __init__(self, network: NetworkConfig, num_devices: int) -> None:
         self._one_way_ns = network.one_way_ns
         self._jitter_parts = 1 if network.jitter_ms else 0
-        self._ups = [Port(_ns_per_byte(network.bandwidth_mbps)) for _ in range(num_devices)]
-        self._downs = [Port(_ns_per_byte(network.bandwidth_mbps)) for _ in range(num_devices)]
+        self._ns_per_byte = _ns_per_byte(network.bandwidth_mbps)
+        self._ups = [Port() for _ in range(num_devices)]
+        self._downs = [Port() for _ in range(num_devices)]
 
     def hops(self, src: int, dst: int) -> tuple[Hop, ...]:
-        up = Hop(self._ups[src], self.latency_ns(src, dst), jitter_parts=self._jitter_parts)
-        return up, Hop(self._downs[dst], 0)
+        latency_ns, cost = self.latency_ns(src, dst), self._ns_per_byte
+        up = Hop(self._ups[src], cost, latency_ns, jitter_parts=self._jitter_parts)
+        return up, Hop(self._downs[dst], cost, 0)
 
     def latency_ns(self, src: int, dst: int) -> int:
         """How long a bit travels."""
@@ -97,14 +101,32 @@ class Wifi(Topology):
     """One channel for both directions and all devices; half of the jitter at each crossing."""
 
     def __init__(self, network: NetworkConfig, num_devices: int) -> None:
-        air = Port(_ns_per_byte(network.bandwidth_mbps))
-        latency_ns = round(network.link_latency_ms * 1e6)
-        parts = 2 if network.jitter_ms else 0
-        to_access_point = Hop(air, latency_ns, is_stored=True, jitter_parts=parts)
-        self._hops = (to_access_point, Hop(air, latency_ns, jitter_parts=parts))
+        self._air = Port()
+        self._jitter_parts = 2 if network.jitter_ms else 0
+        alike = _ns_per_byte(2 * network.bandwidth_mbps)
+        mbps, latencies_ms = network.station_mbps, network.station_latency_ms
+        for name, given in (("station_mbps", mbps), ("station_latency_ms", latencies_ms)):
+            if given is not None and len(given) < num_devices:
+                raise ValueError(
+                    f"network.{name} has {len(given)} numbers, but there are {num_devices} "
+                    "devices; give one for each"
+                )
+        self._costs = [_ns_per_byte(rate) for rate in mbps] if mbps else [alike] * num_devices
+        shared = [network.link_latency_ms] * num_devices
+        self._latencies_ns = [round(ms * 1e6) for ms in latencies_ms or shared]
 
     def hops(self, src: int, dst: int) -> tuple[Hop, ...]:
-        return self._hops
+        to_access_point = Hop(
+            self._air,
+            self._costs[src],
+            self._latencies_ns[src],
+            is_stored=True,
+            jitter_parts=self._jitter_parts,
+        )
+        from_there = Hop(
+            self._air, self._costs[dst], self._latencies_ns[dst], jitter_parts=self._jitter_parts
+        )
+        return to_access_point, from_there
 
 
 class Mesh(Topology):
@@ -114,7 +136,7 @@ class Mesh(Topology):
         links: dict[tuple[int, int], Hop] = {}
         for a, b, latency_ms, mbps in network.mesh_links or []:
             for pair in ((int(a), int(b)), (int(b), int(a))):
-                links[pair] = Hop(Port(_ns_per_byte(mbps)), round(latency_ms * 1e6))
+                links[pair] = Hop(Port(), _ns_per_byte(mbps), round(latency_ms * 1e6))
         self._ways: dict[tuple[int, int], tuple[Hop, ...]] = {}
         for src in range(num_devices):
             routes = _routes(links, src)

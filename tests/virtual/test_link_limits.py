@@ -1,0 +1,89 @@
+"""No token is faster than what its links allow, and where only links count it is nearly as fast."""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from baselines.galaxy import GalaxySystem
+from baselines.pipeline import PipelineSystem
+from tests.helpers.virtual import IDEAL, run_here, virtual_job
+from tpi_bench.contract.network import NetworkConfig, Traffic
+from tpi_bench.engine.collectives import COLLECTIVES
+from tpi_bench.engine.tpi import TpiSystem
+
+# Where bytes count and where latency does, and a channel that all share.
+NETWORKS = {
+    "bytes": NetworkConfig(topology="switch", link_latency_ms=0.01, bandwidth_mbps=8),
+    "latency": NetworkConfig(topology="switch", link_latency_ms=5, bandwidth_mbps=80),
+    "wifi": NetworkConfig(topology="wifi", link_latency_ms=0.01, bandwidth_mbps=8),
+    "stations": NetworkConfig(topology="wifi", station_mbps=[9, 7, 9, 8, 9], link_latency_ms=1),
+}
+SYSTEMS = [
+    *(TpiSystem(collective=name, wire=wire) for name in COLLECTIVES for wire in ("auto", "q8")),
+    PipelineSystem(),
+    GalaxySystem(),
+]
+
+
+def gaps_and_limit(
+    system: Any, num_devices: int, network: NetworkConfig, folder: Path, cache_dir: Path
+) -> tuple[list[float], float]:
+    """A token's times on devices that compute in none, in s, and what its links allow."""
+    job = virtual_job(system, folder, cache_dir, num_devices, IDEAL, network=network)
+    outcome = run_here(job, cache_dir)
+    assert outcome.generation is not None, outcome.error
+    times = outcome.generation.token_ns
+    limit_s = network.least_s(system.traffic(job), network.one_way_ns / 1e9)
+    return [(after - before) / 1e9 for before, after in itertools.pairwise(times)], limit_s
+
+
+@pytest.mark.parametrize("system", SYSTEMS, ids=lambda s: f"{s.label}-{s.wire}")
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("num_devices", [2, 3, 4])
+def test_no_token_beats_its_links(
+    system: Any, network: str, num_devices: int, checkpoints: dict[str, Path], cache_dir: Path
+) -> None:
+    gaps, limit_s = gaps_and_limit(
+        system, num_devices, NETWORKS[network], checkpoints["mha"], cache_dir
+    )
+    assert limit_s > 0
+    assert min(gaps) > limit_s * (1 - 1e-3)  # nanoseconds are rounded, chunks are whole values
+
+
+@pytest.mark.parametrize(
+    ("system", "most"),
+    [
+        (TpiSystem(), 1.1),
+        (TpiSystem(collective="ring"), 1.2),
+        (TpiSystem(collective="direct"), 1.5),
+        (TpiSystem(collective="tree"), 1.1),
+        (PipelineSystem(), 1.1),
+        (GalaxySystem(), 1.3),
+    ],
+    ids=lambda value: value if isinstance(value, float) else value.label,
+)
+def test_bytes_are_what_such_a_token_takes(
+    system: Any, most: float, checkpoints: dict[str, Path], cache_dir: Path
+) -> None:
+    gaps, limit_s = gaps_and_limit(system, 4, NETWORKS["bytes"], checkpoints["mha"], cache_dir)
+    assert statistics.median(gaps) < most * limit_s
+
+
+def test_the_terms_of_the_limit() -> None:
+    traffic = Traffic(latencies=3, serial_bytes=4e6, all_bytes=10e6)
+    assert NetworkConfig().least_s(traffic, 2.0) == 6.0
+    switch = NetworkConfig(topology="switch", bandwidth_mbps=8)  # a byte a us
+    assert switch.least_s(traffic, 2.0) == pytest.approx(10.0)
+    assert NetworkConfig(topology="wifi", bandwidth_mbps=8).least_s(traffic, 1.0) == 10.0
+    assert NetworkConfig(topology="wifi", bandwidth_mbps=8).least_s(traffic, 4.0) == 12.0
+    stations = NetworkConfig(topology="wifi", station_mbps=[8, 4, 8])
+    assert stations.least_s(traffic, 0.0) == pytest.approx(20.0)  # the fastest two: a us twice
+    mesh = NetworkConfig(topology="mesh", mesh_links=[[0, 1, 1, 4], [1, 2, 1, 8]])
+    assert mesh.least_s(traffic, 0.0) == pytest.approx(4.0)
+    free = NetworkConfig(topology="mesh", mesh_links=[[0, 1, 1, 4], [1, 2, 1, 0]])
+    assert free.least_s(traffic, 0.0) == 0.0
