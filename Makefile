@@ -24,7 +24,7 @@ $(STAMP): pyproject.toml constraints.txt
 fig_latency: $(STAMP)  ## The main job: token latency against link latency, table and figure
 	$(BIN)/python -m tpi_bench +experiment=fig_latency
 
-bench: $(STAMP)  ## The engine at every precision beside its limits, llama.cpp and Transformers (20 minutes)
+bench: $(STAMP)  ## The engine at every precision beside its limits, llama.cpp and Transformers (a quarter of an hour)
 	$(BIN)/python -m tpi_bench +experiment=bench_engine
 
 exactness: $(STAMP)  ## Tokens and logits of every system against Transformers, on the demo model

@@ -13,6 +13,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from tpi_bench.contract.plan import DoesNotFit
+
 Stage = tuple[int, int, int]  # rank, first layer, one past the last
 State = tuple[int, int]  # devices used, one bit each; the last of them
 
@@ -27,8 +29,8 @@ def plan_stages(
 ) -> tuple[list[Stage], float]:
     """The stages in the order of the layers, rank 0 first, and what they and their moves take.
 
-    `layer_s[rank][layer]` and `transfer_s[from][to]` are seconds. Raises ValueError when the layers
-    do not fit.
+    `layer_s[rank][layer]` and `transfer_s[from][to]` are seconds. Raises DoesNotFit when the layers
+    do not.
     """
     num_devices, num_layers = len(layer_s), len(layer_bytes)
     if num_devices > MOST_DEVICES:
@@ -47,7 +49,7 @@ def plan_stages(
     }
     state = min(totals, key=lambda s: (totals[s], s))
     if not np.isfinite(totals[state]):
-        raise ValueError(
+        raise DoesNotFit(
             f"{sum(layer_bytes) / 1e9:.2f} GB of layers do not fit in the devices' memory "
             f"({', '.join(f'{max(0.0, room) / 1e9:.2f}' for room in room_bytes)} GB); use a window "
             "(system.window=2), more devices or more memory"

@@ -16,15 +16,20 @@ both with `_give_freed_memory_back`). Bringing in a layer at a time changed noth
 The kernel's page cache keeps what fits of the files. Only where a device's memory is capped below
 the model's size does every token read them from the disk.
 
-`offload: cpu` is `cpu_offload` of every layer: what the hooks themselves cost.
+`offload: cpu` is `cpu_offload` of every layer: what the hooks themselves cost. `offload: auto` is
+`device_map="auto"`, as most users call it: what fits in the device's memory stays there, and only
+the rest is on the disk.
 """
 
 from __future__ import annotations
 
 import ctypes
 import logging
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
+
+import psutil
 
 from baselines.huggingface import HuggingFaceSystem, load_model
 from tpi_bench.contract.job import Job
@@ -32,7 +37,8 @@ from tpi_bench.contract.job import Job
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-OFFLOADS = ("disk", "cpu")
+OFFLOADS = ("disk", "cpu", "auto")
+_MODEL_SHARE = 0.75  # of the free memory, with `auto`; the rest is for layers that come in
 _IN_MEMORY = ("model.embed_tokens", "model.norm", "model.rotary_emb", "lm_head")
 _M_MMAP_THRESHOLD = -3  # of glibc's malloc.h
 
@@ -65,6 +71,12 @@ class AccelerateSystem(HuggingFaceSystem):
         if self.offload == "cpu":
             return _with_layers_on_cpu(load_model(job, job.dtype))
         _give_freed_memory_back()
+        if self.offload == "auto":
+            free = job.free_of(0)
+            most = psutil.virtual_memory().available if math.isinf(free) else _MODEL_SHARE * free
+            return load_model(
+                job, job.dtype, device_map="auto", max_memory={"cpu": max(1, round(most))}
+            )
         layers = [f"model.layers.{i}" for i in range(job.config.num_layers)]
         device_map = dict.fromkeys(_IN_MEMORY, "cpu") | dict.fromkeys(layers, "disk")
         return load_model(job, job.dtype, device_map=device_map)

@@ -8,6 +8,7 @@ it again from stored rows with `python -m experiments.fig_latency FOLDER`.
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 _ALONE = "0.35"  # the colour of lines of one device
 _NAME_HEIGHT = 0.055  # of a panel
+_SAME = 0.02  # lines that are nowhere further apart hide each other
 
 
 def table(rows: pd.DataFrame) -> str:
@@ -76,21 +78,23 @@ def draw(rows: pd.DataFrame) -> Figure:
     panels = figure.subplots(1, len(names_of_panels), squeeze=False)[0]
     for axes, panel in zip(panels, names_of_panels, strict=True):
         own = rows[rows.panel == panel]
+        unit = 1.0 if (own.clock == "virtual").all() else 1e3
         latencies = sorted(own.loc[own.num_devices > 1, "link_latency_ms"].unique())
         for label, marker in figures.with_markers(labels):
             line = own[(own.line == label) & (own.num_devices > 1)]
             if not line.empty:
-                _draw_line(axes, line, label, colours[label], marker)
+                _draw_line(axes, line, label, colours[label], marker, unit)
         alone = own[own.num_devices == 1]
         for _, line in alone.groupby("line"):
-            _draw_flat(axes, line, latencies)
+            _draw_flat(axes, line, latencies, unit)
         figures.log_milliseconds(axes)
-        _name_at_right(axes, alone.groupby("line").token_latency_s.median() * 1e3)
+        _name_at_right(axes, alone.groupby("line").token_latency_s.median() * unit)
+        _name_hidden(axes, own[own.num_devices > 1])
+        axes.set_ylabel(f"token latency ({'s' if unit == 1 else 'ms'})")
         topology = own.loc[own.num_devices > 1, "topology"]
         hops = f", {topology.iloc[0]}" if len(topology) else ""
         axes.set_xlabel(f"link latency (ms a hop{hops})")
         axes.set_title(_title(own), fontsize=6.5)
-    panels[0].set_ylabel("token latency (ms)")
     handles: dict[str, Artist] = {}
     for axes in panels:
         lines, called = axes.get_legend_handles_labels()
@@ -123,25 +127,27 @@ def _title(rows: pd.DataFrame) -> str:
     return f"{largest.model}, measured,\n{devices}{shared}"
 
 
-def _draw_line(axes: Axes, rows: pd.DataFrame, label: str, colour: object, marker: str) -> None:
+def _draw_line(
+    axes: Axes, rows: pd.DataFrame, label: str, colour: object, marker: str, unit: float
+) -> None:
     by_latency = rows.groupby("link_latency_ms")
-    middle = by_latency.token_latency_s.median() * 1e3
-    low, high = by_latency.token_latency_s.min() * 1e3, by_latency.token_latency_s.max() * 1e3
+    middle = by_latency.token_latency_s.median() * unit
+    low, high = by_latency.token_latency_s.min() * unit, by_latency.token_latency_s.max() * unit
     spread = [middle - low, high - middle]
     axes.errorbar(
         middle.index, middle, yerr=spread, label=label, color=colour, marker=marker, capsize=1.5
     )
-    limit = by_latency.limit_token_s.median() * 1e3
+    limit = by_latency.limit_token_s.median() * unit
     axes.plot(limit.index, limit, color=colour, linestyle="--", linewidth=0.7)
 
 
-def _draw_flat(axes: Axes, rows: pd.DataFrame, latencies: list[float]) -> None:
+def _draw_flat(axes: Axes, rows: pd.DataFrame, latencies: list[float], unit: float) -> None:
     """A single device knows no link: a line across, with the range as a band."""
     ends = [min(latencies, default=0.0), max(latencies, default=1.0)]
-    times = rows.token_latency_s * 1e3
+    times = rows.token_latency_s * unit
     axes.plot(ends, [times.median()] * 2, color=_ALONE)
     axes.fill_between(ends, times.min(), times.max(), color=_ALONE, alpha=0.2, linewidth=0)
-    limit = rows.limit_token_s.median() * 1e3
+    limit = rows.limit_token_s.median() * unit
     axes.plot(ends, [limit] * 2, color=_ALONE, linestyle="--", linewidth=0.7)
 
 
@@ -160,6 +166,20 @@ def _name_at_right(axes: Axes, times: pd.Series) -> None:
             verticalalignment="center",
             transform=axes.transAxes,
         )
+
+
+def _name_hidden(axes: Axes, rows: pd.DataFrame) -> None:
+    """Which lines lie under which: those drawn earlier under those drawn later."""
+    lines = {
+        str(name): group.groupby("link_latency_ms").token_latency_s.median()
+        for name, group in rows.groupby("line", sort=False)
+    }
+    words = []
+    for (below, first), (above, second) in itertools.combinations(lines.items(), 2):
+        ratio = (first / second).dropna()
+        if len(ratio) > 1 and (ratio - 1).abs().max() < _SAME:
+            words.append(f"{below} is under {above}")
+    axes.text(0.02, 0.02, "\n".join(words), transform=axes.transAxes, fontsize=5)
 
 
 def _windows(rows: pd.DataFrame) -> set[str]:

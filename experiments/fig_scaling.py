@@ -92,6 +92,11 @@ def _rows(runs: pd.DataFrame) -> pd.DataFrame:
             line if held == "float32" else f"{line}, {held}"
             for line, held in zip(lines, rows.weights, strict=True)
         ]
+    usual = rows.disk_bps.mode().max()
+    lines = [
+        line if bps == usual or bps != bps else f"{line}, {bps / 1e9:g} GB/s disk"
+        for line, bps in zip(lines, rows.disk_bps, strict=True)
+    ]
     return rows.assign(line=lines)
 
 

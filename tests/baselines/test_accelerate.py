@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -46,6 +47,7 @@ def listing(folder: Path) -> dict[Path, int]:
     [
         *((name, "disk") for name in ("gqa", "tied", "biases", "qwen2", "mistral", "bf16")),
         *((name, "cpu") for name in ("tied", "bf16")),
+        *((name, "auto") for name in ("tied", "bf16")),
     ],
 )
 def test_token_exact(checkpoints: dict[str, Path], tmp_path: Path, offload: str, name: str) -> None:
@@ -70,6 +72,20 @@ def test_only_what_is_no_layer_stays_in_the_model(
     held = {name for name, tensor in parameters.items() if tensor.device.type != "meta"}
     assert held == {"model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"}
     assert len(parameters) == 3 + 5 * 9
+
+
+def test_auto_keeps_what_fits(large: Path, tmp_path: Path) -> None:
+    """Of 201 MB in bf16: everything, or as much as three quarters of the free memory hold."""
+    request = Request(prompt_ids=(1,), num_new_tokens=1)
+    job = make_job(
+        AccelerateSystem(), large, tmp_path, num_devices=1, request=request, dtype="bfloat16"
+    )
+    whole = AccelerateSystem(offload="auto").load(job)
+    assert all(tensor.device.type != "meta" for tensor in whole.parameters())
+    part = AccelerateSystem(offload="auto").load(replace(job, free_bytes=(200_000_000,)))
+    held = sum(t.nbytes for t in part.parameters() if t.device.type != "meta")
+    assert 0.3 * size_of(large) < held <= 150_000_000
+    assert {"cpu", "disk"} == set(part.hf_device_map.values())
 
 
 @pytest.fixture(scope="module")
@@ -199,6 +215,7 @@ def test_threads_and_dtype_of_one_system_are_in_the_row(
         (TransformersSystem(name="mine"), "mine"),
         (AccelerateSystem(), "Accelerate"),
         (AccelerateSystem(offload="cpu"), "Accelerate cpu"),
+        (AccelerateSystem(offload="auto"), "Accelerate auto"),
     ],
 )
 def test_names_in_figures(system: HuggingFaceSystem, line: str) -> None:

@@ -188,6 +188,23 @@ def test_mesh_ways_over_one_link_wait_for_each_other() -> None:
     assert arrivals_of(network, [(0, 2, 1, 4000), (0, 1, 2, 4000)], 3) == [5 * MS] * 2  # duplex
 
 
+def test_slow_senders_share_a_fast_port() -> None:
+    """Ten links of MBPS / 10 meet at one of MBPS: 1,000 bytes take 10 ms to come, and 1 ms to pass.
+
+    All are there when their last bit is, not one after another; the eleventh, of 100 bytes over a
+    fast link of its own, passes between them in 0.1 ms when the port has its turn for it.
+    """
+    hub, target = 0, 1
+    slow = [(2 + i, hub, 0, MBPS / 10) for i in range(10)]
+    network = mesh((hub, target, 0, MBPS), *slow, (12, hub, 0, MBPS * 1000))
+    sends = [(0, 2 + i, target, 1000) for i in range(10)]
+    arrivals = arrivals_of(network, [*sends, (5 * MS, 12, target, 100)], 13)
+    assert arrivals[:10] == [10 * MS] * 10
+    assert arrivals[10] == 10 * MS + MS // 10
+    alone = arrivals_of(network, [sends[0], (5 * MS, 12, target, 100)], 13)
+    assert alone == [10 * MS, 5 * MS + MS // 10]
+
+
 def test_mesh_ties_go_to_fewer_hops() -> None:
     """0-3 by an own slow link of 2 ms or over 1 in 1 + 1 ms: the own link it is."""
     network = mesh((0, 1, 1, 0), (1, 3, 1, 0), (0, 3, 2, MBPS), (1, 2, 1, 0))

@@ -14,6 +14,7 @@ from omegaconf import DictConfig
 from tpi_bench.app.compose import build_settings
 from tpi_bench.app.errors import fail, one_line
 from tpi_bench.app.experiment import results_folder
+from tpi_bench.contract.plan import DoesNotFit
 from tpi_bench.host import cache
 from tpi_bench.host.fork import HelperDied
 from tpi_bench.measure.settings import Settings
@@ -124,6 +125,8 @@ def _measure(settings: Settings, folder: Path) -> None:
         return
     try:
         record = measure(prepare(settings))
+    except DoesNotFit as error:
+        record = failure_record(settings, one_line(error), "oom")
     except (ValueError, OSError, HelperDied) as error:
         record = failure_record(settings, one_line(error))
     except Exception as error:  # a defect of one system is no reason to lose the others' points

@@ -18,6 +18,10 @@ Kind = Literal["input", "attn", "ffn", "output"]
 Range = tuple[int, int]
 
 
+class DoesNotFit(ValueError):
+    """The devices' memory is too small, as is known before anything runs; `oom` in a sweep."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Shard:
     """One device's part of one block. Ranges are half open; `layer` is -1 for input and output."""

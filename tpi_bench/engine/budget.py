@@ -18,8 +18,8 @@ from dataclasses import dataclass
 
 from tpi_bench.contract.blocks import PAGE, BlockFile
 from tpi_bench.contract.job import Job
-from tpi_bench.contract.model import BYTES_PER_VALUE, ModelConfig
-from tpi_bench.contract.plan import Shard
+from tpi_bench.contract.model import BYTES_PER_VALUE, TILE_VALUES, ModelConfig
+from tpi_bench.contract.plan import DoesNotFit, Shard
 from tpi_bench.contract.system import Streaming
 from tpi_bench.engine.look_up import look_up_bytes
 from tpi_bench.engine.placement import place_at_ends
@@ -43,7 +43,7 @@ Rung = list[tuple[int, int]]
 def within_memory(job: Job, rank: int, keep: str, num_buffers: int) -> Streaming:
     """The plan of a device that receives into so many hidden states of the prompt's length.
 
-    Raises ValueError when nothing bounds its memory, and when that is too small.
+    Raises ValueError when nothing bounds its memory, DoesNotFit when that is too small.
     """
     free = job.free_of(rank)
     if math.isinf(free):
@@ -59,7 +59,7 @@ def within_memory(job: Job, rank: int, keep: str, num_buffers: int) -> Streaming
     if plan is None:
         lacking = (planner.least_room() - room) * _SPARE_SHARE / (_SPARE_SHARE - 1)
         least = job.memory_of(rank) + lacking
-        raise ValueError(
+        raise DoesNotFit(
             f"system.window=auto: device.memory_mb={_megabytes(job.memory_of(rank))} is too little "
             f"for the largest block of device {rank} beside its KV cache, activations and buffers; "
             f"give it at least device.memory_mb={_megabytes(least)}, or take more devices"
@@ -74,7 +74,20 @@ def other_bytes(job: Job, rank: int) -> int:
     kv_heads = sum(shard.kv_heads[1] - shard.kv_heads[0] for shard in shards)
     cache = 2 * kv_heads * job.config.head_dim * job.request.length * itemsize
     num_new = len(job.request.prompt_ids)
-    return cache + _SCRATCH * activation_bytes(job.config, shards, num_new, itemsize)
+    activations = activation_bytes(job.config, shards, num_new, itemsize)
+    return cache + _SCRATCH * activations + tile_bytes(job)
+
+
+def tile_bytes(job: Job) -> int:
+    """What a part of a weight takes in the type that a prompt is computed in, if that is another.
+
+    Such a tile is in memory of its own, which all weights share. Smaller models have smaller ones.
+    """
+    if job.weights == job.dtype or len(job.request.prompt_ids) == 1:
+        return 0
+    config = job.config
+    largest = max(config.hidden * config.intermediate * 2, config.hidden * config.vocab)
+    return min(TILE_VALUES, largest) * BYTES_PER_VALUE[job.dtype]
 
 
 def activation_bytes(

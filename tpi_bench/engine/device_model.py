@@ -12,7 +12,7 @@ import torch
 from tpi_bench.contract.job import Job
 from tpi_bench.contract.plan import Shard
 from tpi_bench.contract.system import Streaming
-from tpi_bench.engine.budget import activation_bytes
+from tpi_bench.engine.budget import activation_bytes, tile_bytes
 from tpi_bench.engine.llama import (
     AttentionBlock,
     FeedForwardBlock,
@@ -67,6 +67,7 @@ class DeviceModel:
                 )
         num_new = len(request.prompt_ids)
         rt.hold("activations", activation_bytes(config, shards, num_new, self.dtype.itemsize))
+        rt.hold("tile", tile_bytes(job))
         self._output_index = len(shards) - 1
         self._payload_bytes = len(request.prompt_ids) * config.hidden * self.dtype.itemsize
         self.window = weight_source(rt, blocks, streaming, num_new)

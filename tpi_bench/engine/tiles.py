@@ -12,11 +12,10 @@ import platform
 import torch
 import torch.nn.functional as F
 
-from tpi_bench.contract.model import GROUP
+from tpi_bench.contract.model import GROUP, TILE_VALUES
 from tpi_bench.engine.compiled import kernels
 from tpi_bench.engine.task import OUT, SCALES, VALUES, Task
 
-_TILE_VALUES = 1 << 21
 _LANES = 16  # fewest columns that a kernel takes
 
 
@@ -30,7 +29,7 @@ def multiply(
         return _product(rows, values).to(x.dtype)
     num_rows, cols = shape
     out = rows.new_empty((rows.shape[0], num_rows))
-    step = max(1, _TILE_VALUES // cols)
+    step = max(1, TILE_VALUES // cols)
     for first in range(0, num_rows, step):
         part = slice(first, first + step)
         tile = _tile(values[part], None if scales is None else scales[part], dtype)
@@ -57,7 +56,7 @@ def _tile(values: torch.Tensor, scales: torch.Tensor | None, dtype: torch.dtype)
     rows, cols = values.shape[0], values.shape[1] * (2 if values.dtype == torch.uint8 else 1)
     if kernel is None or cols < _LANES:
         return widened(values, scales, dtype)
-    tile = _room(dtype, max(_TILE_VALUES, cols))[: rows * cols].view(rows, cols)
+    tile = _room(dtype, max(TILE_VALUES, cols))[: rows * cols].view(rows, cols)
     task, num_threads = Task(rows, cols), torch.get_num_threads()
     task.point(VALUES, values)
     task.point(SCALES, scales)

@@ -70,10 +70,10 @@ def make_record(
     )
 
 
-def failure_record(settings: Settings, error: str) -> Record:
+def failure_record(settings: Settings, error: str, status: str = "error") -> Record:
     """The record of a point that could not be prepared or run."""
     started = datetime.datetime.now(datetime.UTC).isoformat()
-    ended = Ended(started=started, status="error", error=error, wall_s=math.nan, num_events=None)
+    ended = Ended(started=started, status=status, error=error, wall_s=math.nan, num_events=None)
     precision = resolve_types(settings.model.dtype, settings.model.weights)
     asked = _asked(settings, _model_name(settings), precision)
     run = RunRow.of(asked, ended, Provenance(**provenance()))

@@ -4,8 +4,10 @@
 come (by first bit), first served, at its own rate; bits flow through several ports at once
 (cut-through), except where a hop receives a message whole before it sends it on. So flows that
 share a port wait for each other's whole messages: the mean is that of a fair share, the order is
-not, and a small message behind a large one waits longer than with packets in turns. Losses,
-retransmissions, TCP's slow start and Wi-Fi's contention for the channel are left out.
+not, and a small message behind a large one waits longer than with packets in turns. A message whose
+bits come more slowly than a port could pass them takes only the port's own time for them, as if it
+did so at once, and leaves the rest to others. Losses, retransmissions, TCP's slow start and Wi-Fi's
+contention for the channel are left out.
 
 The runtime sends over a `Fabric`; planners ask for `transfers_s`.
 """
@@ -77,8 +79,8 @@ class Message:
     def _take_turn(self, hop: Hop) -> None:
         port = hop.port
         self.first_ns = max(self.first_ns, port.free_ns)
-        transfer_ns = round(self.nbytes * hop.ns_per_byte)
-        self.last_ns = port.free_ns = max(self.first_ns + transfer_ns, self.last_ns)
+        port.free_ns = self.first_ns + round(self.nbytes * hop.ns_per_byte)
+        self.last_ns = max(port.free_ns, self.last_ns)
 
     def _shift(self, jitter_ns: int) -> None:
         """Jitter never lets a message overtake the one before it."""
