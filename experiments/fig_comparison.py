@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _PRECISIONS = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16", "q8": "q8", "q4": "q4"}
+_UNCAPPED = "all memory"
 # Systems that are held against each other: ours, theirs, and why.
 _PAIRS = (
     ("TPI star", "Accelerate", "this engine, planned for its memory"),
@@ -89,56 +90,57 @@ def _against_real(rows: pd.DataFrame) -> Iterator[str]:
 
 
 def draw(rows: pd.DataFrame) -> Figure:
-    """A panel a precision: bars of medians with the range; a line across is the physical limit."""
-    labels = list(dict.fromkeys(rows.line))
-    caps = list(dict.fromkeys(rows.sort_values("memory_mb", na_position="first").memory))
+    """A panel a precision: medians with the range, and before each its physical limit.
+
+    Points and no bars: a logarithmic axis has no beginning.
+    """
+    labels = sorted(dict.fromkeys(rows.line), key=lambda label: " devices" in label)
+    caps = list(dict.fromkeys(rows.sort_values("memory_mb", ascending=False).memory))
+    caps = sorted(caps, key=lambda cap: cap != _UNCAPPED)
     precisions = list(dict.fromkeys(rows.precision))
     colours = figures.palette(caps)
-    figure = figures.new_figure(0.8 + 0.3 * len(labels), num_columns=2)
+    figure = figures.new_figure(0.9 + 0.28 * len(labels), num_columns=2)
     panels = figure.subplots(1, len(precisions), sharey=True, sharex=True, squeeze=False)[0]
     places = np.arange(len(labels))[::-1]
-    height = 0.84 / len(caps)
+    height = 0.8 / len(caps)
     for axes, precision in zip(panels, precisions, strict=True):
-        for number, cap in enumerate(caps):
+        for number, (cap, marker) in enumerate(figures.with_markers(caps)):
             own = rows[(rows.memory == cap) & (rows.precision == precision)]
             at = places + (len(caps) - 1 - 2 * number) * height / 2
-            _bars(axes, own, labels, at, height, colours[cap])
+            _points(axes, own, dict(zip(labels, at, strict=True)), marker, colours[cap])
+        for edge in places[1:]:
+            axes.axhline(edge + 0.5, color="0.9", linewidth=0.5)
         axes.set_title(precision, fontsize=7.5)
+        axes.set_xlabel("token latency (ms)", fontsize=6.5)
         axes.grid(False, axis="y")
     panels[0].set_xscale("log")
     figures.plain_numbers(panels[0].xaxis)
     for axes in panels:
         axes.tick_params(axis="x", labelrotation=90, labelsize=6)
-    figure.supxlabel("token latency (ms)", fontsize=8)
     panels[0].set_yticks(places, labels)
     shared = ", sharing cores" if rows.devices_share_cores.fillna(False).any() else ""
     figure.suptitle(f"{rows.model.iloc[0]}, measured{shared}, by weights", fontsize=7.5)
-    handles = [panels[0].barh([0], [np.nan], color=colours[cap], label=cap) for cap in caps]
-    (limit,) = panels[0].plot([], [], color="k", linewidth=1.2, label="physical limit")
-    figure.legend(handles=[*handles, limit], ncol=5, loc="outside lower center", frameon=False)
+    handles = [
+        panels[0].plot([], [], marker, color=colours[cap], label=cap)[0]
+        for cap, marker in figures.with_markers(caps)
+    ]
+    handles += panels[0].plot([], [], "|", color="k", label="physical limit of each")
+    figure.legend(handles=handles, ncol=5, loc="outside lower center", frameon=False)
     return figure
 
 
-def _bars(
-    axes: Axes,
-    rows: pd.DataFrame,
-    labels: list[str],
-    at: np.ndarray,
-    height: float,
-    colour: tuple,
+def _points(
+    axes: Axes, rows: pd.DataFrame, places: dict[str, float], marker: str, colour: tuple
 ) -> None:
-    """One memory and precision; what did not run is named where its bar would be."""
-    for label, place in zip(labels, at, strict=True):
-        group = rows[rows.line == label]
-        good = group[group.status == "ok"]
+    """One memory and precision; what did not run is named where its point would be."""
+    for label, group in rows.groupby("line", sort=False):
+        place, good = places[str(label)], group[group.status == "ok"]
         if good.empty:
-            status = "" if group.empty else str(group.status.iloc[-1])
-            at_the_axis = axes.get_yaxis_transform()
             axes.text(
                 0.02,
                 place,
-                status,
-                transform=at_the_axis,
+                str(group.status.iloc[-1]),
+                transform=axes.get_yaxis_transform(),
                 va="center",
                 fontsize=4.5,
                 color=colour,
@@ -147,9 +149,9 @@ def _bars(
         values, limit = good.token_latency_s * 1e3, good.limit_token_s.median() * 1e3
         middle = values.median()
         spread = [[middle - values.min()], [values.max() - middle]]
-        error = {"linewidth": 0.6, "ecolor": "0.25"}
-        axes.barh(place, middle, height, color=colour, xerr=spread, error_kw=error, linewidth=0)
-        axes.plot([limit] * 2, [place - height / 2, place + height / 2], color="k", lw=1.0)
+        axes.plot([limit, middle], [place, place], color=colour, linewidth=0.6, alpha=0.6)
+        axes.errorbar(middle, place, xerr=spread, fmt=marker, color=colour, markersize=3)
+        axes.plot(limit, place, "|", color="k", markersize=4)
 
 
 def _rows(runs: pd.DataFrame) -> pd.DataFrame:
@@ -167,7 +169,7 @@ def _rows(runs: pd.DataFrame) -> pd.DataFrame:
         for row in rows.to_dict("records")
     ]
     rows["memory"] = [
-        f"{cap / 1e3:g} GB a device" if cap == cap else "all memory" for cap in rows.memory_mb
+        f"{cap / 1e3:g} GB a device" if cap == cap else _UNCAPPED for cap in rows.memory_mb
     ]
     lines = {label: i for i, label in enumerate(dict.fromkeys(rows.line))}
     rows["order"] = rows.weights.map({weights: i for i, weights in enumerate(_PRECISIONS)})

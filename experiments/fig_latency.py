@@ -73,8 +73,10 @@ def draw(rows: pd.DataFrame) -> Figure:
     """
     names_of_panels = list(dict.fromkeys(rows.panel))
     labels = list(dict.fromkeys(rows[rows.num_devices > 1].line))
-    colours = figures.palette(labels)
-    figure = figures.new_figure(2.9, num_columns=len(names_of_panels))
+    # A system with a window has its system's colour, and a marker of its own.
+    plain = figures.palette(list(dict.fromkeys(_without_window(label) for label in labels)))
+    colours = {label: plain[_without_window(label)] for label in labels}
+    figure = figures.new_figure(3.1, num_columns=len(names_of_panels))
     panels = figure.subplots(1, len(names_of_panels), squeeze=False)[0]
     for axes, panel in zip(panels, names_of_panels, strict=True):
         own = rows[rows.panel == panel]
@@ -90,11 +92,11 @@ def draw(rows: pd.DataFrame) -> Figure:
         figures.log_milliseconds(axes)
         _name_at_right(axes, alone.groupby("line").token_latency_s.median() * unit)
         _name_hidden(axes, own[own.num_devices > 1])
-        axes.set_ylabel(f"token latency ({'s' if unit == 1 else 'ms'})")
+        axes.set_ylabel(f"token latency ({'s' if unit == 1 else 'ms'})", fontsize=7)
         topology = own.loc[own.num_devices > 1, "topology"]
         hops = f", {topology.iloc[0]}" if len(topology) else ""
-        axes.set_xlabel(f"link latency (ms a hop{hops})")
-        axes.set_title(_title(own), fontsize=6.5)
+        axes.set_xlabel(f"link latency (ms a hop{hops})", fontsize=7)
+        axes.set_title(_title(own), fontsize=5.5)
     handles: dict[str, Artist] = {}
     for axes in panels:
         lines, called = axes.get_legend_handles_labels()
@@ -119,7 +121,7 @@ def _title(rows: pd.DataFrame) -> str:
     if largest.clock == "virtual":
         windows = _windows(rows)
         window = "with a window or none" if windows else "all in memory"
-        return f"{largest.model} in {largest.weights}, virtual time,\n{largest.device}, {window}"
+        return f"{largest.model} in {largest.weights}, virtual,\n{largest.device}, {window}"
     shared = ", sharing cores" if rows.devices_share_cores.any() else ""
     own = rows[rows.num_devices > 1].threads_per_device
     threads = f" of {own.iloc[0]:.0f} thread{'s' * int(own.iloc[0] > 1)}" if len(own) else ""
@@ -162,7 +164,7 @@ def _name_at_right(axes: Axes, times: pd.Series) -> None:
             height,
             str(name),
             color=_ALONE,
-            fontsize=6,
+            fontsize=5,
             verticalalignment="center",
             transform=axes.transAxes,
         )
@@ -178,8 +180,13 @@ def _name_hidden(axes: Axes, rows: pd.DataFrame) -> None:
     for (below, first), (above, second) in itertools.combinations(lines.items(), 2):
         ratio = (first / second).dropna()
         if len(ratio) > 1 and (ratio - 1).abs().max() < _SAME:
-            words.append(f"{below} is under {above}")
-    axes.text(0.02, 0.02, "\n".join(words), transform=axes.transAxes, fontsize=5)
+            words.append(f"{below} is under\n{above}")
+    text = axes.text(0.02, 0.02, "\n".join(words), transform=axes.transAxes, fontsize=4.5)
+    text.set_in_layout(False)
+
+
+def _without_window(label: str) -> str:
+    return label.partition(" window")[0]
 
 
 def _windows(rows: pd.DataFrame) -> set[str]:

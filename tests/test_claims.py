@@ -31,7 +31,8 @@ def by_repeat(runs: pd.DataFrame, claim: dict[str, Any], column: str) -> pd.Seri
     assert len(rows), f"no row of {claim['folder']} where {claim['where']}"
     values = rows.groupby("repeat")[column].median()
     if "over" in claim:
-        values = values / by_repeat(runs, {**claim["over"], "folder": claim["folder"]}, column)
+        other = {"folder": claim["folder"], **claim["over"]}
+        values = values / by_repeat(runs, other, other.get("column", column))
     return values.dropna()
 
 
