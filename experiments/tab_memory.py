@@ -81,7 +81,8 @@ def draw(rows: pd.DataFrame) -> Figure:
     right.set_xticks(sorted(good.num_devices.unique()))
     right.set_xlabel("devices")
     right.set_ylabel("ours (GB a device)")
-    figure.legend(*right.get_legend_handles_labels(), loc="outside lower center", ncol=4)
+    handles, names = right.get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncol=4, frameon=False)
     figure.suptitle("TPI-LLM's tables 2 and 6; ours: the ledger in virtual time", fontsize=7.5)
     return figure
 

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from tpi_bench.contract.model import Model, ModelConfig, Rope
 from tpi_bench.models.checkpoints import FolderCheckpoint
@@ -203,6 +204,21 @@ def test_a_shape_is_written_out_for_libraries(tmp_path: Path) -> None:
     for name, shape in SHAPE.tensor_shapes().items():
         expected = checkpoint.read_rows(name, 0, shape[0])
         assert (written.read_rows(name, 0, shape[0]) == expected).all()
+
+
+def test_a_shape_is_written_out_in_half_precision(tmp_path: Path) -> None:
+    """As it will be held: a library that offloads reads its bytes for every token."""
+    checkpoint = SyntheticCheckpoint(SHAPE, seed=1, share_layers=False)
+    model = Model(
+        name="tiny", checkpoint=checkpoint, dtype="bfloat16", weights="bfloat16", folder=None
+    )
+    folder = hugging_face_folder(model, tmp_path)
+    written = FolderCheckpoint(folder, read_config(folder))
+    name = "model.layers.0.mlp.gate_proj.weight"
+    found = written.read_rows(name, 0, 64)
+    assert found.dtype == torch.bfloat16
+    assert (found == checkpoint.read_rows(name, 0, 64).bfloat16()).all()
+    assert json.loads((folder / "config.json").read_text())["torch_dtype"] == "bfloat16"
 
 
 def test_shared_layers_are_not_written_out(tmp_path: Path) -> None:

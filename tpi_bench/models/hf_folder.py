@@ -29,10 +29,15 @@ Types = tuple[str, str]  # what weights are held in, and the type in which that 
 
 
 def hugging_face_folder(model: Model, cache_dir: Path) -> Path:
-    """The model with the checkpoint's own values, for libraries. Raises ValueError."""
+    """The model with the checkpoint's own values, for libraries. Raises ValueError.
+
+    What has no such folder is written in the type that the library will hold, as models are
+    published: one that has to convert reads twice the bytes, at every use if it offloads.
+    """
     if isinstance(model.checkpoint, FolderCheckpoint):
         return model.checkpoint.folder
-    return _written(model, cache_dir, None)
+    is_narrow = model.weights == model.dtype != "float32"
+    return _written(model, cache_dir, (model.weights, model.dtype) if is_narrow else None)
 
 
 def held_folder(model: Model, cache_dir: Path) -> Path:
