@@ -109,7 +109,7 @@ def draw(rows: pd.DataFrame) -> Figure:
         own = rows[rows.precision == precision]
         above, below = panels[:, column]
         _draw_lines(above, succeeded(own), systems, colours)
-        _draw_bars(below, own[own.link_latency_ms == _middle_ms(rows)], systems, colours)
+        _draw_windows(below, own[own.link_latency_ms == _middle_ms(rows)], systems, colours)
         above.set_title(precision, fontsize=7.5)
         above.set_xlabel("link latency (ms a hop)")
         above.set_xticks(sorted(ms for ms in set(own.link_latency_ms) if ms == round(ms)))
@@ -140,16 +140,16 @@ def _draw_lines(axes: Axes, good: pd.DataFrame, systems: list[str], colours: dic
                 )
 
 
-def _draw_bars(axes: Axes, rows: pd.DataFrame, systems: list[str], colours: dict) -> None:
-    """A group a window, a bar a system, its limit across it; what does not fit is named."""
+def _draw_windows(axes: Axes, rows: pd.DataFrame, systems: list[str], colours: dict) -> None:
+    """A group a window, a point a system, its limit across it; what does not fit is named."""
     windows = [name for name in _WINDOWS.values() if name in set(rows.window)]
-    width = 0.8 / len(systems)
+    width, markers = 0.8 / len(systems), dict(figures.with_markers(systems))
     unpacked = rows[rows.wire == "auto"]
     for (window, system), group in unpacked.groupby(["window", "system_name"]):
         at = windows.index(str(window)) + (systems.index(str(system)) + 0.5) * width - 0.4
         row = group.iloc[0]
         if row.status == "ok":
-            axes.bar(at, row.token_latency_s, width, color=colours[system], linewidth=0)
+            axes.plot(at, row.token_latency_s, markers[str(system)], color=colours[system])
             axes.plot(at, row.limit_token_s, "_k", markersize=5)
         else:
             words = {"x": at, "y": 0.03, "s": row.status, "transform": axes.get_xaxis_transform()}
