@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pandas as pd
+import pytest
 
 from tests.helpers.command_line import ROOT, run, sweep
 from tpi_bench.app import experiment
@@ -160,3 +161,28 @@ def test_values_that_do_not_go_together_are_left_out(
     assert "left out: with system.loading=mmap" in done.stderr
     (folder,) = (tmp_path / "sweep").iterdir()
     assert pd.read_parquet(folder / "runs.parquet").system_loading.tolist() == ["overlapped"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (("system=tpi_auto", "device.memory_mb=0.05,10"), "is too little for the largest block"),
+        (("system=edgeshard", "device.memory_mb=0.5,10"), "of layers do not fit in the devices'"),
+    ],
+)
+def test_what_cannot_fit_is_an_answer(
+    arguments: tuple[str, ...], reason: str, cache_dir: Path, tmp_path: Path
+) -> None:
+    """Known before anything runs, it is a row as if it had been found out."""
+    folder = sweep(
+        "testbed=virtual",
+        "model=debug",
+        "testbed.num_devices=2",
+        "workload.prompt_tokens=3",
+        *arguments,
+        cache_dir=cache_dir,
+        tmp_path=tmp_path,
+    )
+    runs = pd.read_parquet(folder / "runs.parquet")
+    assert runs.status.tolist() == ["oom", "ok"]
+    assert reason in runs.error[0]

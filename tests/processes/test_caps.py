@@ -343,31 +343,6 @@ def test_what_took_as_long_as_it_might_is_an_answer_and_a_hang_is_not() -> None:
 # Rows
 
 
-@pytest.mark.parametrize(
-    ("arguments", "reason"),
-    [
-        (("system=tpi_auto", "device.memory_mb=0.05,10"), "is too little for the largest block"),
-        (("system=edgeshard", "device.memory_mb=0.5,10"), "of layers do not fit in the devices'"),
-    ],
-)
-def test_what_cannot_fit_is_an_answer(
-    arguments: tuple[str, ...], reason: str, cache_dir: Path, tmp_path: Path
-) -> None:
-    """Known before anything runs, it is a row as if it had been found out."""
-    folder = sweep(
-        "testbed=virtual",
-        "model=debug",
-        "testbed.num_devices=2",
-        "workload.prompt_tokens=3",
-        *arguments,
-        cache_dir=cache_dir,
-        tmp_path=tmp_path,
-    )
-    runs = pd.read_parquet(folder / "runs.parquet")
-    assert runs.status.tolist() == ["oom", "ok"]
-    assert reason in runs.error[0]
-
-
 @pytest.mark.skipif(sys.platform != "linux", reason="no cap is enforced here")
 def test_a_sweep_with_caps(cache_dir: Path, tmp_path: Path) -> None:
     """What fits only with a window runs with a window, with the same tokens; the rest is a row."""

@@ -37,7 +37,7 @@ from tpi_bench.engine.vectors import (
     zeros,
 )
 
-# Bytes: what memory takes to answer, at its full rate. Measured; numbers take longer to compute.
+# Bytes: what memory takes to answer, at its full rate. Each is what was fastest on one CPU.
 _AHEAD_OF_FLOATS, _AHEAD_OF_NUMBERS = 3072, 6144
 _LINE = 64
 

@@ -25,7 +25,8 @@ def place_blocks(sizes: Sequence[int], window: int, alignment: int = PAGE) -> tu
     directions. No area is smaller than the blocks of the fullest moment (Proposition 5 of TPI-LLM);
     an area of fixed addresses is often larger, as a cycle seldom is a whole number of windows: of
     each kind of block at most one more, where there are enough of them. The smallest of some ways
-    is taken, those of wider windows too, so a wider window never needs less.
+    is taken, those of some wider windows too, so that a wider one does not need less (tested to 16
+    blocks).
     """
     rounded = tuple(-(-size // alignment) * alignment for size in sizes)
     places, area = _best_places(rounded, max(1, min(window, len(rounded))))

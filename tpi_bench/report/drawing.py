@@ -67,7 +67,7 @@ def _beaten_limits(rows: pd.DataFrame) -> list[str]:
     """Says of how many points the limit is not to be believed; nothing where there is none."""
     if "beats_limit" not in rows:
         return []
-    count = int((rows.beats_limit == True).sum())  # noqa: E712  (None in rows of points that failed)
+    count = int(rows.beats_limit.eq(True).sum())  # nothing in rows of points that failed
     words = f"{count} of {len(rows)} points are faster than their limit, which was probed on a "
     return [words + "busier host (column beats_limit)"] if count else []
 
