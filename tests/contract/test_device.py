@@ -32,6 +32,13 @@ def test_an_operator_takes_the_longer_of_bytes_and_operations() -> None:
     assert profile.work_ns(()) == 0
 
 
+def test_a_product_with_several_rows_takes_both() -> None:
+    """50 ns of reading and 250 of computing: one row 250, two rows 300."""
+    profile = replace(ideal_device(), memory_gb_per_s=2, peak_gflops=4)
+    one, two = (Operator(1000, 100, "float32", "float32", rows) for rows in (1, 2))
+    assert [profile.work_ns((one,)), profile.work_ns((two,))] == [250, 300]
+
+
 def test_rates_are_those_of_the_precision() -> None:
     """Memory gives 4 GB/s and fp32 8 GFLOPS; 4-bit weights come at 2, bf16 does 5.
 

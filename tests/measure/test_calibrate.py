@@ -42,19 +42,33 @@ def test_the_profile_has_what_was_measured_with_so_many_threads(tmp_path: Path) 
 
 
 def test_products_are_measured_in_every_precision(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(calibrate, "_MEMORY_BYTES", 1 << 20)
-    monkeypatch.setattr(calibrate, "_COLUMNS", 256)
-    monkeypatch.setattr(calibrate, "_SQUARE", 64)
-    monkeypatch.setattr(calibrate, "_PASSES", 2)
+    small = {"_MEMORY_BYTES": 1 << 20, "_SWEPT_BYTES": 1 << 20, "_COLUMNS": 256, "_PASSES": 2}
+    for name, value in small.items():
+        monkeypatch.setattr(calibrate, name, value)
     num_threads = torch.get_num_threads()
-    rows = calibrate._measure_products(1)
+    rows = calibrate._measure_compute(1)
     torch.set_num_threads(num_threads)
-    units = ("gb_per_s", "gflops")
-    assert [row["name"] for row in rows] == [f"{w}_{unit}" for w in WEIGHTS[1:] for unit in units]
+    of_precisions = [f"{w}_{unit}" for w in WEIGHTS[1:] for unit in ("gb_per_s", "gflops")]
+    names = ["memory_gb_per_s", "peak_gflops", *of_precisions, "op_overhead_us"]
+    assert [row["name"] for row in rows] == names
     assert all(0 < row["min"] <= row["median"] <= row["max"] for row in rows)
 
 
-@pytest.mark.parametrize("held", WEIGHTS[1:])
+def test_the_time_of_bytes_is_left_out_of_arithmetic(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reading takes 1 s and many rows 3, so that their arithmetic takes 2; at least half of it."""
+    monkeypatch.setattr(calibrate, "_MEMORY_BYTES", 1 << 20)
+    monkeypatch.setattr(calibrate, "_COLUMNS", 256)
+    monkeypatch.setattr(calibrate, "_ROWS", 10)
+    flops = 2 * 10 * (1 << 18)
+    for both_s, computing_s in ((3.0, 2.0), (1.5, 0.75)):
+        times = iter([[1.0], [both_s]])
+        monkeypatch.setattr(calibrate, "_times", lambda fn, times=times: next(times))
+        reading, computing = calibrate._measure_products("float32")
+        assert reading["median"] == (1 << 20) / 1e9
+        assert computing["median"] == flops / computing_s / 1e9
+
+
+@pytest.mark.parametrize("held", WEIGHTS)
 def test_what_is_multiplied_has_the_bytes_that_were_asked_for(held: str) -> None:
     tensors = calibrate._stored(held, 1 << 22)
     nbytes = sum(tensor.nbytes for tensor in tensors)

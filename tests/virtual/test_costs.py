@@ -108,6 +108,7 @@ def test_a_product_with_weights_is_one_operator_of_their_precision(
         nbytes=weight_bytes + state_bytes,
         weights=held,
         dtype=str(dtype).removeprefix("torch."),
+        num_rows=num_rows,
     )
     x = meta(num_rows, 64, dtype=dtype)
     planned = stored(held, "meta")

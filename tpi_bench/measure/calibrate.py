@@ -2,7 +2,7 @@
 
 Every number is the median of a few passes, with the least and the most. Kept in the cache; the
 virtual testbed charges reads, messages and, for other devices' measured costs, their ratio by it.
-Rates of half precision and of quantised weights are those of the engine's own products.
+All rates of computing are those of the engine's own products.
 """
 
 from __future__ import annotations
@@ -32,11 +32,13 @@ if TYPE_CHECKING:
 
     from tpi_bench.contract.runtime import Runtime
 
-_VERSION = 2  # goes up with what is measured: calibrations of an older kind are made again
+_VERSION = 3  # goes up with what is measured: calibrations of an older kind are made again
 _PASSES = 7
 _MEMORY_BYTES = 128 << 20
 _COLUMNS = 4096
-_SQUARE = 1024
+_ROWS = 128  # of a prompt
+_SWEPT_BYTES = 8 << 20
+_SMALL_OPERATORS = 32
 _DISK_BYTES = 256 << 20
 _BLOCK_BYTES = 4 << 20
 _QUEUE_DEPTH = 16
@@ -85,8 +87,7 @@ def calibrate(cache_dir: Path) -> dict[str, Any]:
     cores = len(available_cpus())
     found: dict[str, Any] = {"threads": {}}
     for threads in sorted({1, cores}):
-        rows = [*in_helper(_measure_compute, threads), *in_helper(_measure_products, threads)]
-        found["threads"][str(threads)] = rows
+        found["threads"][str(threads)] = in_helper(_measure_compute, threads)
     found["host"] = [*in_helper(_measure_disk, cache_dir), _measure_messages()]
     path = calibration_file(cache_dir)
     with cache.locked(path):
@@ -116,53 +117,68 @@ def _times(fn: Callable[[], object]) -> list[float]:
 
 
 def _measure_compute(threads: int) -> list[dict[str, Any]]:
-    """Memory bandwidth as a product of a large matrix and a vector sees it, GEMM, overhead."""
+    """The engine's products with a vector and with a prompt's rows in each precision, and what an
+    operator costs besides.
+    """
     import torch
 
-    torch.set_num_threads(threads)
-    with torch.inference_mode():
-        matrix = torch.ones(8, _MEMORY_BYTES // 4 // 8 // 1024, 1024)
-        column = torch.ones(8, 1, 1024).transpose(1, 2)
-        memory = _times(lambda: torch.bmm(matrix, column))
-        square = torch.ones(_SQUARE, _SQUARE)
-        gemm = _times(lambda: square @ square)
-        few = torch.ones(8)
-
-        def many() -> None:
-            for _ in range(1000):
-                torch.add(few, few)
-
-        overhead = _times(many)
-    return [
-        _row("memory_gb_per_s", [matrix.nbytes / t / 1e9 for t in memory]),
-        _row("peak_gflops", [2 * _SQUARE**3 / t / 1e9 for t in gemm]),
-        _row("op_overhead_us", [t * 1e3 for t in overhead]),
-    ]
-
-
-def _measure_products(threads: int) -> list[dict[str, Any]]:
-    """The engine's products with a vector and with many, for each precision but fp32."""
-    import torch
-
-    from tpi_bench.engine.matrix import Matrix, prepare_kernels
+    from tpi_bench.engine.matrix import prepare_kernels
 
     torch.set_num_threads(threads)
     prepare_kernels()
-    rows = []
     with torch.inference_mode():
-        for held in WEIGHTS[1:]:
-            dtype = getattr(torch, resolve_types("auto", held)[0])
-            tensors = _stored(held, _MEMORY_BYTES)
-            nbytes = sum(tensor.nbytes for tensor in tensors)
-            large, vector = Matrix(*tensors), torch.ones(1, _COLUMNS, dtype=dtype)
-            reading = _times(functools.partial(large, vector))
-            num_rows = _SQUARE * _SQUARE // _COLUMNS
-            small = Matrix(*(tensor[:num_rows] for tensor in tensors))
-            many = torch.ones(_SQUARE, _COLUMNS, dtype=dtype)
-            computing = _times(functools.partial(small, many))
-            rows.append(_row(f"{held}_gb_per_s", [nbytes / t / 1e9 for t in reading]))
-            rows.append(_row(f"{held}_gflops", [2 * _SQUARE**3 / t / 1e9 for t in computing]))
-    return rows
+        rows = [row for held in WEIGHTS for row in _measure_products(held)]
+        return [*rows, _row("op_overhead_us", _overheads_us())]
+
+
+def _measure_products(held: str) -> list[dict[str, Any]]:
+    """Bytes a second of a matrix times one vector, operations a second of one times `_ROWS`.
+
+    The matrix is not in a cache. Of the time of many rows what its bytes take is left out, at most
+    half: the roofline adds it again (`contract/device.py`).
+    """
+    import torch
+
+    from tpi_bench.engine.matrix import Matrix
+
+    dtype = getattr(torch, resolve_types("auto", held)[0])
+    tensors = _stored(held, _MEMORY_BYTES)
+    nbytes = sum(tensor.nbytes for tensor in tensors)
+    matrix, vector = Matrix(*tensors), torch.ones(1, _COLUMNS, dtype=dtype)
+    reading = _times(functools.partial(matrix, vector))
+    rows = torch.ones(_ROWS, _COLUMNS, dtype=dtype)
+    reading_s = statistics.median(reading)
+    both = _times(functools.partial(matrix, rows))
+    computing = [max(taken - reading_s, taken / 2) for taken in both]
+    flops = 2 * _ROWS * matrix.shape[0] * matrix.shape[1]
+    names = ("memory_gb_per_s", "peak_gflops")
+    if held != WEIGHTS[0]:
+        names = (f"{held}_gb_per_s", f"{held}_gflops")
+    return [
+        _row(names[0], [nbytes / taken / 1e9 for taken in reading]),
+        _row(names[1], [flops / taken / 1e9 for taken in computing]),
+    ]
+
+
+def _overheads_us() -> list[float]:
+    """Of a small operator that follows a product, which leaves little of torch in the caches.
+
+    One after the other a thousand would take a tenth of it.
+    """
+    import torch
+
+    from tpi_bench.engine.matrix import Matrix
+
+    product = Matrix(*_stored(WEIGHTS[0], _SWEPT_BYTES))
+    vector, few = torch.ones(1, _COLUMNS), torch.ones(8)
+
+    def small_s() -> float:
+        product(vector)
+        return seconds(lambda: torch.add(few, few))
+
+    return [
+        1e6 * statistics.median(small_s() for _ in range(_SMALL_OPERATORS)) for _ in range(_PASSES)
+    ]
 
 
 def _stored(held: str, nbytes: int) -> list[torch.Tensor]:
@@ -176,7 +192,8 @@ def _stored(held: str, nbytes: int) -> list[torch.Tensor]:
     if held == "q4":
         scales = torch.ones(2 * shape[0], _COLUMNS // GROUP, dtype=torch.float16)
         return [torch.ones(2 * shape[0], _COLUMNS // 2, dtype=torch.uint8), scales]
-    return [torch.ones(shape[0] // 2, _COLUMNS, dtype=getattr(torch, held))]
+    dtype: torch.dtype = getattr(torch, held)
+    return [torch.ones(shape[0] // dtype.itemsize, _COLUMNS, dtype=dtype)]
 
 
 def _measure_disk(cache_dir: Path) -> list[dict[str, Any]]:

@@ -73,7 +73,8 @@ def _product(
 ) -> Operator:
     """x (T, i) times a matrix (o, i); at 4 bits `values` (o, i / 2) holds two in a byte."""
     held = _QUANTISED.get(values.dtype) or _name(values.dtype)
-    return Operator(2 * x.numel() * values.shape[0], nbytes, held, _name(x.dtype))
+    flops = 2 * x.numel() * values.shape[0]
+    return Operator(flops, nbytes, held, _name(x.dtype), x.shape[0])
 
 
 def _has_flops(packet: OpOverloadPacket) -> bool:
