@@ -4,12 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 TEST_WORKERS ?= 2
+SIMGRID_PYTHON ?= /usr/bin/python3
 
 .DEFAULT_GOAL := help
-.PHONY: help install fig_latency bench exactness test test_product columns lint types check clean clean_cache
+.PHONY: help install fig_latency bench exactness test test_product validate_network columns lint types check clean clean_cache
 
 help:  ## Show this list
-	@grep -hE '^[a-z_]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z_]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
 
 install: $(STAMP)  ## Make .venv with everything in it (seconds when nothing changed)
 
@@ -35,6 +36,9 @@ test: $(STAMP)  ## All tests, TEST_WORKERS=2 at a time
 
 test_product: $(STAMP)  ## Every variant x devices x collective x window x prompt against Transformers (an hour)
 	$(BIN)/python -m pytest -m product tests/engine/test_exact.py
+
+validate_network: $(STAMP)  ## The virtual network against SimGrid, which others wrote (a minute)
+	$(BIN)/python -m tests.network_check --simgrid-python $(SIMGRID_PYTHON)
 
 columns: $(STAMP)  ## Write the list of all columns into results/README.md
 	$(BIN)/python -m tpi_bench.report.columns

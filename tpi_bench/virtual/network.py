@@ -7,7 +7,7 @@ share a port wait for each other's whole messages: the mean is that of a fair sh
 not, and a small message behind a large one waits longer than with packets in turns. A message whose
 bits come more slowly than a port could pass them takes only the port's own time for them, as if it
 did so at once, and leaves the rest to others. Losses, retransmissions, TCP's slow start and Wi-Fi's
-contention for the channel are left out.
+contention for the channel are left out. `make validate_network` holds it against SimGrid.
 
 The runtime sends over a `Fabric`; planners ask for `transfers_s`.
 """
