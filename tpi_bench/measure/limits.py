@@ -70,6 +70,7 @@ def point_limits(
         limit_network_s=network_s,
         limit_token_s=token_limit_s(times, network_s),
         limit_spread=0.0 if host is None else host.spread,
+        busy_cores_probe=math.nan if host is None else host.busy_cores,
         beats_limit=None,  # its speed is not known here
         raw_round_trip_s=math.nan if host is None else host.round_trip_s,
     )
