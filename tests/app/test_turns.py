@@ -33,9 +33,9 @@ def test_who_shall_not_wait_is_refused(
     """In a sweep and alone: a refusal is no row."""
     for more in (
         ["task=generate"],
-        ["task=measure", "-m", "repeat=0,1", f"results_dir={tmp_path}"],
+        ["-m", "task=measure", "repeat=0,1", f"results_dir={tmp_path}"],
     ):
-        done = run(*MEASURED, *more, "wait=false", "report=json", cache_dir=cache_dir)
+        done = run(*more, *MEASURED, "wait=false", "report=json", cache_dir=cache_dir)
         assert done.returncode == 1
         report = report_of(done)
         assert report["error"].startswith(f"this host is measured by process {os.getpid()} (")

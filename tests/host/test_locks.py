@@ -26,7 +26,8 @@ def python(code: str, *arguments: object) -> subprocess.Popen:
 HOLD = """
 import sys, pathlib
 from tpi_bench.host.locks import Lock
-assert Lock(pathlib.Path(sys.argv[1])).take()
+lock = Lock(pathlib.Path(sys.argv[1]))
+assert lock.take()
 print("held", flush=True)
 sys.stdin.read()
 """

@@ -45,7 +45,7 @@ class Holder:
 
 
 class Lock:
-    """One file, and one beside it that says who holds it. Between threads it is none."""
+    """One file, and one beside it that says who holds it. It is held while this object lives."""
 
     def __init__(self, path: Path) -> None:
         self._lock = filelock.FileLock(path)
