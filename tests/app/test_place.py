@@ -14,7 +14,7 @@ import pytest
 
 from tests.helpers.command_line import ROOT, report_of, run
 from tests.report.test_rows import RUN
-from tpi_bench.app.place import ResultsPlace
+from tpi_bench.app.place import ResultsPlace, open_place
 from tpi_bench.host.locks import Lock
 from tpi_bench.report.folder import CannotWrite, ResultsFolder
 from tpi_bench.report.rows import Record
@@ -154,7 +154,6 @@ def stored(tmp_path: Path, *arguments: str) -> Path:
     folder = ResultsFolder(tmp_path / "begun")
     folder.create()
     folder.keep_arguments(arguments)
-    folder.keep_arguments(["others"])
     return folder.folder
 
 
@@ -175,6 +174,23 @@ def test_what_makes_other_points_may_not(tmp_path: Path) -> None:
     folder = stored(tmp_path, "-m", "system=tpi,galaxy")
     with pytest.raises(ValueError, match=r"was made with -m system=tpi,galaxy, not with system=x;"):
         ResultsPlace().with_stored([f"resume={folder}", "system=x"])
+
+
+def test_a_folder_without_a_row_is_as_good_as_new(tmp_path: Path) -> None:
+    """What was refused at its first point can be typed again, better, with the same folder."""
+    folder = ResultsFolder(tmp_path / "out")
+    for arguments in (["-m", "system=tpi"], ["-m", "system=galaxy"]):
+        open_place(folder.folder, arguments, None).give_back()
+        assert folder.arguments == arguments
+    open_place(folder.folder, ["-m", "report=json"], str(folder.folder)).give_back()
+    assert folder.arguments == ["-m", "system=galaxy"]
+    folder.save(Record(run=RUN))
+    with pytest.raises(ValueError, match=r"an experiment was begun there; go on with resume="):
+        open_place(folder.folder, [], None)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.tex").touch()
+    with pytest.raises(ValueError, match=r"it is not empty; give a new folder"):
+        open_place(tmp_path / "other", [], None)
 
 
 # A full disk.

@@ -50,7 +50,7 @@ def test_virtual_points_wait_for_nobody(other_measurement: Lock, cache_dir: Path
 
 def test_who_waits_says_for_whom_and_goes_on(other_measurement: Lock, cache_dir: Path) -> None:
     process = subprocess.Popen(
-        [sys.executable, "-m", "tpi_bench", *MEASURED, f"cache_dir={cache_dir}"],
+        [sys.executable, "-m", "tpi_bench", *MEASURED, "verbosity=debug", f"cache_dir={cache_dir}"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -65,3 +65,5 @@ def test_who_waits_says_for_whom_and_goes_on(other_measurement: Lock, cache_dir:
     out, errors = process.communicate(timeout=60)
     assert process.returncode == 0, errors
     assert "token latency" in out
+    assert "running the point took " in errors
+    assert "probing the host again took " in errors

@@ -40,7 +40,6 @@ class Sweep(Callback):
 
     def __init__(self, arguments: Sequence[str]) -> None:
         self.arguments = list(arguments)
-        self._is_sweep = False
         self._bar: tqdm[Any] | None = None
         self._lock: Lock | None = None
         self._jobs: list[list[str]] | None = None
@@ -58,7 +57,6 @@ class Sweep(Callback):
             self._lock = open_place(folder, self.arguments, config.resume)
         except (ValueError, OSError, InUse) as error:
             fail_of(config.report, error)
-        self._is_sweep = True
         self._jobs = all_jobs(config)
         _LOG.info("results: %s", folder)
         if config.resume is not None:

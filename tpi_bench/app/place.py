@@ -48,7 +48,7 @@ class ResultsPlace:
                 f"{resumed}: no {ARGUMENTS_FILE} there; give the folder of a stopped experiment"
             )
         if folder.is_finished:
-            raise ValueError(f"{resumed}: {_finished(folder, stored)}")
+            raise ValueError(f"{resumed}: {_finished(folder)}")
         asked = without_resume(arguments)
         added = [text for text in asked if text.partition("=")[0] in _FREE]
         different = [text for text in asked if text not in {*stored, *added}]
@@ -74,6 +74,8 @@ def open_place(folder: Path, arguments: Sequence[str], resume: str | None) -> Lo
     results = ResultsFolder(folder)
     if resume is None:
         _refuse_what_is_there(results)
+    elif results.is_finished:
+        raise ValueError(f"resume={resume}: {_finished(results)}")
     results.create()
     lock = Lock(results.lock_path)
     with results.writing():
@@ -83,7 +85,8 @@ def open_place(folder: Path, arguments: Sequence[str], resume: str | None) -> Lo
             f"the results folder {folder} is in use by {lock.holder}; wait for it, or take "
             "another folder"
         )
-    results.keep_arguments(arguments)
+    if resume is None:  # else whoever takes it up may have added `report=json`
+        results.keep_arguments(arguments)
     return lock
 
 
@@ -102,23 +105,21 @@ def _results_folder(resume: str | None, output_dir: str | None, results_dir: str
 
 def _refuse_what_is_there(results: ResultsFolder) -> None:
     """`output_dir` must be new or empty."""
-    folder = results.folder
-    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
-        stored = None if folder.is_file() else results.arguments
-        if stored is None:
-            advice = "it is not empty; give a new folder"
-        elif results.is_finished:
-            advice = _finished(results, stored)
-        else:
-            advice = f"an experiment was begun there; go on with resume={folder}"
-        raise ValueError(f"output_dir={folder}: {advice}")
+    if results.is_unused:
+        return
+    if results.is_finished:
+        advice = _finished(results)
+    elif results.arguments is None:
+        advice = "it is not empty; give a new folder"
+    else:
+        advice = f"an experiment was begun there; go on with resume={results.folder}"
+    raise ValueError(f"output_dir={results.folder}: {advice}")
 
 
-def _finished(results: ResultsFolder, stored: Sequence[str]) -> str:
+def _finished(results: ResultsFolder) -> str:
     """That the folder is finished, and what can be done."""
-    figure = results.figure
-    again = f"draw it again with: python -m {figure} {results.folder}; " if figure else ""
-    return (
-        f"it is finished ({len(read_runs(results.folder))} points) and is never written into; "
-        f"{again}measure it anew with: python -m tpi_bench {shlex.join(stored)}"
-    )
+    figure, stored = results.figure, results.arguments
+    again = f"; draw it again with: python -m {figure} {results.folder}" if figure else ""
+    anew = f"; measure it anew with: python -m tpi_bench {shlex.join(stored)}" if stored else ""
+    num_points = len(read_runs(results.folder))
+    return f"it is finished ({num_points} points) and is never written into{again}{anew}"

@@ -113,12 +113,15 @@ def _perplexity(settings: Settings) -> None:
             found.append(score)
             if is_text:
                 print(perplexity.score_line(score), flush=True)
+    all_failed = all(score.error for score in found)
+    status = ExitStatus.ERROR if all_failed else ExitStatus.OK
     if is_text:
         print(f"of {max(score.num_tokens for score in found)} tokens")
     else:
-        print(json.dumps(perplexity.score_report(found)), flush=True)
-    if all(score.error for score in found):
-        sys.exit(1)
+        said = {"exit_reason": status.reason, "text": None, "results": None}
+        print(json.dumps(perplexity.score_report(found) | said), flush=True)
+    if status != ExitStatus.OK:
+        sys.exit(status)
 
 
 def _measure(settings: Settings, folder: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import logging
 import math
 import tempfile
 import time
@@ -22,6 +23,7 @@ from tpi_bench.measure.probe import HostLimits
 from tpi_bench.measure.record import begin_page_cache, make_record
 from tpi_bench.report.rows import BUSY_SHARE, Exactness, Limits, Record, Speed
 
+_LOG = logging.getLogger(__name__)
 _LOOK_S = 0.1  # at how busy the host is
 _PAUSES_S = (0.0, 0.5, 1.0)  # before each further probe of it
 
@@ -33,16 +35,20 @@ def measure(prepared: Prepared, on_token: Callable[[int], None] | None = None) -
     job = replace(prepared.job, stream=on_token is not None)
     started = datetime.datetime.now(datetime.UTC).isoformat()
     busy_at_start = busy_cores(_LOOK_S) if testbed.measures_here else math.nan
-    host = host_limits(testbed, system, job)
+    with _step("probing the host"):
+        host = host_limits(testbed, system, job)
     page_cache = begin_page_cache(testbed, job, settings.cache)
     exactness = Exactness.unmeasured()
     with _logits_file(settings.check) as logits_path:
         job = replace(job, logits_path=logits_path)
-        outcome = _answered(testbed.run(job, on_token, cache.cache_folder(settings.cache_dir)))
+        with _step("running the point"):
+            cache_dir = cache.cache_folder(settings.cache_dir)
+            outcome = _answered(testbed.run(job, on_token, cache_dir))
         if settings.check and outcome.status == "ok":
             exactness = compare_with_oracle(settings, prepared.model, job, outcome)
     speed = speed_of(outcome)
-    limits = _limits_seen_again(prepared, outcome, speed, host)
+    with _step("probing the host again"):
+        limits = _limits_seen_again(prepared, outcome, speed, host)
     least_s = limits.limit_token_s * (1 - limits.limit_spread)
     limits = replace(limits, beats_limit=speed.token_latency_s < least_s)
     return make_record(
@@ -72,6 +78,14 @@ def _limits_seen_again(
         if not is_busy and not speed.token_latency_s < limits.limit_token_s:  # it may be NaN
             break
     return limits
+
+
+@contextlib.contextmanager
+def _step(words: str) -> Iterator[None]:
+    """Told with `verbosity=debug`."""
+    start = time.monotonic()
+    yield
+    _LOG.debug("%s took %.2f s", words, time.monotonic() - start)
 
 
 @contextlib.contextmanager

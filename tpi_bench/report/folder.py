@@ -82,11 +82,20 @@ class ResultsFolder:
         path = self.folder / ARGUMENTS_FILE
         return json.loads(path.read_text()) if path.is_file() else None
 
+    @property
+    def is_unused(self) -> bool:
+        """Whether nothing is there, or only what is left where the first point was refused."""
+        if not self.folder.exists():
+            return True
+        if not self.folder.is_dir() or any(self._points.glob("*.json")):
+            return False
+        left = {ARGUMENTS_FILE, _CONFIG_FILES[0], self._points.name}
+        return {path.name for path in self.folder.iterdir()} <= left
+
     def keep_arguments(self, arguments: Sequence[str]) -> None:
-        """Once: whoever takes it up again may add `report=json`."""
-        if self.arguments is None:
-            with self.writing():
-                cache.write_json(self.folder / ARGUMENTS_FILE, list(arguments))
+        """For `resume=`."""
+        with self.writing():
+            cache.write_json(self.folder / ARGUMENTS_FILE, list(arguments))
 
     @property
     def figure(self) -> str | None:
