@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.helpers.settings import settings_of
 from tpi_bench.contract.job import Outcome
 from tpi_bench.measure import point
 from tpi_bench.measure.probe import HostLimits
@@ -81,3 +82,10 @@ def test_the_best_of_several_probes_counts(
 def test_a_busy_host_is_told(changes: dict, is_told: bool) -> None:
     run = replace(RunRow.of(), status="ok", **({"cores": 2} | changes))
     assert ("measured on a busy host" in point_line(run, ["x=1"])) is is_told
+
+
+@pytest.mark.parametrize(
+    ("testbed", "measures"), [("processes", True), ("virtual", False), ("virtual_measured", True)]
+)
+def test_who_measures_this_host_takes_its_turn(testbed: str, measures: bool) -> None:
+    assert settings_of(f"testbed={testbed}").testbed.measures_here is measures

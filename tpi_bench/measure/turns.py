@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import warnings
 from collections.abc import Iterator
 
 import platformdirs
@@ -31,7 +32,9 @@ def measuring_turn(testbed: Testbed | None, *, wait: bool) -> Iterator[None]:
     if testbed is not None and not testbed.measures_here:
         yield
         return
-    folder = platformdirs.user_runtime_path("tpi_bench", ensure_exists=True)
+    with warnings.catch_warnings():  # of a folder of another user, which is not taken
+        warnings.simplefilter("ignore")
+        folder = platformdirs.user_runtime_path("tpi_bench", ensure_exists=True)
     with contextlib.ExitStack() as held:
         try:
             held.enter_context(turn(folder, _say if wait else None))
