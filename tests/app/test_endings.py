@@ -7,6 +7,7 @@ import pty
 import signal
 import subprocess
 import sys
+import termios
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -86,6 +87,7 @@ def test_a_script_that_stops_it_gets_its_object(cache_dir: Path) -> None:
 @pytest.mark.parametrize("is_shown", [True, False])
 def test_a_bar_on_a_terminal_or_lines(is_shown: bool, cache_dir: Path, tmp_path: Path) -> None:
     ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (24, 120))
     command = [sys.executable, "-m", "tpi_bench", "-m", *REFUSED, "testbed.num_devices=20,30"]
     command += [f"progress={str(is_shown).lower()}", f"results_dir={tmp_path}"]
     process = subprocess.Popen(

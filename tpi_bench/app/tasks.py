@@ -184,7 +184,7 @@ def _print_report(
     from tpi_bench.models.tokenizer import TextStream
 
     text = None
-    if tokenizer_folder is not None:
+    if tokenizer_folder is not None and (tokenizer_folder / "tokenizer.json").is_file():
         stream = TextStream(tokenizer_folder)
         text = "".join(stream.add(row.token_id) for row in record.tokens)
     reason = status_of_run(record.run).reason

@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import shlex
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -21,6 +22,7 @@ import psutil
 from tpi_bench.host import cache
 
 _POLL_S = 0.1
+_LOOKS = 4  # at the note of a holder
 _COMMAND_LENGTH = 120  # of a command line that is named
 
 
@@ -73,11 +75,13 @@ class Lock:
 
     @property
     def holder(self) -> str:
-        """Who was seen to hold it, in words; a note that a dead process left is not believed."""
-        with contextlib.suppress(OSError, ValueError, TypeError):
-            found = Holder(**json.loads(self._note.read_text()))
-            if psutil.pid_exists(found.pid):
-                return str(found)
+        """Who is seen to hold it, in words; a note that a dead process left is not believed."""
+        for _ in range(_LOOKS):  # whoever has just taken it has yet to write its note
+            with contextlib.suppress(OSError, ValueError, TypeError):
+                found = Holder(**json.loads(self._note.read_text()))
+                if psutil.pid_exists(found.pid):
+                    return str(found)
+            time.sleep(_POLL_S / 2)
         return "another process"
 
 
