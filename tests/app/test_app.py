@@ -48,7 +48,9 @@ def test_the_contract_for_scripts(checkpoints: dict[str, Path], cache_dir: Path)
     )
     assert done.returncode == 0, done.stderr
     report = report_of(done)
-    assert report["status"] == "ok"
+    assert (report["status"], report["exit_reason"]) == ("ok", "ok")
+    assert report["text"] is None  # a checkpoint without a tokenizer
+    assert report["results"] is None
     assert report["token_ids"] == oracle(folder, (1, 2, 3), 16)[0]
     assert report["ttft_s"] > 6 * 4e-3  # 6 allreduces, each two messages of 2 ms
     assert len(report["token_latencies_s"]) == 15
@@ -97,9 +99,10 @@ def test_bad_input_is_one_line_and_nothing_starts(
     done = run(
         *[g for g in given if g.partition("=")[0] not in names], *arguments, cache_dir=cache_dir
     )
-    assert done.returncode == 1
+    assert done.returncode == 2
     report = report_of(done)
     assert report["status"] == "error"
+    assert report["exit_reason"] == "usage"
     assert message in report["error"]
     lines = done.stderr.strip().split("\n")
     assert lines == [f"error: {report['error']}"]
@@ -126,6 +129,8 @@ def test_check_says_its_verdict(
     [
         ["cache_dir=5"],
         ["name=../x"],
+        ["verbosity=loud"],
+        ["wait=perhaps"],
         ["network.timeout_s=inf"],
         ["workload.seed=-1"],
         ["workload.warmup_tokens=9999"],
@@ -139,6 +144,6 @@ def test_more_bad_values(
     done = subprocess.run(
         command, capture_output=True, text=True, cwd=ROOT, timeout=60, check=False
     )
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert done.stderr.startswith("error: ")
     assert done.stderr.count("\n") == 1

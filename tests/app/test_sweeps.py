@@ -81,7 +81,7 @@ def test_a_failed_point_is_a_row_and_the_sweep_goes_on(
         f"results_dir={tmp_path}",
         cache_dir=cache_dir,
     )
-    assert done.returncode == 1
+    assert done.returncode == 5
     (folder,) = (tmp_path / "tiny").iterdir()
     runs = pd.read_csv(folder / "runs.csv")
     assert sorted(runs.status) == ["error", "ok"]
@@ -107,13 +107,15 @@ def test_a_seed_fixes_sampled_tokens(cache_dir: Path, tmp_path: Path) -> None:
     assert first != other
 
 
-def test_num_points_counts_overrides_once() -> None:
+def test_jobs_count_overrides_once() -> None:
     from omegaconf import OmegaConf
 
     params = {"repeat": "0,1,2", "network.link_latency_ms": "0,0.5,1", "system": "tpi,pipeline"}
     overrides = {"task": ["+experiment=x", "repeat=0", "system=tpi,a,b,c"]}
     config = OmegaConf.create({"hydra": {"sweeper": {"params": params}, "overrides": overrides}})
-    assert experiment.num_points(config) == 1 * 3 * 4
+    jobs = experiment.all_jobs(config)
+    assert jobs is not None
+    assert len(jobs) == 1 * 3 * 4
 
 
 def test_different_configurations_are_different_lines(
@@ -157,7 +159,7 @@ def test_values_that_do_not_go_together_are_left_out(
         f"results_dir={tmp_path}",
         cache_dir=cache_dir,
     )
-    assert done.returncode == 1
+    assert done.returncode == 5
     assert "left out: with system.loading=mmap" in done.stderr
     (folder,) = (tmp_path / "sweep").iterdir()
     assert pd.read_parquet(folder / "runs.parquet").system_loading.tolist() == ["overlapped"]

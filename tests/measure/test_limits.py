@@ -215,3 +215,21 @@ def test_memory_is_read_as_much_as_a_token_touches(
         limits.host_limits(settings.testbed, settings.system, job)
         weights = sum(b.weight_bytes for rank in job.blocks for b in rank if b.kind != "input")
         assert asked[-1] == weights > 32 << 20
+
+
+def test_a_message_is_as_fast_as_it_was_ever_seen(tmp_path: Path) -> None:
+    """In the point, where the first few may come at a bad moment, or between plain processes."""
+    settings = settings_of(
+        "model=debug", "workload.prompt_ids=[1]", "network=none", f"cache_dir={tmp_path}"
+    )
+    job = prepare(settings).job
+    generation = Generation(token_ids=[0] * 3, request_ns=0, token_ns=[1, 2, 3], account=[])
+    outcome = Outcome(status="ok", generation=generation, round_trips_ns=[420_000, 480_000])
+
+    def network_s(round_trip_s: float) -> float:
+        host = replace(HOST, round_trip_s=round_trip_s)
+        found = limits.point_limits(settings.testbed, settings.system, job, outcome, host)
+        return found.limit_network_s
+
+    assert network_s(42e-6) == pytest.approx(network_s(math.nan) / 10)
+    assert network_s(900e-6) == network_s(math.nan) > 0

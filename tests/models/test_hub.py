@@ -158,7 +158,7 @@ def test_a_model_is_fetched_once_and_then_runs_without_the_hub(
 
 def refusal_of(done: subprocess.CompletedProcess) -> str:
     """The error of a run that was refused with one line, and the same in its JSON report."""
-    assert done.returncode == 1
+    assert done.returncode == 2
     report = report_of(done)
     assert report["status"] == "error"
     assert done.stderr.strip().split("\n") == [f"error: {report['error']}"]

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pandas as pd
+import pytest
 from matplotlib.figure import Figure
 
+from tests.helpers.command_line import ROOT
 from tpi_bench.report import figures
 from tpi_bench.report.drawing import Drawing
 
@@ -42,3 +47,26 @@ def test_other_rows_are_left_as_they_are(tmp_path: Path) -> None:
         assert drawing(None).text(rows) == "a table"
         drawing("What it shows", drawn).save(rows, tmp_path)
         assert drawn[-1].get_suptitle() == "What it shows"
+
+
+@pytest.mark.parametrize("config", ["config.yaml", "multirun.yaml"])
+def test_rows_of_another_experiment_are_refused(config: str, tmp_path: Path) -> None:
+    """A wrong figure would stay in the folder."""
+    reference = ROOT / "results" / "fig_scaling"
+    shutil.copy(reference / "runs.parquet", tmp_path)
+    shutil.copy(reference / "config.yaml", tmp_path / config)
+    kept = sorted(tmp_path.iterdir())
+    done = subprocess.run(
+        [sys.executable, "-m", "experiments.fig_precision", str(tmp_path)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=False,
+    )
+    assert done.returncode != 0
+    assert done.stderr == (
+        f"error: {tmp_path} holds the rows of experiments.fig_scaling, not of "
+        "experiments.fig_precision; draw it with: python -m experiments.fig_scaling "
+        f"{tmp_path}\n"
+    )
+    assert sorted(tmp_path.iterdir()) == kept

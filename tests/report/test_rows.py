@@ -112,9 +112,31 @@ def test_records_come_back_as_they_were_saved(tmp_path: Path) -> None:
     for record in records():
         folder.save(record)
     assert repr(folder.records()) == repr(records())
-    assert folder.is_done("a")
-    assert not folder.is_done("b")
-    assert not folder.is_done("d")
+    assert folder.done("a")
+    assert folder.done("b")  # out of memory, which is an answer
+    assert not folder.done("d")
+
+
+@pytest.mark.parametrize(
+    ("changes", "bound_s", "is_done"),
+    [
+        ({"status": "error"}, None, False),
+        ({"status": "device_lost"}, None, False),
+        ({"status": "timeout", "wall_s": 9.0, "timeout_s": 8.0}, 8.0, True),
+        ({"status": "timeout", "wall_s": 9.0, "timeout_s": 8.0}, 5.0, True),
+        ({"status": "timeout", "wall_s": 9.0, "timeout_s": 8.0}, 20.0, False),
+        ({"status": "timeout", "wall_s": 9.0, "timeout_s": 8.0}, None, False),
+        ({"status": "timeout", "wall_s": 9.0, "timeout_s": math.nan}, 5.0, False),
+    ],
+)
+def test_what_is_run_again(
+    changes: dict, bound_s: float | None, is_done: bool, tmp_path: Path
+) -> None:
+    """What failed, and what may take longer now than it did."""
+    folder = ResultsFolder(tmp_path)
+    folder.create()
+    folder.save(Record(run=replace(RUN, **changes)))
+    assert (folder.done("a", bound_s) is not None) is is_done
 
 
 def test_spans_are_a_table_where_there_are_any() -> None:

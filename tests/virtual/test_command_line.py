@@ -64,30 +64,32 @@ def test_what_cannot_be_is_one_line(
     overrides: tuple[str, ...], message: str, cache_dir: Path
 ) -> None:
     done = run(*VIRTUAL, *overrides, "report=json", cache_dir=cache_dir)
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert message in report_of(done)["error"]
     assert done.stderr.startswith("error: ")
     assert done.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize(
-    ("overrides", "status", "reason"),
+    ("overrides", "code", "status", "reason"),
     [
-        (("device.paper_emulated.memory_gb=0.0001",), "oom", "paper_emulated has 0.0001 GB"),
+        (("device.paper_emulated.memory_gb=0.0001",), 3, "oom", "paper_emulated has 0.0001 GB"),
         (
             ("testbed.fail_rank=1", "testbed.fail_at_s=0.001"),
+            1,
             "device_lost",
             "rank 1 failed at 0.001 s",
         ),
     ],
 )
 def test_a_device_that_fails_is_a_row(
-    overrides: tuple[str, ...], status: str, reason: str, cache_dir: Path
+    overrides: tuple[str, ...], code: int, status: str, reason: str, cache_dir: Path
 ) -> None:
     done = run(*VIRTUAL, *overrides, "testbed.num_devices=2", "report=json", cache_dir=cache_dir)
     report = report_of(done)
-    assert done.returncode == 1
+    assert done.returncode == code
     assert report["status"] == status
+    assert report["exit_reason"] == {3: "out_of_memory", 1: "error"}[code]
     assert reason in report["error"]
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
+from tpi_bench.app.notices import VERBOSITIES
 from tpi_bench.app.typed import describe, fits, make_dataclass
 from tpi_bench.contract.request import Workload
 from tpi_bench.host import page_cache
@@ -27,7 +28,12 @@ _PLAIN: dict[str, Any] = {
     "repeat": int,
     "check": bool,
     "timeout_s": float | None,
+    "wait": bool,
+    "verbosity": str,
+    "progress": bool,
+    "output_dir": str | None,
 }
+_NOT_BELOW = ("verbosity", "progress", "output_dir")  # of these, what no point asks for
 
 
 def build_settings(cfg: DictConfig, overrides: Sequence[str] = ()) -> Settings:
@@ -40,6 +46,7 @@ def build_settings(cfg: DictConfig, overrides: Sequence[str] = ()) -> Settings:
     assert isinstance(raw, dict)
     _check_choice("task", raw["task"], TASKS)
     _check_choice("report", raw["report"], REPORTS)
+    _check_choice("verbosity", raw["verbosity"], VERBOSITIES)
     values: dict[str, Any] = {str(k): v for k, v in raw.items()}
     _check_choice("cache", raw["cache"], page_cache.MODES)
     values["memory_mb"] = _take_memory(values["device"])
@@ -50,12 +57,14 @@ def build_settings(cfg: DictConfig, overrides: Sequence[str] = ()) -> Settings:
     }
     workload = make_dataclass(Workload, values["workload"], "workload")
     _check_plain(values)
+    plain = [name for name in _PLAIN if name not in _NOT_BELOW]
     return Settings(
-        **{name: values[name] for name in ("task", "report", "cache", "memory_mb", *_PLAIN)},
+        **{name: values[name] for name in ("task", "report", "cache", "memory_mb", *plain)},
         **groups,
         profiles=tuple(_make(device, "device") for device in values["device"]),
         workload=workload,
         raw=values,
+        overrides=tuple(overrides),
     )
 
 

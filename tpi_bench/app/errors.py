@@ -1,17 +1,61 @@
-"""What a person is told of an error: one line that says what was given and what is allowed."""
+"""How the program ends: its exit statuses, and one line that says what was given and is allowed."""
 
 from __future__ import annotations
 
 import json
+import logging
 import sys
+from enum import IntEnum
 from typing import NoReturn
 
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
+from tpi_bench.contract.plan import DoesNotFit
+from tpi_bench.host.cache import CacheError
+from tpi_bench.report.folder import CannotWrite
+from tpi_bench.report.rows import RunRow
 from tpi_bench.report.text import error_report
 
 HYDRA_ERRORS = (HydraException, OmegaConfBaseException)
+_LOG = logging.getLogger(__name__)
+
+
+class ExitStatus(IntEnum):
+    """What the shell sees; `reason` is the same in JSON (`exit_reason`)."""
+
+    OK = 0
+    ERROR = 1  # something failed, or the oracle has other tokens
+    USAGE = 2  # what was typed cannot be run
+    OUT_OF_MEMORY = 3
+    TIMEOUT = 4
+    POINTS_FAILED = 5  # a sweep came to its end, not all of it well
+    STOPPED = 130  # by Ctrl-C or SIGTERM
+
+    @property
+    def reason(self) -> str:
+        return self.name.lower()
+
+
+def status_of_error(error: BaseException) -> ExitStatus:
+    """Of what ends the program: bad input, unless the machine is to blame."""
+    if isinstance(error, DoesNotFit):
+        return ExitStatus.OUT_OF_MEMORY
+    if isinstance(error, (CacheError, CannotWrite)):
+        return ExitStatus.ERROR
+    is_input = isinstance(error, (ValueError, YAMLError, *HYDRA_ERRORS))
+    return ExitStatus.USAGE if is_input else ExitStatus.ERROR
+
+
+def status_of_run(run: RunRow) -> ExitStatus:
+    """Of a point by itself. With `check=true` other tokens than the oracle's are a failure too."""
+    if run.status == "oom":
+        return ExitStatus.OUT_OF_MEMORY
+    if run.status == "timeout":
+        return ExitStatus.TIMEOUT
+    is_good = run.status == "ok" and not run.differs_from_oracle
+    return ExitStatus.OK if is_good else ExitStatus.ERROR
 
 
 def one_line(error: BaseException) -> str:
@@ -35,9 +79,15 @@ def one_line(error: BaseException) -> str:
     return text or type(error).__name__
 
 
-def fail(report: str, message: str) -> NoReturn:
+def fail(report: str, message: str, status: ExitStatus = ExitStatus.ERROR) -> NoReturn:
     """Say it, as JSON too where that was asked for, and end."""
     print(f"error: {message}", file=sys.stderr)
     if report == "json":
-        print(json.dumps(error_report(message)))
-    sys.exit(1)
+        print(json.dumps(error_report(message, status.reason)))
+    sys.exit(status)
+
+
+def fail_of(report: str, error: BaseException) -> NoReturn:
+    """The same of an error; `verbosity=debug` shows where it came from."""
+    _LOG.debug("where it came from:", exc_info=error)
+    fail(report, one_line(error), status_of_error(error))

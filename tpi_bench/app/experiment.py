@@ -1,17 +1,17 @@
-"""A sweep from the outside: where its results go, how far it is, and its tables and figure.
+"""A sweep from the outside: its lock, how far it is, and its tables and figure.
 
 Hydra calls `Sweep` before and after the sweep and each of its points (`hydra.callbacks` in the
-configuration). A folder of results keeps what was typed, so that `resume=DIR` can go on.
+configuration). Where the results go stands in `place.py`.
 """
 
 from __future__ import annotations
 
 import importlib
 import json
+import logging
 import sys
 import traceback
 from collections.abc import Sequence
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -22,96 +22,52 @@ from omegaconf import DictConfig
 from tqdm import tqdm
 
 from tpi_bench.app.compose import build_settings
-from tpi_bench.app.errors import fail, one_line
+from tpi_bench.app.errors import ExitStatus, fail, fail_of, one_line
+from tpi_bench.app.notices import set_notices
+from tpi_bench.app.place import InUse, open_place
 from tpi_bench.app.sweeper import jobs_of_grids
-from tpi_bench.host import cache
+from tpi_bench.host.locks import Lock
 from tpi_bench.report.drawing import Drawing
-from tpi_bench.report.folder import ResultsFolder, read_runs
+from tpi_bench.report.folder import CannotWrite, ResultsFolder, read_runs
+from tpi_bench.report.sweep_table import overrides_of, sweep_table, varying
 from tpi_bench.report.text import point_line
 
-_ARGUMENTS_FILE = "overrides.json"
-_WITHOUT_FIGURE = (
-    "system",
-    "num_devices",
-    "link_latency_ms",
-    "ttft_s",
-    "token_latency_s",
-    "limit_token_s",
-)
-
-
-class ResultsPlace:
-    """The folder of this program's results: a new one, or the one that is taken up again."""
-
-    def __init__(self) -> None:
-        self._folder: Path | None = None
-
-    def folder_of(self, resume: str | None, results_dir: str, name: str) -> str:
-        """The folder, remembered for the message when the program is stopped."""
-        self._folder = Path(results_folder(resume, results_dir, name))
-        return str(self._folder)
-
-    def with_stored(self, arguments: Sequence[str]) -> list[str]:
-        """`resume=DIR` brings back what DIR was made with; others would mix two experiments."""
-        given = [text.partition("=")[2] for text in arguments if text.startswith("resume=")]
-        if not given or given[-1] in ("", "null"):
-            return list(arguments)
-        path = Path(given[-1]) / _ARGUMENTS_FILE
-        if not path.is_file():
-            raise ValueError(
-                f"resume={given[-1]}: no {_ARGUMENTS_FILE} there; give the folder of a "
-                "stopped experiment"
-            )
-        stored = json.loads(path.read_text())
-        different = [text for text in without_resume(arguments) if text not in stored]
-        if different:
-            raise ValueError(
-                f"resume={given[-1]} was made with {' '.join(stored)}, not with {different[0]}; "
-                "resume takes no other values"
-            )
-        return [*stored, f"resume={given[-1]}"]
-
-    def stopped_message(self) -> str:
-        """What to say when the program is stopped."""
-        if self._folder is not None and (self._folder / _ARGUMENTS_FILE).is_file():
-            return f"stopped; go on with: python -m tpi_bench resume={self._folder}"
-        return "stopped"
-
-
-def results_folder(resume: str | None, results_dir: str, name: str) -> str:
-    """The folder that is taken up again, else a new one named for the time."""
-    if resume not in (None, "None"):
-        return str(resume)
-    return str(Path(results_dir) / name / datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f"))
-
-
-def without_resume(arguments: Sequence[str]) -> list[str]:
-    """What was asked for, apart from resume."""
-    return [text for text in arguments if not text.startswith("resume=")]
+_LOG = logging.getLogger(__name__)
 
 
 class Sweep(Callback):
     """Makes the results folder, shows progress, and writes tables and figure at the end."""
 
     def __init__(self, arguments: Sequence[str]) -> None:
-        self._arguments = list(arguments)
+        self.arguments = list(arguments)
         self._bar: tqdm[Any] | None = None
+        self._lock: Lock | None = None
+        self._jobs: list[list[str]] | None = None
         self._left_out: list[str] = []  # why points have no row
 
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        set_notices(config.verbosity, progress=bool(config.progress))
+
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        is_shown = set_notices(config.verbosity, progress=bool(config.progress))
         if config.task != "measure":
             return
         folder = Path(config.hydra.sweep.dir)
-        ResultsFolder(folder).create()
-        cache.write_json(folder / _ARGUMENTS_FILE, self._arguments)
-        print(f"results: {folder}", file=sys.stderr)
-        self._bar = tqdm(total=num_points(config), unit="point", disable=None, dynamic_ncols=True)
+        try:  # Hydra turns a callback's exceptions into warnings, and would go on
+            self._lock = open_place(folder, self.arguments, config.resume)
+        except (ValueError, OSError, InUse) as error:
+            fail_of(config.report, error)
+        self._jobs = all_jobs(config)
+        _LOG.info("results: %s", folder)
+        if config.resume is not None:
+            _LOG.info(kept_line(ResultsFolder(folder), config.timeout_s))
+        num_points = None if self._jobs is None else len(self._jobs)
+        hidden = None if is_shown else True
+        self._bar = tqdm(total=num_points, unit="point", disable=hidden, dynamic_ncols=True)
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
         if self._bar is not None:
-            overrides = [str(item) for item in config.hydra.overrides.task]
-            swept = [item for item in overrides if not item.startswith(("+experiment", "resume"))]
-            self._bar.set_description_str(" ".join(swept[-3:]), refresh=True)
+            self._bar.set_description_str(" ".join(self._swept(config)[-3:]), refresh=True)
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
         if self._bar is None:
@@ -123,9 +79,9 @@ class Sweep(Callback):
             assert job_return.cfg is not None
             settings = build_settings(job_return.cfg, job_return.overrides or [])
             record = ResultsFolder(Path(config.hydra.sweep.dir)).load(settings.point)
-            line = "no record" if record is None else point_line(record.run)
-            number = f"{int(config.hydra.job.num) + 1}/{self._bar.total or '?'}"
-            print(f"[{number}] {line}", file=sys.stderr, flush=True)
+            swept = self._swept(config)
+            line = "no record" if record is None else point_line(record.run, swept)
+            _LOG.info("[%d/%s] %s", int(config.hydra.job.num) + 1, self._bar.total or "?", line)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         if self._bar is None:
@@ -133,48 +89,81 @@ class Sweep(Callback):
         self._bar.set_description_str("")
         self._bar.close()
         try:  # Hydra turns a callback's exceptions into warnings, and would end with status 0
-            is_good = finish(Path(config.hydra.sweep.dir), config.figure, config.report)
+            status = finish(
+                Path(config.hydra.sweep.dir), config.figure, config.report, len(self._left_out)
+            )
+        except CannotWrite as error:
+            fail_of(config.report, error)
         except Exception as error:
             traceback.print_exc()
             fail(config.report, f"the results could not be drawn: {one_line(error)}")
-        if not is_good or self._left_out:
-            sys.exit(1)
+        finally:
+            if self._lock is not None:
+                self._lock.give_back()
+        if status != ExitStatus.OK:
+            sys.exit(status)
+
+    def _swept(self, config: DictConfig) -> list[str]:
+        """What sets this point apart from the others of the sweep, as typed."""
+        own = [str(text) for text in config.hydra.overrides.task]
+        common = set(own).intersection(*self._jobs) if self._jobs else set()
+        return [text for text in own if text not in common]
 
 
-def finish(folder: Path, figure: str | None, report: str) -> bool:
-    """Write tables and figure, print the table; True when no point failed."""
+def finish(folder: Path, figure: str | None, report: str, num_left_out: int = 0) -> ExitStatus:
+    """Write tables and figure, print the table; the status says whether all points have answers."""
     results = ResultsFolder(folder)
     results.write_tables()
-    records = results.records()
-    failed = [record.run for record in records if record.run.status != "ok"]
-    differing = [record.run for record in records if record.run.differs_from_oracle]
-    is_good = all(record.run.is_answer for record in records) and not differing
-    written = [folder / "runs.csv"]
-    if len(failed) < len(records):
-        runs = read_runs(folder)
-        if figure:
-            drawing: Drawing = importlib.import_module(figure).DRAWING
-            print(drawing.text(runs))
-            written += drawing.save(runs, folder)
-        else:
-            print(runs[[*_WITHOUT_FIGURE]].to_string(index=False))
+    runs = [record.run for record in results.records()]
+    failed = [run for run in runs if run.status != "ok"]
+    differing = [run for run in runs if run.differs_from_oracle]
+    is_good = all(run.is_answer for run in runs) and not differing and not num_left_out
+    written = [folder / "runs.csv", *_show(results, figure if len(failed) < len(runs) else None)]
+    swept = dict(zip((run.point for run in runs), varying(map(overrides_of, runs)), strict=True))
     for run in failed:
-        print(f"failed: {point_line(run)}", file=sys.stderr)
+        _LOG.warning("failed: %s", point_line(run, swept[run.point]))
     for run in differing:
-        print(f"not the oracle's tokens: {point_line(run)}", file=sys.stderr)
-    print(*written, sep="\n", file=sys.stderr)
+        _LOG.warning("not the oracle's tokens: %s", point_line(run, swept[run.point]))
+    _LOG.info("\n".join(map(str, written)))
+    status = ExitStatus.OK if is_good else ExitStatus.POINTS_FAILED
     if report == "json":
-        counts = {"points": len(records), "failed": len(failed), "results": str(folder)}
-        print(json.dumps({"status": "ok" if is_good else "error"} | counts))
-    return is_good
+        counts = {"points": len(runs), "failed": len(failed), "left_out": num_left_out}
+        said = {"status": "ok" if is_good else "error", "exit_reason": status.reason, "text": None}
+        print(json.dumps(said | counts | {"results": str(folder)}))
+    return status
 
 
-def num_points(config: DictConfig) -> int | None:
-    """How many points the sweeper will make; None for what only Hydra can count, as glob(...)."""
+def _show(results: ResultsFolder, figure: str | None) -> list[Path]:
+    """Print the experiment's own table, or that of any sweep; returns the files drawn."""
+    rows = read_runs(results.folder)
+    if figure is None:
+        print(sweep_table(rows))
+        return []
+    drawing: Drawing = importlib.import_module(figure).DRAWING
+    print(drawing.text(rows))
+    with results.writing():
+        return drawing.save(rows, results.folder)
+
+
+def kept_line(results: ResultsFolder, timeout_s: float | None) -> str:
+    """What is not run again when a folder is taken up."""
+    kept = [r.run for r in results.records() if results.done(r.run.point, timeout_s)]
+    line = f"{len(kept)} points are done and are not run again"
+    answers = {"oom": "out of memory", "timeout": "longer than timeout_s allows"}
+    counts = {words: sum(r.status == status for r in kept) for status, words in answers.items()}
+    told = [f"{count} {words}" for words, count in counts.items() if count]
+    if told:
+        line += f", among them {' and '.join(told)}, which is an answer (remove its file in "
+        line += f"{results.folder / 'points'} to ask again)"
+    return line
+
+
+def all_jobs(config: DictConfig) -> list[list[str]] | None:
+    """What the sweeper will run; None for what only Hydra can count, as glob(...)."""
     parts = config.hydra.sweeper
     arguments = [str(text) for text in config.hydra.overrides.task]
     try:
         jobs, _ = jobs_of_grids(parts.get("params") or {}, parts.get("grids") or [{}], arguments)
     except HydraException:
         return None
-    return len(jobs)
+    return jobs

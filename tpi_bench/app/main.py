@@ -1,12 +1,13 @@
 """The command line: Hydra composes the config, a task runs a point, an experiment many.
 
 `python -m tpi_bench task=generate prompt="..."` and `python -m tpi_bench +experiment=NAME`.
-Results go to standard output, everything else to standard error; bad input is one line and exit
-status 1.
+Results go to standard output, everything else to standard error; bad input is one line
+(`errors.ExitStatus` lists how it can end).
 """
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
@@ -17,18 +18,18 @@ from omegaconf import OmegaConf
 from yaml import YAMLError
 
 from tpi_bench.app import sweeper
-from tpi_bench.app.errors import HYDRA_ERRORS, fail, one_line
-from tpi_bench.app.experiment import ResultsPlace, without_resume
+from tpi_bench.app.errors import HYDRA_ERRORS, ExitStatus, fail_of
+from tpi_bench.app.place import ResultsPlace, without_resume
 from tpi_bench.app.tasks import run_task
-
-_STOPPED = 130
+from tpi_bench.report.text import error_report
 
 
 def main() -> None:
-    """Entry point. Exit status: 0 all well, 1 anything failed, 130 stopped."""
+    """Entry point."""
     signal.signal(signal.SIGTERM, _interrupt)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here as exceptions and become one line
     typed = sys.argv[1:]
+    report = "json" if "report=json" in typed else "text"
     place = ResultsPlace()
     try:
         arguments = place.with_stored(typed)
@@ -42,12 +43,14 @@ def main() -> None:
         entry()
     except KeyboardInterrupt:
         print(place.stopped_message(), file=sys.stderr)
-        sys.exit(_STOPPED)
+        if report == "json":
+            print(json.dumps(error_report("stopped", ExitStatus.STOPPED.reason)))
+        sys.exit(ExitStatus.STOPPED)
     except BrokenPipeError:  # whoever read our output has gone, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
+        sys.exit(ExitStatus.ERROR)
     except (*HYDRA_ERRORS, YAMLError, ValueError, OSError) as error:
-        fail("json" if "report=json" in typed else "text", one_line(error))
+        fail_of(report, error)
 
 
 def _register(name: str, resolver: object) -> None:

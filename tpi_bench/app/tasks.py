@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 import traceback
 from pathlib import Path
@@ -12,15 +13,18 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from tpi_bench.app.compose import build_settings
-from tpi_bench.app.errors import fail, one_line
-from tpi_bench.app.experiment import results_folder
+from tpi_bench.app.errors import ExitStatus, fail, fail_of, one_line, status_of_run
+from tpi_bench.app.place import InUse, open_place
 from tpi_bench.contract.plan import DoesNotFit
 from tpi_bench.host import cache
 from tpi_bench.host.fork import HelperDied
 from tpi_bench.measure.settings import Settings
+from tpi_bench.measure.turns import HostBusy, measuring_turn
 from tpi_bench.report.folder import ResultsFolder
 from tpi_bench.report.rows import Record
-from tpi_bench.report.text import generation_text, run_report
+from tpi_bench.report.text import generation_text, point_line, run_report
+
+_LOG = logging.getLogger(__name__)
 
 
 def run_task(cfg: DictConfig) -> str | None:
@@ -33,7 +37,7 @@ def run_task(cfg: DictConfig) -> str | None:
             settings = build_settings(cfg, HydraConfig.get().overrides.task)
         except ValueError as error:
             if _is_later_point():
-                print(f"left out: {one_line(error)}", file=sys.stderr)
+                _LOG.warning("left out: %s", one_line(error))
                 return one_line(error)
             raise
         if settings.task == "calibrate":
@@ -48,8 +52,8 @@ def run_task(cfg: DictConfig) -> str | None:
             _measure_alone(settings)
     except BrokenPipeError:
         raise
-    except (ValueError, OSError, HelperDied) as error:
-        fail(cfg.report, one_line(error))
+    except (ValueError, OSError, HelperDied, HostBusy, InUse) as error:
+        fail_of(cfg.report, error)
     except Exception as error:
         traceback.print_exc()
         fail(cfg.report, f"{type(error).__name__}: {one_line(error)} (a defect; please report it)")
@@ -66,19 +70,20 @@ def _generate(settings: Settings) -> None:
     from tpi_bench.measure.prepare import describe, prepare
     from tpi_bench.models import tokenizer
 
-    prepared = prepare(settings)
-    if settings.report == "json":
-        record = measure(prepared)
-        print(json.dumps(run_report(record)), flush=True)
-        _exit_unless_good(record)
-        return
-    stream = tokenizer.TextStream(prepared.model.folder) if prepared.model.folder else None
-    print(describe(prepared), file=sys.stderr)
+    with measuring_turn(settings.testbed, wait=settings.wait):
+        prepared = prepare(settings)
+        if settings.report == "json":
+            record = measure(prepared)
+            _print_report(record, prepared.model.folder)
+            _exit_unless_good(record)
+            return
+        stream = tokenizer.TextStream(prepared.model.folder) if prepared.model.folder else None
+        _LOG.info(describe(prepared))
 
-    def show(token: int) -> None:
-        print(stream.add(token) if stream else f"{token} ", end="", flush=True)
+        def show(token: int) -> None:
+            print(stream.add(token) if stream else f"{token} ", end="", flush=True)
 
-    record = measure(prepared, show)
+        record = measure(prepared, show)
     if record.run.status == "ok":
         print("\n")
         print(generation_text(record))
@@ -90,7 +95,8 @@ def _calibrate(settings: Settings) -> None:
 
     print("calibrating; leave the machine alone for a minute", file=sys.stderr)
     cache_dir = cache.cache_folder(settings.cache_dir)
-    found = calibrate.calibrate(cache_dir)
+    with measuring_turn(None, wait=settings.wait):
+        found = calibrate.calibrate(cache_dir)
     print(calibrate.calibration_text(found))
     print(calibrate.calibration_file(cache_dir), file=sys.stderr)
 
@@ -100,18 +106,22 @@ def _perplexity(settings: Settings) -> None:
 
     is_text = settings.report == "text"
     found: list[perplexity.Score] = []
-    for score in perplexity.scores(settings):
-        if is_text and not found:
-            print(perplexity.SCORE_HEAD)
-        found.append(score)
-        if is_text:
-            print(perplexity.score_line(score), flush=True)
+    with measuring_turn(settings.testbed, wait=settings.wait):
+        for score in perplexity.scores(settings):
+            if is_text and not found:
+                print(perplexity.SCORE_HEAD)
+            found.append(score)
+            if is_text:
+                print(perplexity.score_line(score), flush=True)
+    all_failed = all(score.error for score in found)
+    status = ExitStatus.ERROR if all_failed else ExitStatus.OK
     if is_text:
         print(f"of {max(score.num_tokens for score in found)} tokens")
     else:
-        print(json.dumps(perplexity.score_report(found)), flush=True)
-    if all(score.error for score in found):
-        sys.exit(1)
+        said = {"exit_reason": status.reason, "text": None, "results": None}
+        print(json.dumps(perplexity.score_report(found) | said), flush=True)
+    if status != ExitStatus.OK:
+        sys.exit(status)
 
 
 def _measure(settings: Settings, folder: Path) -> None:
@@ -121,17 +131,18 @@ def _measure(settings: Settings, folder: Path) -> None:
     from tpi_bench.measure.record import failure_record
 
     results = ResultsFolder(folder)
-    if results.is_done(settings.point):
+    if results.done(settings.point, settings.timeout_s):
         return
-    try:
-        record = measure(prepare(settings))
-    except DoesNotFit as error:
-        record = failure_record(settings, one_line(error), "oom")
-    except (ValueError, OSError, HelperDied) as error:
-        record = failure_record(settings, one_line(error))
-    except Exception as error:  # a defect of one system is no reason to lose the others' points
-        traceback.print_exc()
-        record = failure_record(settings, f"{type(error).__name__}: {one_line(error)}")
+    with measuring_turn(settings.testbed, wait=settings.wait):
+        try:
+            record = measure(prepare(settings))
+        except DoesNotFit as error:
+            record = failure_record(settings, one_line(error), "oom")
+        except (ValueError, OSError, HelperDied) as error:
+            record = failure_record(settings, one_line(error))
+        except Exception as error:  # a defect of one system is no reason to lose the others' points
+            traceback.print_exc()
+            record = failure_record(settings, f"{type(error).__name__}: {one_line(error)}")
     results.save(record)
 
 
@@ -139,15 +150,26 @@ def _measure_alone(settings: Settings) -> None:
     from tpi_bench.measure.point import measure
     from tpi_bench.measure.prepare import prepare
 
-    folder = results_folder(settings.raw["resume"], settings.results_dir, settings.name)
-    prepared = prepare(settings)
-    results = ResultsFolder(Path(folder))
-    results.create()
-    record = measure(prepared)
-    results.save(record)
-    results.write_tables()
+    config = HydraConfig.get()
+    folder, resume = Path(config.sweep.dir), settings.raw["resume"]
+    results = ResultsFolder(folder)
+    record = results.done(settings.point, settings.timeout_s) if resume else None
+    text_folder = None
+    if record is not None:
+        _LOG.info("done already, and not run again: %s", point_line(record.run))
+    else:
+        with measuring_turn(settings.testbed, wait=settings.wait):
+            prepared = prepare(settings)
+            text_folder = prepared.model.folder
+            lock = open_place(folder, config.callbacks["sweep"].arguments, resume)
+            try:
+                record = measure(prepared)
+                results.save(record)
+                results.write_tables()
+            finally:
+                lock.give_back()
     if settings.report == "json":
-        print(json.dumps(run_report(record)), flush=True)
+        _print_report(record, text_folder, folder)
     else:
         if record.run.status == "ok":
             print(generation_text(record))
@@ -155,10 +177,23 @@ def _measure_alone(settings: Settings) -> None:
     _exit_unless_good(record)
 
 
+def _print_report(
+    record: Record, tokenizer_folder: Path | None, results: Path | None = None
+) -> None:
+    """`report=json` of a point by itself; its text where the model has a tokenizer."""
+    from tpi_bench.models.tokenizer import TextStream
+
+    text = None
+    if tokenizer_folder is not None and (tokenizer_folder / "tokenizer.json").is_file():
+        stream = TextStream(tokenizer_folder)
+        text = "".join(stream.add(row.token_id) for row in record.tokens)
+    reason = status_of_run(record.run).reason
+    print(json.dumps(run_report(record, reason, text=text, results=results)), flush=True)
+
+
 def _exit_unless_good(record: Record) -> None:
-    """With `check=true` other tokens than the oracle's are a failure too."""
-    run = record.run
+    run, status = record.run, status_of_run(record.run)
     if run.status != "ok":
         print(f"{run.status}: {run.error}", file=sys.stderr)
-    if run.status != "ok" or run.differs_from_oracle:
-        sys.exit(1)
+    if status != ExitStatus.OK:
+        sys.exit(status)

@@ -54,6 +54,11 @@ class Testbed(ABC):
         return ""
 
     @property
+    def measures_here(self) -> bool:
+        """Whether this host's speed is in its rows, so that nothing else may be measured then."""
+        return self.clock == "wall" or self.cost == "measured"
+
+    @property
     def opens_files(self) -> bool:
         """Whether block files are read; else only their sizes matter."""
         return True

@@ -74,7 +74,17 @@ def require_space(folder: Path, num_bytes: int, purpose: str) -> None:
 
 def progress(num_bytes: int, what: str) -> tqdm[Any]:
     """A bar on the terminal for so many bytes that are written."""
-    return tqdm(total=num_bytes, desc=what, unit="B", unit_scale=True, leave=False, disable=None)
+    return tqdm(
+        total=num_bytes, desc=what, unit="B", unit_scale=True, leave=False, disable=bars_hidden()
+    )
+
+
+def bars_hidden() -> bool | None:
+    """For tqdm's `disable`, in helpers too; None: where standard error is no terminal.
+
+    tqdm's own switch in the environment gives way to what a program says, so it is asked here.
+    """
+    return True if os.environ.get("TQDM_DISABLE") else None
 
 
 def _size(num_bytes: int) -> str:

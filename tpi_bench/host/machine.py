@@ -1,4 +1,4 @@
-"""This machine: its cores, and where a row comes from (commit, host, versions)."""
+"""This machine: its cores, who keeps them busy, and where a row comes from (commit, versions)."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ import importlib.metadata
 import os
 import platform
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from tpi_bench.host import cache
 
@@ -25,6 +28,38 @@ def available_cpus() -> list[int]:
 def share_cores(num_threads: int) -> bool:
     """Whether so many threads are more than the cores that this process may use."""
     return num_threads > len(available_cpus())
+
+
+class OthersLoad:
+    """How many cores other processes keep busy, from its making to each question.
+
+    Counted is what a virtual machine is deprived of as well (`steal`), not what waits for a disk.
+    """
+
+    def __init__(self) -> None:
+        self._start_s, self._start_busy_s = time.monotonic(), _busy_s()
+        self._start_own_s = time.process_time()
+
+    def cores(self) -> float:
+        """Of the whole host, apart from this process."""
+        own_s = time.process_time() - self._start_own_s
+        others_s = _busy_s() - self._start_busy_s - own_s
+        return max(0.0, others_s / max(1e-3, time.monotonic() - self._start_s))
+
+
+def busy_cores(interval_s: float) -> float:
+    """Cores that others keep busy, over a moment in which this process sleeps."""
+    load = OthersLoad()
+    time.sleep(interval_s)
+    return load.cores()
+
+
+def _busy_s() -> float:
+    """CPU time of all cores since the start of the host."""
+    times = psutil.cpu_times()._asdict()
+    idle = times.get("idle", 0.0) + times.get("iowait", 0.0)
+    within = times.get("guest", 0.0) + times.get("guest_nice", 0.0)  # counted in user and nice
+    return sum(times.values()) - idle - within
 
 
 @functools.lru_cache

@@ -61,6 +61,8 @@ def point_limits(
         rates = Rates(memory_bps=(host.memory_bps,), disk_bps=(host.disk_bps,))
         times = shared_times(sizes, host, is_tensor=is_tensor)
     one_way_s = testbed.one_way_s(job, outcome.round_trips_ns)
+    if host is not None and host.round_trip_s / 2 < one_way_s:  # NaN where links are emulated
+        one_way_s = host.round_trip_s / 2  # the run's own few were made at a bad moment
     network_s = job.network.least_s(system.traffic(job), one_way_s)
     return Limits(
         memory_bps=min(rates.memory_bps),
@@ -70,6 +72,7 @@ def point_limits(
         limit_network_s=network_s,
         limit_token_s=token_limit_s(times, network_s),
         limit_spread=0.0 if host is None else host.spread,
+        busy_cores_probe=math.nan if host is None else host.busy_cores,
         beats_limit=None,  # its speed is not known here
         raw_round_trip_s=math.nan if host is None else host.round_trip_s,
     )

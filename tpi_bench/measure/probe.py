@@ -1,7 +1,7 @@
 """What this host can do: passes over memory and disk, for limits and for calibration.
 
-A point's limits are measured in a process of its own right before it, because shared hosts drift
-from minute to minute.
+A point's limits are measured in processes of their own, before it and after it, because shared
+hosts drift from minute to minute: the best that was seen counts, and how busy the host was is told.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import psutil
 
 from tpi_bench.contract.blocks import PAGE, Extent
+from tpi_bench.host.machine import OthersLoad
 from tpi_bench.measure.round_trip import raw_round_trip_s
 
 if TYPE_CHECKING:
@@ -30,9 +31,9 @@ _MEMORY_SHARE = 4  # of what is available, so much is left to others
 _DISK_BYTES = 192 << 20
 _DISK_BUFFER_BYTES = 64 << 20
 _DISK_THREADS = 16  # as many requests in flight as four devices make
-_MEMORY_PASSES = 4
+_MEMORY_PASSES = 3
 _COLS = 2 * PAGE // 4  # of memory as rows of float32
-_DISK_PASSES = 6  # shared disks vary: the best pass is the limit
+_DISK_PASSES = 3  # shared disks vary: the best pass is the limit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,21 +42,23 @@ class HostLimits:
 
     `disk_bps` is NaN when no file was to be read, `round_trip_s` when no message was to be sent.
     Rates are those of the best pass; `spread` is how far below it the middle one was, as a share,
-    of memory or disk.
+    of memory or disk. `busy_cores` is what others took of the host meanwhile.
     """
 
     memory_bps: float
     disk_bps: float
     round_trip_s: float = math.nan
     spread: float = 0.0
+    busy_cores: float = 0.0
 
     def best(self, other: HostLimits) -> HostLimits:
-        """The better of each: what the host was seen to do."""
+        """The better of each: what the host was seen to do, and when it was least busy."""
         return HostLimits(
             memory_bps=max(self.memory_bps, other.memory_bps),
             disk_bps=max(self.disk_bps, other.disk_bps),
             round_trip_s=min(self.round_trip_s, other.round_trip_s),
             spread=max(self.spread, other.spread),
+            busy_cores=min(self.busy_cores, other.busy_cores),
         )
 
 
@@ -82,16 +85,19 @@ def measure_limits(
     data.fill_(1.0)
     rows, vector = Matrix(data.view(-1, _COLS)), torch.ones(1, _COLS)
     touches = (data.sum, data.view(torch.float64).sum, lambda: rows(vector))
+    load = OthersLoad()
     passes = [seconds(touch) for _ in range(_MEMORY_PASSES) for touch in touches]
     # Each way of touching by itself: they are not equally fast.
     ways = [passes[number :: len(touches)] for number in range(len(touches))]
     memory_spread = min(_spread(way) for way in ways)
     disk_bps, disk_spread = _disk_bandwidth(extents)
+    busy = load.cores()
     return HostLimits(
         memory_bps=data.nbytes / min(passes),
         disk_bps=disk_bps,
         round_trip_s=math.nan if message_bytes is None else raw_round_trip_s(message_bytes),
         spread=max(memory_spread, disk_spread),
+        busy_cores=busy,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import math
+import shlex
 import statistics
 from collections.abc import Sequence
 
@@ -43,6 +44,7 @@ def make_record(
     limits: Limits,
     exactness: Exactness,
     cached: PageCache,
+    busy_cores_start: float = math.nan,
 ) -> Record:
     """The record of a point that was run, however that ended."""
     settings, job = prepared.settings, prepared.job
@@ -51,7 +53,7 @@ def make_record(
     run = RunRow.of(
         _asked(settings, prepared.model.name, (prepared.model.dtype, prepared.model.weights)),
         _ended(started, outcome),
-        _circumstances(settings.testbed, job, outcome.devices),
+        _circumstances(settings.testbed, job, outcome.devices, busy_cores_start),
         speed,
         _links(job, outcome),
         limits,
@@ -97,6 +99,7 @@ def _asked(settings: Settings, model_name: str, precision: tuple[str, str]) -> A
         experiment=settings.name,
         point=settings.point,
         config_hash=settings.config_hash,
+        overrides=shlex.join(settings.own_overrides),
         repeat=settings.repeat,
         system=system.name,
         label=system.label,
@@ -142,7 +145,9 @@ def _ended(started: str, outcome: Outcome) -> Ended:
     )
 
 
-def _circumstances(testbed: Testbed, job: Job, devices: Sequence[DeviceReport]) -> Circumstances:
+def _circumstances(
+    testbed: Testbed, job: Job, devices: Sequence[DeviceReport], busy_cores_start: float
+) -> Circumstances:
     machines = testbed.machines(job)
     return Circumstances(
         hidden=job.config.hidden,
@@ -152,6 +157,7 @@ def _circumstances(testbed: Testbed, job: Job, devices: Sequence[DeviceReport]) 
         pinned=job.cpus is not None,
         cores=len(available_cpus()),
         devices_share_cores=machines.share_cores,
+        busy_cores_start=busy_cores_start,
         device=machines.names,
         kernel=next((device.kernel for device in devices if device.rank == 0), None),
         cores_per_device=machines.cores_per_device,

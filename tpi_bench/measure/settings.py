@@ -25,6 +25,10 @@ _NOT_PART_OF_A_POINT = (
     "oracle",
     "prompt",
     "timeout_s",
+    "wait",
+    "verbosity",
+    "progress",
+    "output_dir",
 )
 
 
@@ -50,7 +54,9 @@ class Settings:
     timeout_s: float | None
     network: NetworkConfig
     workload: Workload
+    wait: bool
     raw: dict[str, Any]
+    overrides: tuple[str, ...] = ()  # as typed or swept
 
     @property
     def num_devices(self) -> int:
@@ -81,6 +87,12 @@ class Settings:
                 f"{self.num_devices}; give one number for all, or one for each"
             )
         return tuple(round(megabytes * 1e6) for megabytes in each)
+
+    @property
+    def own_overrides(self) -> list[str]:
+        """What was typed or swept for the point, without how it is run and shown."""
+        aside = {*_NOT_PART_OF_A_POINT} - {"prompt", "oracle", "timeout_s"}
+        return [text for text in self.overrides if text.partition("=")[0] not in aside]
 
     @property
     def config_hash(self) -> str:

@@ -8,6 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from tpi_bench.host import cache
+
 _HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]
 
 
@@ -20,7 +22,9 @@ def hub_folder(repository: str) -> Path:
         """On a terminal only, and gone when it is done."""
 
         def __init__(self, *args: Any, **kwargs: Any) -> None:
-            super().__init__(*args, **({"disable": None} | kwargs | {"leave": False}))
+            super().__init__(
+                *args, **({"disable": cache.bars_hidden()} | kwargs | {"leave": False})
+            )
 
     logging.set_verbosity_error()
     try:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tpi_bench.report.figures import save_figure
-from tpi_bench.report.folder import read_runs
+from tpi_bench.report.folder import ResultsFolder, read_runs
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -55,12 +55,23 @@ class Drawing:
         folder = Path(sys.argv[1])
         try:
             runs = read_runs(folder)
+            self._refuse_another(folder)
             if self.rows(runs).empty:
                 raise ValueError(f"{folder} holds no point of {self.name} that succeeded")
+            print(self.text(runs))
+            with ResultsFolder(folder).writing():
+                print(*self.save(runs, folder), sep="\n")
         except ValueError as error:
             sys.exit(f"error: {error}")
-        print(self.text(runs))
-        print(*self.save(runs, folder), sep="\n")
+
+    def _refuse_another(self, folder: Path) -> None:
+        """A figure of this experiment beside rows of another would be wrong, and stay there."""
+        made_for = ResultsFolder(folder).figure
+        if made_for is not None and made_for.rpartition(".")[2] != self.name:
+            raise ValueError(
+                f"{folder} holds the rows of {made_for}, not of experiments.{self.name}; draw it "
+                f"with: python -m {made_for} {folder}"
+            )
 
 
 def _beaten_limits(rows: pd.DataFrame) -> list[str]:

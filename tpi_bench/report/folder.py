@@ -1,13 +1,18 @@
 """Results on disk: a JSON record a point, and tables of all (Parquet and CSV) at the end.
 
-A point is done when its record says `status` ok, so a stopped sweep is taken up again by looking at
-what is there. Needs no torch.
+A stopped sweep is taken up again by looking at what is there: points that are ok are done, and so
+are those that do not fit or took too long, which are answers. A folder with tables and without
+records is finished and kept: reference runs are such. Needs no torch.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
-from collections.abc import Sequence
+import math
+import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +25,15 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
+ARGUMENTS_FILE = "overrides.json"  # what was typed
+_CONFIG_FILES = ("multirun.yaml", "config.yaml")  # Hydra's, and as reference runs call it
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+class CannotWrite(ValueError):
+    """A results folder cannot be written: the message names it and says what to do."""
+
+
 class ResultsFolder:
     """results/runs/EXPERIMENT/TIME, or any folder that holds the same."""
 
@@ -29,12 +43,70 @@ class ResultsFolder:
 
     def create(self) -> None:
         """Raises ValueError when the folder cannot be made."""
-        try:
+        with self.writing():
             self._points.mkdir(parents=True, exist_ok=True)
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """Turns an OSError while the folder is written into CannotWrite."""
+        try:
+            yield
         except OSError as error:
-            raise ValueError(
-                f"cannot create the results folder {self.folder}: {error.strerror}"
+            is_full = error.errno in _FULL or os.strerror(errno.ENOSPC) in str(error)
+            reason = os.strerror(errno.ENOSPC) if is_full else error.strerror or str(error)
+            has_begun = (self.folder / ARGUMENTS_FILE).is_file()
+            advice = "free some space there" if is_full else "make it writable"
+            otherwise = (
+                f"go on with: python -m tpi_bench resume={self.folder}"
+                if has_begun
+                else "choose another folder with output_dir=DIR or results_dir=DIR"
+            )
+            joined = f"{advice}, then {otherwise}" if has_begun else f"{advice}, or {otherwise}"
+            raise CannotWrite(
+                f"cannot write to the results folder {self.folder}: {reason}; {joined}"
             ) from error
+
+    @property
+    def lock_path(self) -> Path:
+        """Beside the records, so that a finished folder is without it."""
+        return self._points / ".in_use.lock"
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether it has its tables and no records any more."""
+        return (self.folder / "runs.parquet").is_file() and not self._points.is_dir()
+
+    @property
+    def arguments(self) -> list[str] | None:
+        """What was typed when it was made; None where that is not known."""
+        path = self.folder / ARGUMENTS_FILE
+        return json.loads(path.read_text()) if path.is_file() else None
+
+    @property
+    def is_unused(self) -> bool:
+        """Whether nothing is there, or only what is left where the first point was refused."""
+        if not self.folder.exists():
+            return True
+        if not self.folder.is_dir() or any(self._points.glob("*.json")):
+            return False
+        left = {ARGUMENTS_FILE, _CONFIG_FILES[0], self._points.name}
+        return {path.name for path in self.folder.iterdir()} <= left
+
+    def keep_arguments(self, arguments: Sequence[str]) -> None:
+        """For `resume=`."""
+        with self.writing():
+            cache.write_json(self.folder / ARGUMENTS_FILE, list(arguments))
+
+    @property
+    def figure(self) -> str | None:
+        """The module of `experiments/` that draws it; None where none does, or nothing says so."""
+        import yaml
+
+        for name in _CONFIG_FILES:
+            path = self.folder / name
+            if path.is_file():
+                return (yaml.safe_load(path.read_text()) or {}).get("figure")
+        return None
 
     def save(self, record: Record) -> None:
         """Keep a point's record, in place of an earlier one."""
@@ -45,11 +117,21 @@ class ResultsFolder:
             "spans": [vars(row) for row in record.spans],
             "config": record.config,
         }
-        cache.write_json(self._points / f"{record.run.point}.json", written)
+        with self.writing():
+            cache.write_json(self._points / f"{record.run.point}.json", written)
 
-    def is_done(self, point: str) -> bool:
+    def done(self, point: str, timeout_s: float | None = None) -> Record | None:
+        """The record of a point that needs not be run again, with this bound on its time.
+
+        That it does not fit is an answer, and that it took longer than a bound as long as this.
+        """
         record = self.load(point)
-        return record is not None and record.run.status == "ok"
+        if record is None or not record.run.is_answer:
+            return None
+        bound_s = math.inf if timeout_s is None else timeout_s
+        if record.run.status == "timeout" and bound_s > record.run.timeout_s:
+            return None
+        return record
 
     def load(self, point: str) -> Record | None:
         path = self._points / f"{point}.json"
@@ -66,10 +148,14 @@ class ResultsFolder:
 
         for name, table in tables_of(self.records()).items():
             temporary = self.folder / f".{name}.tmp"
-            parquet.write_table(table, temporary)
-            temporary.replace(self.folder / f"{name}.parquet")
-            _whole_numbers(table).to_csv(temporary, index=False)
-            temporary.replace(self.folder / f"{name}.csv")
+            with self.writing():
+                try:
+                    parquet.write_table(table, temporary)
+                    temporary.replace(self.folder / f"{name}.parquet")
+                    _whole_numbers(table).to_csv(temporary, index=False)
+                    temporary.replace(self.folder / f"{name}.csv")
+                finally:
+                    temporary.unlink(missing_ok=True)
 
 
 def tables_of(records: Sequence[Record]) -> dict[str, pa.Table]:

@@ -15,6 +15,7 @@ from typing import Any, Self
 
 SETTINGS = "system_settings"  # the field that stands for a column a setting
 SETTING_PREFIX = "system_"
+BUSY_SHARE = 0.2  # of the cores: a host of which others take more is called busy
 
 
 def column(unit: str, meaning: str) -> Any:
@@ -47,6 +48,9 @@ class Asked(Row):
     experiment: str = column("", "the name that was given to the sweep (`name=`)")
     point: str = column("", "names the point: a digest of its configuration")
     config_hash: str = column("", "the same without the repeat: equal for points that are repeats")
+    overrides: str | None = column(
+        "", "as typed or swept: the point again, behind `python -m tpi_bench task=measure`"
+    )
     repeat: int = column("", "which of the repeats it is")
     system: str = column("", "`system=`")
     label: str = column("", "how figures call the system")
@@ -92,6 +96,9 @@ class Circumstances(Row):
     devices_share_cores: bool | None = column(
         "", "more threads than cores: real devices would be faster"
     )
+    busy_cores_start: float = column(
+        "", "cores of this host that others kept busy just before it was measured"
+    )
     device: str | None = column("", "device profiles, or `this host`")
     kernel: str | None = column("", "what multiplies a weight with one vector on the master")
     cores_per_device: float = column("", "cores of the first profile that compute")
@@ -133,6 +140,9 @@ class Limits(Row):
         "",
         "how far below the best the middle one of the probe's passes was, of memory or of disk: a "
         "share of the rate; 0 where rates are given",
+    )
+    busy_cores_probe: float = column(
+        "", "cores that others kept busy during the quietest of the probes of memory and disk"
     )
     beats_limit: bool | None = column(
         "", "faster than the limit by more than this spread: the host was busier when it was probed"
@@ -288,6 +298,16 @@ class RunRow(
         """
         took_too_long = self.status == "timeout" and self.wall_s >= self.timeout_s
         return self.status in ("ok", "oom") or took_too_long
+
+    @property
+    def was_disturbed(self) -> bool:
+        """Whether others kept much of the host busy just before it was measured."""
+        return self.busy_cores_start > BUSY_SHARE * (self.cores or math.inf)
+
+    @property
+    def probe_was_disturbed(self) -> bool:
+        """Whether they did so each time that its limits were probed."""
+        return self.busy_cores_probe > BUSY_SHARE * (self.cores or math.inf)
 
     @property
     def differs_from_oracle(self) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from tpi_bench.report.names import system_name
@@ -12,11 +13,19 @@ from tpi_bench.report.rows import DeviceRow, Record, RunRow
 _DEVICE_FIELDS = ("rank", "peak_anon_bytes", "peak_file_bytes", "weight_bytes_read")
 
 
-def run_report(record: Record) -> dict[str, Any]:
-    """The JSON contract of `report=json`. What was not measured is null."""
+def run_report(
+    record: Record, exit_reason: str, *, text: str | None = None, results: Path | None = None
+) -> dict[str, Any]:
+    """The JSON contract of `report=json`. What was not measured is null.
+
+    `text` is what was generated, where there is a tokenizer; `results` the folder with the rows.
+    """
     run = record.run
     report = {
         "status": run.status,
+        "exit_reason": exit_reason,
+        "text": text,
+        "results": None if results is None else str(results),
         "token_ids": [row.token_id for row in record.tokens],
         "ttft_s": _number(run.ttft_s),
         "token_latencies_s": [row.gap_s for row in record.tokens[1:]],
@@ -37,10 +46,13 @@ def run_report(record: Record) -> dict[str, Any]:
     return report
 
 
-def error_report(message: str) -> dict[str, Any]:
+def error_report(message: str, exit_reason: str) -> dict[str, Any]:
     """The same object when nothing could be run."""
     return {
         "status": "error",
+        "exit_reason": exit_reason,
+        "text": None,
+        "results": None,
         "token_ids": [],
         "ttft_s": None,
         "token_latencies_s": [],
@@ -114,6 +126,15 @@ def _plan_line(device: DeviceRow) -> str:
 def _notes(run: RunRow) -> list[str]:
     """What must be known of a row before its numbers are used."""
     notes = [run.note] if run.note else []
+    if run.was_disturbed:
+        notes.append(
+            f"others kept {run.busy_cores_start:.1f} of {run.cores} cores busy when this began"
+        )
+    if run.probe_was_disturbed:
+        notes.append(
+            f"others kept at least {run.busy_cores_probe:.1f} of {run.cores} cores busy whenever "
+            "the limits were measured: the host can do more"
+        )
     if run.beats_limit:
         notes.append("faster than its limit, so the host was busier when the limit was measured")
     if run.devices_share_cores:
@@ -132,22 +153,29 @@ def _cap_text(run: RunRow, devices: Sequence[DeviceRow]) -> str:
     return f"{run.memory_mb:g} MB, {run.memory_cap}{beside}"
 
 
-def point_line(run: RunRow) -> str:
-    """One point in one line, for logs."""
-    where = f"{system_name(run.cells())}, {run.num_devices} device"
-    if run.num_devices > 1:
-        where += f"s, {run.link_latency_ms:g} ms a hop"
-    if not math.isnan(run.memory_mb):
-        where += f", {run.memory_mb:g} MB"
-    where += f", repeat {run.repeat}"
+def point_line(run: RunRow, swept: Sequence[str] = ()) -> str:
+    """One point in one line, for logs: `swept` is what sets it apart from the others."""
+    where = " ".join(swept) if swept else _where(run)
     if run.status != "ok":
         return f"{where}: {run.status}: {run.error}"
     where += f": {run.token_latency_s * 1e3:.1f} ms a token, TTFT {run.ttft_s * 1e3:.1f} ms"
     if run.beats_limit:
         where += ", faster than its limit (the host was busy when that was measured)"
+    if run.was_disturbed or run.probe_was_disturbed:
+        where += ", measured on a busy host"
     if run.tokens_equal is not None:
         where += ", tokens as the oracle's" if run.tokens_equal else ", OTHER TOKENS"
     return where
+
+
+def _where(run: RunRow) -> str:
+    """What a point is, where nothing else is said of it."""
+    where = f"{system_name(run.cells())}, {run.num_devices} device"
+    if run.num_devices > 1:
+        where += f"s, {run.link_latency_ms:g} ms a hop"
+    if not math.isnan(run.memory_mb):
+        where += f", {run.memory_mb:g} MB"
+    return f"{where}, repeat {run.repeat}"
 
 
 def _ms(seconds: float) -> str:

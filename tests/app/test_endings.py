@@ -1,0 +1,122 @@
+"""How the program ends, and how much it says: exit statuses, `verbosity=`, `progress=`."""
+
+from __future__ import annotations
+
+import os
+import pty
+import signal
+import subprocess
+import sys
+import termios
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hydra.errors import HydraException
+
+from tests.helpers.command_line import ROOT, report_of
+from tests.report.test_rows import RUN
+from tpi_bench.app.errors import ExitStatus, status_of_error, status_of_run
+from tpi_bench.app.notices import set_notices
+from tpi_bench.contract.plan import DoesNotFit
+from tpi_bench.host.cache import CacheError, bars_hidden
+from tpi_bench.measure.turns import HostBusy
+from tpi_bench.report.folder import CannotWrite
+
+REFUSED = ["task=measure", "testbed=virtual", "model=debug", "workload.prompt_tokens=3"]
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (ValueError("typed"), 2),
+        (HydraException("typed"), 2),
+        (DoesNotFit("too large"), 3),
+        (CacheError("full"), 1),
+        (CannotWrite("full"), 1),
+        (OSError("gone"), 1),
+        (HostBusy("another"), 1),
+    ],
+)
+def test_errors_have_their_exit_status(error: Exception, status: int) -> None:
+    assert status_of_error(error) == status
+
+
+@pytest.mark.parametrize(
+    ("changes", "status", "reason"),
+    [
+        ({}, 0, "ok"),
+        ({"status": "oom"}, 3, "out_of_memory"),
+        ({"status": "timeout"}, 4, "timeout"),
+        ({"status": "device_lost"}, 1, "error"),
+        ({"tokens_equal": False, "dtype": "float32"}, 1, "error"),
+        ({"tokens_equal": False, "dtype": "bfloat16"}, 0, "ok"),
+    ],
+)
+def test_points_have_their_exit_status(changes: dict, status: int, reason: str) -> None:
+    found = status_of_run(replace(RUN, **changes))
+    assert (found, found.reason) == (status, reason)
+
+
+def test_the_other_statuses_have_reasons() -> None:
+    others = (ExitStatus.USAGE, ExitStatus.POINTS_FAILED, ExitStatus.STOPPED)
+    assert {int(s): s.reason for s in others} == {2: "usage", 5: "points_failed", 130: "stopped"}
+
+
+def test_a_script_that_stops_it_gets_its_object(cache_dir: Path) -> None:
+    command = [sys.executable, "-m", "tpi_bench", "model=debug", "workload.prompt_ids=[1]"]
+    process = subprocess.Popen(
+        [*command, "workload.num_new_tokens=500", "report=json", f"cache_dir={cache_dir}"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    )
+    deadline = time.monotonic() + 20
+    while not Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().strip():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    out, _ = process.communicate(timeout=20)
+    assert process.returncode == 130
+    report = report_of(subprocess.CompletedProcess([], 130, out))
+    assert (report["status"], report["exit_reason"]) == ("error", "stopped")
+
+
+@pytest.mark.parametrize("is_shown", [True, False])
+def test_a_bar_on_a_terminal_or_lines(is_shown: bool, cache_dir: Path, tmp_path: Path) -> None:
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (24, 120))
+    command = [sys.executable, "-m", "tpi_bench", "-m", *REFUSED, "testbed.num_devices=20,30"]
+    command += [f"progress={str(is_shown).lower()}", f"results_dir={tmp_path}"]
+    process = subprocess.Popen(
+        [*command, f"cache_dir={cache_dir}"], stdout=subprocess.DEVNULL, stderr=theirs, cwd=ROOT
+    )
+    os.close(theirs)
+    seen = b""
+    while True:
+        try:
+            seen += os.read(ours, 65536)
+        except OSError:  # it has ended
+            break
+    assert process.wait(timeout=20) == 5
+    os.close(ours)
+    assert (b"2/2 [" in seen) is is_shown
+    assert (b"[2/2] testbed.num_devices=30: error" in seen) is not is_shown
+
+
+def test_helpers_show_no_bars_where_none_are_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And do again for the next run in the same interpreter, unless the user wants none at all."""
+    monkeypatch.delenv("TQDM_DISABLE", raising=False)
+    for verbosity, progress, hidden in [
+        ("normal", False, True),
+        ("normal", True, None),
+        ("quiet", True, True),
+        ("debug", True, None),
+    ]:
+        assert set_notices(verbosity, progress=progress) is (hidden is None)
+        assert bars_hidden() is hidden
+    monkeypatch.setenv("TQDM_DISABLE", "1")
+    set_notices("normal", progress=True)
+    assert bars_hidden() is True

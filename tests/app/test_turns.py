@@ -1,0 +1,69 @@
+"""Measured points of two programs on one host: one waits or is refused; virtual ones do not."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import platformdirs
+import pytest
+
+from tests.helpers.command_line import ROOT, report_of, run
+from tpi_bench.host.locks import Lock
+
+MEASURED = ["model=debug", "workload.prompt_ids=[1,2]", "workload.num_new_tokens=2"]
+
+
+@pytest.fixture
+def other_measurement() -> Iterator[Lock]:
+    """As if this process measured on this host."""
+    folder = platformdirs.user_runtime_path("tpi_bench", ensure_exists=True)
+    lock = Lock(folder / "now.lock")
+    assert lock.take()
+    yield lock
+    lock.give_back()
+
+
+def test_who_shall_not_wait_is_refused(
+    other_measurement: Lock, cache_dir: Path, tmp_path: Path
+) -> None:
+    """In a sweep and alone: a refusal is no row."""
+    for more in (
+        ["task=generate"],
+        ["-m", "task=measure", "repeat=0,1", f"results_dir={tmp_path}"],
+    ):
+        done = run(*more, *MEASURED, "wait=false", "report=json", cache_dir=cache_dir)
+        assert done.returncode == 1
+        report = report_of(done)
+        assert report["error"].startswith(f"this host is measured by process {os.getpid()} (")
+        assert report["exit_reason"] == "error"
+    assert not list(tmp_path.rglob("points/*.json"))
+
+
+def test_virtual_points_wait_for_nobody(other_measurement: Lock, cache_dir: Path) -> None:
+    virtual = ["testbed=virtual", "model=debug", "workload.prompt_tokens=2", "wait=false"]
+    assert run(*virtual, cache_dir=cache_dir).returncode == 0
+
+
+def test_who_waits_says_for_whom_and_goes_on(other_measurement: Lock, cache_dir: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tpi_bench", *MEASURED, "verbosity=debug", f"cache_dir={cache_dir}"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    )
+    assert process.stderr is not None
+    line = process.stderr.readline()
+    assert line.startswith(f"waiting for process {os.getpid()} (")
+    assert "which measures on this host" in line
+    assert process.poll() is None
+    other_measurement.give_back()
+    out, errors = process.communicate(timeout=60)
+    assert process.returncode == 0, errors
+    assert "token latency" in out
+    assert "running the point took " in errors
+    assert "probing the host again took " in errors

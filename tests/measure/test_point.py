@@ -1,0 +1,91 @@
+"""The host's rates are the best of probes before and after a point, and more where it was busy."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from tests.helpers.settings import settings_of
+from tpi_bench.contract.job import Outcome
+from tpi_bench.measure import point
+from tpi_bench.measure.probe import HostLimits
+from tpi_bench.report.rows import Limits, RunRow, Speed
+from tpi_bench.report.text import point_line
+
+SPEED = replace(Speed.unmeasured(), token_latency_s=1.0)
+
+
+def host(rate: float, busy: float) -> HostLimits:
+    return HostLimits(memory_bps=rate, disk_bps=1.0, busy_cores=busy)
+
+
+@pytest.mark.parametrize(
+    ("first", "later", "best", "num_probes", "least_busy"),
+    [
+        (host(5.0, 0.0), [host(4.0, 0.1)], 5.0, 1, 0.0),  # quiet: one after the point
+        (host(2.0, 0.9), [host(5.0, 0.1)], 5.0, 1, 0.1),
+        (host(2.0, 0.9), [host(3.0, 0.8), host(4.0, 0.7), host(3.0, 0.6)], 4.0, 3, 0.6),
+        (host(0.5, 0.0), [host(0.6, 0.0), host(4.0, 0.0)], 4.0, 2, 0.0),  # it was faster than that
+    ],
+)
+def test_the_best_of_several_probes_counts(
+    first: HostLimits,
+    later: list[HostLimits],
+    best: float,
+    num_probes: int,
+    least_busy: float,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of two cores; a token of this model reads one byte, in one second."""
+    asked, left = [], list(later)
+
+    def probe(*arguments: Any) -> HostLimits:
+        asked.append(arguments)
+        return left.pop(0)
+
+    def limits_of(testbed: Any, system: Any, job: Any, outcome: Any, host: HostLimits) -> Limits:
+        return replace(
+            Limits.unmeasured(),
+            memory_bps=host.memory_bps,
+            limit_token_s=1 / host.memory_bps,
+            busy_cores_probe=host.busy_cores,
+        )
+
+    monkeypatch.setattr(point, "host_limits", probe)
+    monkeypatch.setattr(point, "point_limits", limits_of)
+    monkeypatch.setattr(point, "available_cpus", lambda: [0, 1])
+    monkeypatch.setattr(point.time, "sleep", lambda seconds: None)
+    prepared: Any = SimpleNamespace(settings=SimpleNamespace(testbed=None, system=None), job=None)
+    outcome = Outcome(status="ok")
+    found = point._limits_seen_again(prepared, outcome, SPEED, first)
+    assert (found.memory_bps, len(asked)) == (best, num_probes)
+    assert found.busy_cores_probe == least_busy
+    failed = Outcome(status="oom")
+    assert point._limits_seen_again(prepared, failed, SPEED, first).memory_bps == first.memory_bps
+    assert len(asked) == num_probes
+
+
+@pytest.mark.parametrize(
+    ("changes", "is_told"),
+    [
+        ({"busy_cores_start": 0.3, "busy_cores_probe": 0.3}, False),
+        ({"busy_cores_start": 0.5}, True),
+        ({"busy_cores_probe": 0.5}, True),
+        ({"busy_cores_start": 0.5, "cores": None}, False),
+        ({"busy_cores_start": math.nan}, False),
+    ],
+)
+def test_a_busy_host_is_told(changes: dict, is_told: bool) -> None:
+    run = replace(RunRow.of(), status="ok", **({"cores": 2} | changes))
+    assert ("measured on a busy host" in point_line(run, ["x=1"])) is is_told
+
+
+@pytest.mark.parametrize(
+    ("testbed", "measures"), [("processes", True), ("virtual", False), ("virtual_measured", True)]
+)
+def test_who_measures_this_host_takes_its_turn(testbed: str, measures: bool) -> None:
+    assert settings_of(f"testbed={testbed}").testbed.measures_here is measures

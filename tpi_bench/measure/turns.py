@@ -1,0 +1,50 @@
+"""One measurement at a time on a host: two side by side would be measured against each other.
+
+Points in virtual time measure nothing here and take no turn. The lock lies in the user's runtime
+folder, whatever `cache_dir` and `results_dir` are.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Iterator
+
+import platformdirs
+
+from tpi_bench.contract.testbed import Testbed
+from tpi_bench.host.locks import Occupied, turn
+
+_LOG = logging.getLogger(__name__)
+
+
+class HostBusy(RuntimeError):
+    """Another measurement runs on this host and `wait=false` was given."""
+
+
+@contextlib.contextmanager
+def measuring_turn(testbed: Testbed | None, *, wait: bool) -> Iterator[None]:
+    """Measure alone on this host; `testbed` None is for what measures the host itself.
+
+    Raises HostBusy where another process measures and nobody is to wait.
+    """
+    if testbed is not None and not testbed.measures_here:
+        yield
+        return
+    with warnings.catch_warnings():  # of a folder of another user, which is not taken
+        warnings.simplefilter("ignore")
+        folder = platformdirs.user_runtime_path("tpi_bench", ensure_exists=True)
+    with contextlib.ExitStack() as held:
+        try:
+            held.enter_context(turn(folder, _say if wait else None))
+        except Occupied as holder:
+            raise HostBusy(
+                f"this host is measured by {holder}, and two at once would disturb each other; "
+                "try again later, or let it wait with wait=true"
+            ) from None
+        yield
+
+
+def _say(holder: str) -> None:
+    _LOG.info("waiting for %s, which measures on this host (wait=false refuses instead)", holder)

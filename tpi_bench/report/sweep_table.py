@@ -1,0 +1,121 @@
+"""The table of any sweep: what was swept, how each point ended, repeats as median and range.
+
+What was swept is what was typed (`overrides`), so that a setting without a column of its own tells
+points apart too.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable, Sequence
+from dataclasses import fields
+from typing import TYPE_CHECKING
+
+from tpi_bench.report.names import system_name
+from tpi_bench.report.rows import SETTING_PREFIX, Asked, RunRow
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_FOLDED = "repeat"
+_NOT_ASKED = ("experiment", "point", "config_hash", "overrides", _FOLDED, "label", "variant")
+_TIMES = {"TTFT ms": "ttft_s", "ms a token": "token_latency_s", "limit ms": "limit_token_s"}
+_SWEPT = "swept: "  # no column of the run table begins so
+
+
+def overrides_of(run: RunRow) -> list[str]:
+    """What was typed or swept for a point, one text a setting."""
+    return shlex.split(run.overrides or "")
+
+
+def varying(points: Iterable[Sequence[str]]) -> list[list[str]]:
+    """Of what was typed for each point, what is not the same for all."""
+    given = [list(texts) for texts in points]
+    common = set(given[0]).intersection(*given[1:]) if given else set()
+    return [[text for text in texts if text not in common] for texts in given]
+
+
+def sweep_table(runs: pd.DataFrame) -> str:
+    """A line for each configuration, in the order in which they were measured."""
+    import pandas as pd
+
+    if runs.empty:
+        return "no point was measured"
+    keys = _keys(runs)
+    lines = []
+    for _, repeats in runs.join(keys).groupby("config_hash", sort=False):
+        first = repeats.iloc[0]
+        line = {key: first[key] for key in keys} | {"status": _status(repeats)}
+        if runs.config_hash.duplicated().any():
+            line["repeats"] = len(repeats)
+        line |= {name: _milliseconds(repeats[column]) for name, column in _TIMES.items()}
+        if runs.tokens_equal.notna().any():
+            line["tokens"] = _verdict(repeats)
+        if runs.perplexity.notna().any():
+            line["perplexity"] = _folded(repeats.perplexity)
+        lines.append(line)
+    return pd.DataFrame(lines).rename(columns=_short).to_string(index=False)
+
+
+def _keys(runs: pd.DataFrame) -> pd.DataFrame:
+    """A column for each setting that varies; the system's name where none does."""
+    import pandas as pd
+
+    typed = [shlex.split(text) if isinstance(text, str) else [] for text in _column(runs)]
+    rows = [dict(text.partition("=")[::2] for text in texts) for texts in varying(typed)]
+    found = pd.DataFrame(rows, index=runs.index).fillna("-")
+    found = found.drop(columns=[_FOLDED], errors="ignore")
+    if "testbed.num_devices" not in found and runs.num_devices.nunique() > 1:
+        found["devices"] = runs.num_devices
+    if not all(typed):  # older records do not say
+        found = found.join(_asked(runs).drop(columns=found.columns, errors="ignore"))
+    if found.columns.empty:
+        found["system"] = [system_name(row) for row in runs.to_dict("records")]
+    return found.add_prefix(_SWEPT)
+
+
+def _short(name: str) -> str:
+    return str(name).removeprefix(_SWEPT)
+
+
+def _column(runs: pd.DataFrame) -> list[object]:
+    return list(runs["overrides"]) if "overrides" in runs else [None] * len(runs)
+
+
+def _asked(runs: pd.DataFrame) -> pd.DataFrame:
+    """What varies of the columns that say what was asked."""
+    names = [each.name for each in fields(Asked) if each.name not in _NOT_ASKED]
+    names += [name for name in runs.columns if str(name).startswith(SETTING_PREFIX)]
+    return runs[[n for n in names if n in runs and runs[n].nunique(dropna=False) > 1]]
+
+
+def _status(repeats: pd.DataFrame) -> str:
+    """`ok`, or how many ended in which way."""
+    counts = repeats.status.value_counts(sort=False)
+    if len(counts) == 1:
+        return str(counts.index[0])
+    return ", ".join(f"{count} {status}" for status, count in counts.items())
+
+
+def _milliseconds(seconds: pd.Series) -> str:
+    return _folded(seconds * 1e3)
+
+
+def _folded(values: pd.Series) -> str:
+    """The median, and from where to where where they are several."""
+    found = values.dropna()
+    if found.empty:
+        return "-"
+    middle, least, most = map(_number, (found.median(), found.min(), found.max()))
+    return middle if least == most else f"{middle} ({least} to {most})"
+
+
+def _number(value: float) -> str:
+    return f"{value:.4g}" if abs(value) < 1e4 else f"{value:.0f}"
+
+
+def _verdict(repeats: pd.DataFrame) -> str:
+    found = repeats.tokens_equal.dropna()
+    if found.empty:
+        return "-"
+    return "equal" if found.astype(bool).all() else "DIFFER"
