@@ -17,7 +17,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any
 
-from tpi_bench.host.fork import HelperDied, fork_context
+from tpi_bench.host.fork import HelperDied, fork_context, start_process
 
 
 class SharedHelper:
@@ -83,7 +83,7 @@ class SharedHelper:
             name=self._name,
             daemon=True,
         )
-        self._process.start()
+        start_process(self._process)
         theirs.close()
         end_of_line.close()
 
