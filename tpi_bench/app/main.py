@@ -13,16 +13,15 @@ import os
 import signal
 import sys
 from types import FrameType
-from typing import Any
 
-import hydra
 from omegaconf import DictConfig, OmegaConf
 from yaml import YAMLError
 
-from tpi_bench.app import sweeper
+from tpi_bench.app import hydra_app
 from tpi_bench.app.arguments import for_hydra, options_last, plain_text
 from tpi_bench.app.errors import HYDRA_ERRORS, ExitStatus, fail_of
-from tpi_bench.app.place import ResultsPlace, without_resume
+from tpi_bench.app.place import ResultsPlace
+from tpi_bench.app.resolvers import register
 from tpi_bench.app.settings import help_text
 from tpi_bench.app.tasks import run_task
 from tpi_bench.app.unknown import explained
@@ -32,7 +31,6 @@ from tpi_bench.report.text import error_report
 def main() -> None:
     """Entry point."""
     signal.signal(signal.SIGTERM, _interrupt)
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here as exceptions and become one line
     typed = sys.argv[1:]
     if "--version" in typed:
         print(version())
@@ -42,15 +40,9 @@ def main() -> None:
     place = ResultsPlace()
     try:
         arguments = options_last(place.with_stored(for_hydra(typed, sys.stdin.read)))
-        _register("tpi_settings", settings_in_force, is_asked_once=False)
-        _register("tpi_arguments", lambda: without_resume(arguments))
-        _register("tpi_results_folder", place.folder_of)
-        sweeper.register()
-        sys.argv[1:] = arguments  # Hydra takes them from there
-        entry = hydra.main(
-            version_base="1.3", config_path=str(sweeper.CONFIG_FOLDER), config_name="config"
-        )(run_task)
-        entry()
+        OmegaConf.register_new_resolver("tpi_settings", settings_in_force, replace=True)
+        register(place, arguments)
+        hydra_app.start(arguments, run_task)
     except KeyboardInterrupt:
         print(place.stopped_message(), file=sys.stderr)
         if report == "json":
@@ -78,11 +70,6 @@ def settings_in_force(*, _root_: DictConfig) -> str:
     values = OmegaConf.to_container(shown)
     assert isinstance(values, dict)
     return help_text({str(key): plain_text(value) for key, value in values.items()})
-
-
-def _register(name: str, resolver: Any, *, is_asked_once: bool = True) -> None:
-    """Make `${name:...}` known to the configuration."""
-    OmegaConf.register_new_resolver(name, resolver, use_cache=is_asked_once, replace=True)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
