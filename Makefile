@@ -15,8 +15,9 @@ help:  ## Show this list
 install: $(STAMP)  ## Make .venv with everything in it (seconds when nothing changed)
 
 $(STAMP): pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-	  { echo "error: $(PYTHON) is older than 3.11; give another one with make PYTHON=..."; exit 1; }
+	@command -v $(PYTHON) > /dev/null || \
+	  { echo "error: there is no $(PYTHON); name one of 3.11 to 3.14: make PYTHON=..."; exit 1; }
+	@$(PYTHON) .ci/check_python.py
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt torch
 	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[dev,llamacpp]'

@@ -21,9 +21,10 @@ from tpi_bench.contract.model import ModelConfig
 from tpi_bench.contract.network import Traffic
 from tpi_bench.contract.plan import Plan, Range, Site
 from tpi_bench.contract.request import Generation
+from tpi_bench.contract.setting import setting
 from tpi_bench.contract.system import System
 from tpi_bench.engine.plans import tensor_parallel
-from tpi_bench.engine.wire import Wire, check_wire, hidden_bytes, wire_words
+from tpi_bench.engine.wire import Wire, check_wire, hidden_bytes, wire_setting, wire_words
 
 if TYPE_CHECKING:
     import torch
@@ -37,8 +38,8 @@ if TYPE_CHECKING:
 class GalaxySystem(System):
     """`system=galaxy`. Everything is held in memory: Galaxy knows no offloading."""
 
-    name: str = "galaxy"
-    wire: str = "auto"
+    name: str = setting("galaxy", "how rows call it")
+    wire: str = wire_setting()
 
     def __post_init__(self) -> None:
         check_wire(self.wire)
@@ -68,7 +69,7 @@ class GalaxySystem(System):
 
         model = DeviceModel(rt, job, self.streaming(job, rt.rank))
         model.hold_buffers(2 * min(1, rt.world_size - 1))  # the gathered tiles, and a partial sum
-        most_rows = split_positions(len(job.request.prompt_ids), rt.world_size)[0][1]
+        most_rows = split_positions(job.request.most_new, rt.world_size)[0][1]
         wire = make_wire(rt, self.wire, model.dtype, most_rows * job.config.hidden)
         if rt.rank:
             _run_worker(rt, model, wire)
@@ -152,6 +153,7 @@ class _Ring:
         """The own tile through all blocks."""
         import torch
 
+        self._model.begin(rows[-1][1], position)
         for index, block in self._model.layer_blocks:
             weights = self._model.window.acquire(index)
             entered = self._gather(block, weights, x, rows)

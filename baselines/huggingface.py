@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 class HuggingFaceSystem(System):
     """One process whatever `testbed.num_devices` says; no network."""
 
+    talks: ClassVar[bool] = False
     max_devices: ClassVar[int | None] = 1
     stand_in: ClassVar[str | None] = "system=tpi testbed.num_devices=1"
 
@@ -164,4 +165,5 @@ def _generation_config(request: Request, limit: int) -> GenerationConfig:
         pad_token_id=None,
         return_dict_in_generate=True,
         output_logits=request.keep_logits,
+        prefill_chunk_size=request.prefill_chunk,
     )

@@ -79,12 +79,23 @@ def one_line(error: BaseException) -> str:
     return text or type(error).__name__
 
 
+class Failed(SystemExit):
+    """The end of the program, with what was said: a caller in Python is told it too."""
+
+    def __init__(self, message: str, status: ExitStatus) -> None:
+        super().__init__(status)
+        self.message, self.status = message, status
+
+    def __reduce__(self) -> tuple[type[Failed], tuple[str, ExitStatus]]:
+        return Failed, (self.message, self.status)
+
+
 def fail(report: str, message: str, status: ExitStatus = ExitStatus.ERROR) -> NoReturn:
     """Say it, as JSON too where that was asked for, and end."""
     print(f"error: {message}", file=sys.stderr)
     if report == "json":
         print(json.dumps(error_report(message, status.reason)))
-    sys.exit(status)
+    raise Failed(message, status)
 
 
 def fail_of(report: str, error: BaseException) -> NoReturn:

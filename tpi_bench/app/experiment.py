@@ -17,12 +17,13 @@ from typing import Any
 
 from hydra.core.utils import JobReturn
 from hydra.errors import HydraException
-from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 from tqdm import tqdm
 
 from tpi_bench.app.compose import build_settings
+from tpi_bench.app.config_folders import folders_of
 from tpi_bench.app.errors import ExitStatus, fail, fail_of, one_line
+from tpi_bench.app.launchers import WatchesSweep
 from tpi_bench.app.notices import set_notices
 from tpi_bench.app.place import InUse, open_place
 from tpi_bench.app.sweeper import jobs_of_grids
@@ -35,7 +36,7 @@ from tpi_bench.report.text import point_line
 _LOG = logging.getLogger(__name__)
 
 
-class Sweep(Callback):
+class Sweep(WatchesSweep):
     """Makes the results folder, shows progress, and writes tables and figure at the end."""
 
     def __init__(self, arguments: Sequence[str]) -> None:
@@ -44,6 +45,7 @@ class Sweep(Callback):
         self._lock: Lock | None = None
         self._jobs: list[list[str]] | None = None
         self._left_out: list[str] = []  # why points have no row
+        self._is_copy = False  # in a launcher's worker
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         set_notices(config.verbosity, progress=bool(config.progress))
@@ -66,6 +68,8 @@ class Sweep(Callback):
         self._bar = tqdm(total=num_points, unit="point", disable=hidden, dynamic_ncols=True)
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
+        if self._is_copy:
+            set_notices(config.verbosity, progress=False)
         if self._bar is not None:
             self._bar.set_description_str(" ".join(self._swept(config)[-3:]), refresh=True)
 
@@ -82,6 +86,23 @@ class Sweep(Callback):
             swept = self._swept(config)
             line = "no record" if record is None else point_line(record.run, swept)
             _LOG.info("[%d/%s] %s", int(config.hydra.job.num) + 1, self._bar.total or "?", line)
+
+    def on_worker_end(self, job_return: JobReturn) -> None:
+        if self._bar is not None:
+            self._bar.update()
+            if isinstance(job_return._return_value, str):
+                self._left_out.append(job_return._return_value)
+
+    def on_broken_off(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+        if self._lock is not None:
+            self._lock.give_back()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The copy of a worker has no bar and no lock, and tells each point in a line."""
+        bar = None if self._bar is None else tqdm(total=self._bar.total, disable=True)
+        return vars(self) | {"_bar": bar, "_lock": None, "_is_copy": True}
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         if self._bar is None:
@@ -163,7 +184,9 @@ def all_jobs(config: DictConfig) -> list[list[str]] | None:
     parts = config.hydra.sweeper
     arguments = [str(text) for text in config.hydra.overrides.task]
     try:
-        jobs, _ = jobs_of_grids(parts.get("params") or {}, parts.get("grids") or [{}], arguments)
+        jobs, _ = jobs_of_grids(
+            parts.get("params") or {}, parts.get("grids") or [{}], arguments, folders_of(config)
+        )
     except HydraException:
         return None
     return jobs

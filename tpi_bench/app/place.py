@@ -35,6 +35,11 @@ class ResultsPlace:
         self._folder = Path(_results_folder(resume, output_dir, results_dir, name))
         return str(self._folder)
 
+    @property
+    def folder(self) -> Path | None:
+        """None as long as nothing has asked for one."""
+        return self._folder
+
     def with_stored(self, arguments: Sequence[str]) -> list[str]:
         """`resume=DIR` brings back what DIR was made with; others would mix two experiments."""
         given = [text.partition("=")[2] for text in arguments if text.startswith("resume=")]

@@ -17,7 +17,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
@@ -27,8 +26,10 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
+from tpi_bench.app.config_folders import CONFIG_FOLDER, folders_of, settings_of_system
+from tpi_bench.app.launchers import fix_folder, refuse_side_by_side, tell_of_workers, watchers
+
 NAME = "hydra_plugins.tpi_bench.GridSweeper"
-CONFIG_FOLDER = Path(__file__).resolve().parents[2] / "conf"
 
 
 def register() -> None:
@@ -60,25 +61,50 @@ class GridSweeper(Sweeper):
 
     def sweep(self, arguments: list[str]) -> Any:
         """Run every job; the first that raises ends the sweep."""
+        assert self.hydra_context is not None
+        try:
+            return self._launch(arguments)
+        except BaseException:  # a notebook goes on, and may take the folder up again
+            for watcher in watchers(self.hydra_context):
+                watcher.on_broken_off()
+            raise
+
+    def _launch(self, arguments: list[str]) -> Any:
         assert self.config is not None
         assert self.launcher is not None
+        assert self.hydra_context is not None
         folder = Path(self.config.hydra.sweep.dir)
         folder.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(self.config, folder / "multirun.yaml")
-        jobs, left_out = jobs_of_grids(self._params, self._grids, arguments)
+        jobs, left_out = jobs_of_grids(
+            self._params, self._grids, arguments, folders_of(self.config)
+        )
         for reason, count in left_out.items():
             print(f"{count} points are left out: {reason}", file=sys.stderr)
         if not jobs:
             raise ValueError("no point of the experiment is left; give it other systems")
         self.validate_batch_is_legal(jobs)
+        fix_folder(self.config)
         results = self.launcher.launch(jobs, initial_job_idx=0)
+        tell_of_workers(self.config, self.hydra_context, results)
         for result in results:
             _ = result.return_value  # raises what the job raised
         return [results]
 
+    def validate_batch_is_legal(self, batch: Sequence[Sequence[str]]) -> None:
+        """Compose every point before the first runs, and refuse those that may not run so."""
+        assert self.config is not None
+        assert self.hydra_context is not None
+        loader = self.hydra_context.config_loader
+        for overrides in batch:
+            refuse_side_by_side(self.config, loader.load_sweep_config(self.config, list(overrides)))
+
 
 def jobs_of_grids(
-    params: Mapping[str, Any], grids: Sequence[Mapping[str, Any]], arguments: Sequence[str]
+    params: Mapping[str, Any],
+    grids: Sequence[Mapping[str, Any]],
+    arguments: Sequence[str],
+    folders: Sequence[Path] = (CONFIG_FOLDER,),
 ) -> tuple[list[list[str]], dict[str, int]]:
     """The overrides of every job, and how many points are left out for which reason.
 
@@ -100,7 +126,7 @@ def jobs_of_grids(
             elsewhere = {f"system={name}" for name in named - own}
             choices["system"] = [name for name in choices["system"] if name not in elsewhere]
         for job in itertools.product(*choices.values()):
-            if reason := _misfit(job, given):
+            if reason := _misfit(job, given, folders):
                 left_out[reason] = left_out.get(reason, 0) + 1
             else:
                 jobs.setdefault(frozenset(job), list(job))
@@ -120,13 +146,13 @@ def _systems(parser: OverridesParser, grid: Mapping[str, Any]) -> set[str]:
     return {choice.removeprefix("system=") for choice in _choices(override)}
 
 
-def _misfit(job: Sequence[str], given: set[str]) -> str | None:
+def _misfit(job: Sequence[str], given: set[str], folders: Sequence[Path]) -> str | None:
     """A setting of an experiment that the job's system does not have.
 
     What was `given` by hand is left to Hydra, which refuses it.
     """
     values = dict(text.split("=", 1) for text in job if "=" in text)
-    known = _settings_of(values.get("system", ""))
+    known = _known_settings(values.get("system", ""), tuple(folders))
     for key in values:
         if known and key.startswith("system.") and key not in given:
             name = key.removeprefix("system.")
@@ -136,14 +162,9 @@ def _misfit(job: Sequence[str], given: set[str]) -> str | None:
 
 
 @functools.cache
-def _settings_of(system: str) -> frozenset[str]:
-    """The keys of a system's YAML with what it builds on; empty for one that is not in `conf`."""
-    path = CONFIG_FOLDER / "system" / f"{system}.yaml"
-    if not path.is_file():
-        return frozenset()
-    own = yaml.safe_load(path.read_text())
-    below = [name for name in own.get("defaults", []) if name != "_self_"]
-    return frozenset(own).union(*(_settings_of(name) for name in below))
+def _known_settings(system: str, folders: tuple[Path, ...]) -> frozenset[str]:
+    """Once a sweep, not once a point."""
+    return settings_of_system(system, folders)
 
 
 def _choices(override: Override) -> list[str]:

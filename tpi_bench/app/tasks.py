@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import sys
 import traceback
+from dataclasses import replace
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
@@ -15,14 +17,16 @@ from omegaconf import DictConfig
 from tpi_bench.app.compose import build_settings
 from tpi_bench.app.errors import ExitStatus, fail, fail_of, one_line, status_of_run
 from tpi_bench.app.place import InUse, open_place
+from tpi_bench.app.points import run_point
 from tpi_bench.contract.plan import DoesNotFit
 from tpi_bench.host import cache
 from tpi_bench.host.fork import HelperDied
 from tpi_bench.measure.settings import Settings
 from tpi_bench.measure.turns import HostBusy, measuring_turn
 from tpi_bench.report.folder import ResultsFolder
+from tpi_bench.report.results import Result
 from tpi_bench.report.rows import Record
-from tpi_bench.report.text import generation_text, point_line, run_report
+from tpi_bench.report.text import point_line, run_report
 
 _LOG = logging.getLogger(__name__)
 
@@ -46,6 +50,8 @@ def run_task(cfg: DictConfig) -> str | None:
             _perplexity(settings)
         elif settings.task == "generate":
             _generate(settings)
+        elif settings.task == "chat":
+            _chat(settings)
         elif HydraConfig.get().mode == RunMode.MULTIRUN:
             _measure(settings, Path(HydraConfig.get().sweep.dir))
         else:
@@ -66,28 +72,34 @@ def _is_later_point() -> bool:
 
 
 def _generate(settings: Settings) -> None:
-    from tpi_bench.measure.point import measure
-    from tpi_bench.measure.prepare import describe, prepare
-    from tpi_bench.models import tokenizer
-
-    with measuring_turn(settings.testbed, wait=settings.wait):
-        prepared = prepare(settings)
-        if settings.report == "json":
-            record = measure(prepared)
-            _print_report(record, prepared.model.folder)
-            _exit_unless_good(record)
-            return
-        stream = tokenizer.TextStream(prepared.model.folder) if prepared.model.folder else None
-        _LOG.info(describe(prepared))
-
-        def show(token: int) -> None:
-            print(stream.add(token) if stream else f"{token} ", end="", flush=True)
-
-        record = measure(prepared, show)
-    if record.run.status == "ok":
+    if settings.report == "json":
+        result = run_point(settings)
+        _print_report(result)
+        _exit_unless_good(result.record)
+        return
+    result = run_point(
+        settings, on_start=_LOG.info, on_text=lambda piece: print(piece, end="", flush=True)
+    )
+    if result.status == "ok":
         print("\n")
-        print(generation_text(record))
-    _exit_unless_good(record)
+        print(result)
+    _exit_unless_good(result.record)
+
+
+def _chat(settings: Settings) -> None:
+    """What was typed decides: a prompt is the first turn, and answers may be longer than one."""
+    from tpi_bench.app.chat import chat
+    from tpi_bench.measure.talk import NEW_TOKENS
+
+    typed = {text.partition("=")[0] for text in HydraConfig.get().overrides.task}
+    workload = settings.workload
+    if "workload.num_new_tokens" not in typed:
+        workload = replace(workload, num_new_tokens=NEW_TOKENS)
+    first = settings.raw["prompt"] if "prompt" in typed else None
+    with measuring_turn(settings.testbed, wait=settings.wait):  # it would disturb who measures
+        status = chat(replace(settings, workload=workload), first)
+    if status != ExitStatus.OK:
+        sys.exit(status)
 
 
 def _calibrate(settings: Settings) -> None:
@@ -132,6 +144,7 @@ def _measure(settings: Settings, folder: Path) -> None:
 
     results = ResultsFolder(folder)
     if results.done(settings.point, settings.timeout_s):
+        _note_same(settings, results)
         return
     with measuring_turn(settings.testbed, wait=settings.wait):
         try:
@@ -146,49 +159,52 @@ def _measure(settings: Settings, folder: Path) -> None:
     results.save(record)
 
 
-def _measure_alone(settings: Settings) -> None:
-    from tpi_bench.measure.point import measure
-    from tpi_bench.measure.prepare import prepare
+def _note_same(settings: Settings, results: ResultsFolder) -> None:
+    """Of a point that another one of the sweep stands for."""
+    done = results.load(settings.point)
+    swept = settings.raw["network"]
+    if done is None or done.config["network"] == swept:
+        return
+    differing = [f"network.{k}={v}" for k, v in swept.items() if done.config["network"].get(k) != v]
+    _LOG.info(
+        "note: %s changes nothing with one device, which has no links; it is the point that was "
+        "measured before",
+        " ".join(differing),
+    )
 
+
+def _measure_alone(settings: Settings) -> None:
     config = HydraConfig.get()
     folder, resume = Path(config.sweep.dir), settings.raw["resume"]
     results = ResultsFolder(folder)
-    record = results.done(settings.point, settings.timeout_s) if resume else None
-    text_folder = None
-    if record is not None:
-        _LOG.info("done already, and not run again: %s", point_line(record.run))
+    done = results.done(settings.point, settings.timeout_s) if resume else None
+    if done is not None:
+        result = Result(done)
+        _LOG.info("done already, and not run again: %s", point_line(done.run))
     else:
-        with measuring_turn(settings.testbed, wait=settings.wait):
-            prepared = prepare(settings)
-            text_folder = prepared.model.folder
-            lock = open_place(folder, config.callbacks["sweep"].arguments, resume)
-            try:
-                record = measure(prepared)
-                results.save(record)
-                results.write_tables()
-            finally:
-                lock.give_back()
+        with contextlib.ExitStack() as held:
+
+            def take_folder(_: str) -> None:
+                lock = open_place(folder, config.callbacks["sweep"].arguments, resume)
+                held.callback(lock.give_back)
+
+            result = run_point(settings, on_start=take_folder)
+            results.save(result.record)
+            results.write_tables()
     if settings.report == "json":
-        _print_report(record, text_folder, folder)
+        _print_report(result, folder)
     else:
-        if record.run.status == "ok":
-            print(generation_text(record))
+        if result.status == "ok":
+            print(result)
         print(f"rows: {folder}")
-    _exit_unless_good(record)
+    _exit_unless_good(result.record)
 
 
-def _print_report(
-    record: Record, tokenizer_folder: Path | None, results: Path | None = None
-) -> None:
+def _print_report(result: Result, results: Path | None = None) -> None:
     """`report=json` of a point by itself; its text where the model has a tokenizer."""
-    from tpi_bench.models.tokenizer import TextStream
-
-    text = None
-    if tokenizer_folder is not None and (tokenizer_folder / "tokenizer.json").is_file():
-        stream = TextStream(tokenizer_folder)
-        text = "".join(stream.add(row.token_id) for row in record.tokens)
-    reason = status_of_run(record.run).reason
-    print(json.dumps(run_report(record, reason, text=text, results=results)), flush=True)
+    reason = status_of_run(result.row).reason
+    report = run_report(result.record, reason, text=result.text, results=results)
+    print(json.dumps(report), flush=True)
 
 
 def _exit_unless_good(record: Record) -> None:

@@ -3,34 +3,72 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
+import importlib
 import types
 import typing
+from collections.abc import Iterable
 from typing import Any
 
 
+def load_class(target: object, group: str) -> Any:
+    """The dataclass that a group's `_target_` names. Raises ValueError."""
+    if not isinstance(target, str) or "." not in target:
+        raise ValueError(
+            f"{group} has no _target_; its YAML names a dataclass, as those beside it in "
+            f"conf/{group.partition('.')[0]}/ do"
+        )
+    module, _, name = target.rpartition(".")
+    try:
+        cls = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, SyntaxError) as error:
+        raise ValueError(f"{group}._target_={target} cannot be loaded: {error}") from error
+    if not dataclasses.is_dataclass(cls):
+        raise ValueError(f"{group}._target_={target} is not a dataclass; give it @dataclass")
+    if missing := getattr(cls, "__abstractmethods__", None):
+        raise ValueError(f"{group}._target_={target} does not define {', '.join(sorted(missing))}")
+    return cls
+
+
+def did_you_mean(name: str, known: Iterable[str], prefix: str = "") -> str:
+    """The nearest of the names that there are, as a question; all of them where none is near."""
+    names = sorted(known)
+    near = difflib.get_close_matches(name, names, n=1)
+    if near:
+        return f"did you mean {prefix}{near[0]}?"
+    return f"there are {', '.join(names)}"
+
+
 def make_dataclass(cls: Any, values: dict[str, Any], group: str) -> Any:
-    """`cls(**values)` once names and types are known to be right."""
+    """`cls(**values)` once names and types are known to be right; all that is missing is told."""
     fields = {field.name for field in dataclasses.fields(cls)}
+    missing = _missing(cls, values)
+    if missing:
+        verb = "is missing; give it a value" if len(missing) == 1 else "are missing; give each one"
+        raise ValueError(f"{', '.join(f'{group}.{name}' for name in missing)} {verb}")
     hints = typing.get_type_hints(cls)
     for key, value in values.items():
         if key not in fields:
-            raise ValueError(f"{group}.{key} is unknown; {group} has {', '.join(sorted(fields))}")
-        if value == "???":
-            raise ValueError(f"{group}.{key} is missing; give it a value")
+            raise ValueError(f"there is no {group}.{key}; {did_you_mean(key, fields, f'{group}.')}")
         if not fits(value, hints[key]):
             raise ValueError(
                 f"{group}.{key}={value} has the wrong type; it must be {describe(hints[key])}"
             )
-    missing = [
+    return cls(**values)
+
+
+def _missing(cls: Any, values: dict[str, Any]) -> list[str]:
+    """Fields without a value, in their order."""
+    return [
         field.name
         for field in dataclasses.fields(cls)
-        if field.name not in values
-        and field.default is dataclasses.MISSING
-        and field.default_factory is dataclasses.MISSING
+        if values.get(field.name) == "???"
+        or (
+            field.name not in values
+            and field.default is dataclasses.MISSING
+            and field.default_factory is dataclasses.MISSING
+        )
     ]
-    if missing:
-        raise ValueError(f"{group}.{missing[0]} is missing")
-    return cls(**values)
 
 
 def fits(value: Any, hint: Any) -> bool:
@@ -56,7 +94,7 @@ def describe(hint: Any) -> str:
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         return " or ".join(describe(option) for option in typing.get_args(hint))
     if isinstance(typing.get_origin(hint), type):
-        return f"a list of {describe(typing.get_args(hint)[0])}"
+        return f"a list of {_several(typing.get_args(hint)[0])}"
     names = {
         int: "a whole number",
         float: "a number",
@@ -65,3 +103,9 @@ def describe(hint: Any) -> str:
         type(None): "null",
     }
     return names.get(hint, str(hint))
+
+
+def _several(hint: Any) -> str:
+    if isinstance(typing.get_origin(hint), type):
+        return f"lists of {_several(typing.get_args(hint)[0])}"
+    return {int: "whole numbers", float: "numbers", str: "texts"}.get(hint, str(hint))

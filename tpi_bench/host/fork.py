@@ -6,14 +6,18 @@ are timed. Helpers are forked from the same clean interpreter as the devices.
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import traceback
-from collections.abc import Callable
+import types
+from collections.abc import Callable, Iterator
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from typing import Any, TypeVar
 
 from tqdm import tqdm
@@ -21,6 +25,7 @@ from tqdm import tqdm
 T = TypeVar("T")
 # The one name of a room above, by word and not by import: what devices need is loaded once.
 _PRELOADED = "tpi_bench.processes.preload"
+_disguise = threading.Lock()
 
 
 def fork_context() -> multiprocessing.context.ForkServerContext:
@@ -40,6 +45,31 @@ def fork_context() -> multiprocessing.context.ForkServerContext:
     return context
 
 
+def start_process(process: BaseProcess) -> None:
+    """Start a process of `fork_context`, which learns nothing of the program that starts it.
+
+    multiprocessing would make it import the main module again, which runs a script without a guard
+    a second time and cannot be done for a notebook or standard input, and set the same start method
+    as here, which it cannot in a worker of joblib.
+    """
+    with _disguised():
+        process.start()
+
+
+@contextlib.contextmanager
+def _disguised() -> Iterator[None]:
+    """What multiprocessing tells of this program: an empty main module, and how we start ours."""
+    with _disguise:
+        main, method = sys.modules["__main__"], multiprocessing.get_start_method(allow_none=True)
+        sys.modules["__main__"] = types.ModuleType("__main__")
+        multiprocessing.set_start_method("forkserver", force=True)
+        try:
+            yield
+        finally:
+            sys.modules["__main__"] = main
+            multiprocessing.set_start_method(method, force=True)
+
+
 class HelperDied(RuntimeError):
     """The helper process ended without an answer."""
 
@@ -53,7 +83,7 @@ def in_helper(fn: Callable[..., T], *args: Any, timeout_s: float | None = None) 
     context = fork_context()
     ours, theirs = context.Pipe()
     process = context.Process(target=_work, args=(fn, args, theirs), name=fn.__name__, daemon=True)
-    process.start()
+    start_process(process)
     theirs.close()
     try:
         if not ours.poll(timeout_s):

@@ -90,7 +90,10 @@ def _version(name: str) -> str:
 
 
 def _commit() -> str:
+    """Of the clone; where the package is installed, which a clone may lie around, its version."""
     root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return f"tpi_bench {_version('tpi_bench')}"
     try:
         commit = _git(root, "rev-parse", "HEAD")
         changed = _git(root, "status", "--porcelain", "--", "tpi_bench", "baselines", "conf")

@@ -6,6 +6,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext
 
 from tpi_bench.contract.job import Job
+from tpi_bench.host.fork import start_process
 from tpi_bench.processes.caps import Cap, Limit
 from tpi_bench.processes.control import Control
 
@@ -26,7 +27,7 @@ class DeviceHandle:
         self._process = context.Process(
             target=_run_device, args=(rank, job, cap, theirs), name=f"rank {rank}", daemon=True
         )
-        self._process.start()
+        start_process(self._process)
         theirs.close()
 
     @property

@@ -1,0 +1,45 @@
+"""One point by itself, from settings to a result: for tasks of the command line and for Python."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from tpi_bench.measure.settings import Settings
+from tpi_bench.measure.turns import measuring_turn
+from tpi_bench.report.results import Result
+
+
+def run_point(
+    settings: Settings,
+    *,
+    on_start: Callable[[str], None] | None = None,
+    on_text: Callable[[str], None] | None = None,
+) -> Result:
+    """Run it. `on_start` is told what is about to run, `on_text` each piece of the answer.
+
+    Pieces are the numbers of tokens where the model has no tokenizer.
+
+    Raises ValueError for what cannot be run and HostBusy where another program measures here and
+    `wait=false` was given; a device that fails is a result that says so.
+    """
+    from tpi_bench.measure.point import measure
+    from tpi_bench.measure.prepare import describe, prepare
+    from tpi_bench.models.tokenizer import TextStream
+
+    with measuring_turn(settings.testbed, wait=settings.wait):
+        prepared = prepare(settings)
+        if on_start is not None:
+            on_start(describe(prepared))
+        folder = prepared.model.folder
+        stream = TextStream(folder) if folder else None
+
+        def show(token: int) -> None:
+            assert on_text is not None
+            on_text(stream.add(token) if stream else f"{token} ")
+
+        record = measure(prepared, None if on_text is None else show)
+    has_text = folder is not None and (folder / "tokenizer.json").is_file()
+    if folder is None or not has_text or record.run.cost == "modelled":
+        return Result(record)
+    answer = TextStream(folder)
+    return Result(record, "".join(answer.add(token.token_id) for token in record.tokens))
