@@ -9,16 +9,17 @@ clock, as on one host and in virtual time. In a model, one allreduce's end overl
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from tpi_bench.contract.job import Job, Output
 from tpi_bench.contract.model import ModelConfig
 from tpi_bench.contract.network import Traffic
 from tpi_bench.contract.plan import Site
 from tpi_bench.contract.request import Generation
+from tpi_bench.contract.setting import setting
 from tpi_bench.contract.system import System
-from tpi_bench.engine.collectives import collective_by_name
-from tpi_bench.engine.wire import check_wire, hidden_bytes, wire_words
+from tpi_bench.engine.collectives import COLLECTIVE_NAMES, collective_by_name
+from tpi_bench.engine.wire import check_wire, hidden_bytes, wire_setting, wire_words
 
 if TYPE_CHECKING:
     import torch
@@ -32,10 +33,12 @@ _MARGIN_NS = 1_000_000
 class AllreduceSystem(System):
     """`system=allreduce`. `workload.num_new_tokens` is how many are timed, after a first one."""
 
-    name: str = "allreduce"
-    collective: str = "star"
-    wire: str = "auto"
-    in_a_row: int = 1
+    name: str = setting("allreduce", "how rows call it")
+    collective: str = setting("star", "the allreduce that is timed", COLLECTIVE_NAMES)
+    wire: str = wire_setting()
+    in_a_row: int = setting(1, "how many follow each other where one is timed, as in a token")
+
+    talks: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         collective_by_name(self.collective)

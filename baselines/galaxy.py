@@ -21,9 +21,10 @@ from tpi_bench.contract.model import ModelConfig
 from tpi_bench.contract.network import Traffic
 from tpi_bench.contract.plan import Plan, Range, Site
 from tpi_bench.contract.request import Generation
+from tpi_bench.contract.setting import setting
 from tpi_bench.contract.system import System
 from tpi_bench.engine.plans import tensor_parallel
-from tpi_bench.engine.wire import Wire, check_wire, hidden_bytes, wire_words
+from tpi_bench.engine.wire import Wire, check_wire, hidden_bytes, wire_setting, wire_words
 
 if TYPE_CHECKING:
     import torch
@@ -37,8 +38,8 @@ if TYPE_CHECKING:
 class GalaxySystem(System):
     """`system=galaxy`. Everything is held in memory: Galaxy knows no offloading."""
 
-    name: str = "galaxy"
-    wire: str = "auto"
+    name: str = setting("galaxy", "how rows call it")
+    wire: str = wire_setting()
 
     def __post_init__(self) -> None:
         check_wire(self.wire)

@@ -33,6 +33,7 @@ import psutil
 
 from baselines.huggingface import HuggingFaceSystem, load_model
 from tpi_bench.contract.job import Job
+from tpi_bench.contract.setting import setting
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -47,8 +48,13 @@ _M_MMAP_THRESHOLD = -3  # of glibc's malloc.h
 class AccelerateSystem(HuggingFaceSystem):
     """`system=accelerate`."""
 
-    name: str = "accelerate"
-    offload: str = "disk"
+    name: str = setting("accelerate", "how rows call it")
+    offload: str = setting(
+        "disk",
+        "where decoder layers are while they do not compute; auto keeps what fits",
+        OFFLOADS,
+        common=True,
+    )
 
     stand_in: ClassVar[str | None] = "system=faulted"
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from baselines.huggingface import HuggingFaceSystem, load_model
 from tpi_bench.contract.job import Job
 from tpi_bench.contract.model import DTYPES
+from tpi_bench.contract.setting import setting
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -23,10 +24,12 @@ ATTENTIONS = ("sdpa", "eager")
 class TransformersSystem(HuggingFaceSystem):
     """`system=transformers`. `dtype` null is the model's, `threads` null the testbed's."""
 
-    name: str = "transformers"
-    dtype: str | None = None
-    threads: int | None = None
-    attention: str = "sdpa"
+    name: str = setting("transformers", "how rows call it")
+    dtype: str | None = setting(
+        None, "of this system alone; null is model.dtype", ("null", *DTYPES)
+    )
+    threads: int | None = setting(None, "of this system alone; null is the testbed's")
+    attention: str = setting("sdpa", "how attention is computed", ATTENTIONS)
 
     def __post_init__(self) -> None:
         if self.dtype is not None and self.dtype not in DTYPES:

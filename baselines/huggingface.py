@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 class HuggingFaceSystem(System):
     """One process whatever `testbed.num_devices` says; no network."""
 
+    talks: ClassVar[bool] = False
     max_devices: ClassVar[int | None] = 1
     stand_in: ClassVar[str | None] = "system=tpi testbed.num_devices=1"
 

@@ -17,6 +17,7 @@ from tpi_bench.contract.model import Model, ModelConfig
 from tpi_bench.contract.network import Traffic
 from tpi_bench.contract.plan import Site
 from tpi_bench.contract.request import Generation
+from tpi_bench.contract.setting import setting
 from tpi_bench.contract.system import System
 from tpi_bench.engine.generation import warmed_up
 from tpi_bench.models.gguf.writer import WEIGHT_TYPES, gguf_file, gguf_tensors
@@ -37,12 +38,19 @@ class LlamaCppSystem(System):
     are those of Transformers, and else llama.cpp's own F16.
     """
 
-    name: str = "llamacpp"
-    weights: str = "auto"
-    mmap: bool = True
-    flash_attention: bool = False
-    kv_cache: str = "auto"
+    name: str = setting("llamacpp", "how rows call it")
+    weights: str = setting(
+        "auto", "of its GGUF file; auto is model.weights", ("auto", *WEIGHT_TYPES)
+    )
+    mmap: bool = setting(
+        True, "map the file; false reads it into memory, where Q4_0 is rearranged to be faster"
+    )
+    flash_attention: bool = setting(False, "compute attention in one fused step")
+    kv_cache: str = setting(
+        "auto", "auto: F32 beside F32 weights, else F16", ("auto", *_CACHE_TYPES)
+    )
 
+    talks: ClassVar[bool] = False
     max_devices: ClassVar[int | None] = 1
     stand_in: ClassVar[str | None] = "system=mmap"
     uses_torch: ClassVar[bool] = False

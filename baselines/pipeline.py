@@ -17,6 +17,7 @@ from tpi_bench.contract.model import ModelConfig
 from tpi_bench.contract.network import Traffic
 from tpi_bench.contract.plan import Plan, Site
 from tpi_bench.contract.request import Generation
+from tpi_bench.contract.setting import setting
 from tpi_bench.engine import plans
 from tpi_bench.engine.streaming import WindowedSystem
 from tpi_bench.engine.wire import (
@@ -25,6 +26,7 @@ from tpi_bench.engine.wire import (
     check_wire,
     hidden_bytes,
     wire_bytes,
+    wire_setting,
     wire_words,
 )
 
@@ -42,9 +44,13 @@ _OPERATORS = 23  # of a layer in decoding: 14 in attention, 7 in the FFN, 2 resi
 class PipelineSystem(WindowedSystem):
     """`system=pipeline`, and `edgeshard`. The window streams a device's own layers, as in TPI."""
 
-    name: str = "pipeline"
-    planner: str = "proportional"
-    wire: str = "auto"
+    name: str = setting("pipeline", "how rows call it")
+    planner: str = setting(
+        "proportional",
+        "proportional: layers even or by testbed.proportions; edgeshard chooses devices too",
+        PLANNERS,
+    )
+    wire: str = wire_setting()
 
     def __post_init__(self) -> None:
         check_wire(self.wire)

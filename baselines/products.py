@@ -9,13 +9,14 @@ weights, which spans cannot give, as a span holds a whole block.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from tpi_bench.contract.job import Job, Output
 from tpi_bench.contract.model import ModelConfig
 from tpi_bench.contract.network import Traffic
 from tpi_bench.contract.plan import Plan, Site
 from tpi_bench.contract.request import Generation
+from tpi_bench.contract.setting import setting
 from tpi_bench.contract.system import System
 from tpi_bench.engine.generation import warmed_up
 from tpi_bench.engine.plans import tensor_parallel
@@ -32,7 +33,9 @@ class ProductsSystem(System):
     The tokens mean nothing.
     """
 
-    name: str = "products"
+    name: str = setting("products", "how rows call it")
+
+    talks: ClassVar[bool] = False
 
     @property
     def label(self) -> str:

@@ -81,7 +81,6 @@ def test_a_system_without_a_window_keeps_everything(
     assert made.window_config.holds_all
     own = blocks(2, master=True)
     assert made.streaming(job_of(own), 0) == Streaming.of_all(own)
-    assert made.smaller_with() == "system.window=auto"
     assert made.variant == ""
 
 
@@ -98,7 +97,6 @@ def test_a_system_with_a_window_streams(system: type[WindowedSystem]) -> None:
     assert streaming.area_bytes == 4096 + 8192 + 4096
     assert streaming.kept_bytes == 40960 + 8192 + 40960
     assert streaming.streamed_bytes == 4096 + 8192 + 4096
-    assert made.smaller_with() is None
     assert made.variant.startswith("window 2 keep 2")
 
 
@@ -117,8 +115,6 @@ def test_other_ways_to_get_weights_hold_little(system: type[WindowedSystem]) -> 
     paged = faulted.streaming(job_of(blocks(1, master=True)), 0)
     assert paged.is_paged
     assert (paged.kept_bytes, paged.streamed_parts) == (2 * 40960, blocks(1))
-    assert faulted.smaller_with() is None
-    assert (blocking.smaller_with(), mapped.smaller_with()) == (None, None)
     assert (blocking.variant, mapped.variant) == ("", "")
 
 
@@ -150,6 +146,5 @@ def test_memory_may_decide(system: type[WindowedSystem], value: str, keep: str) 
     made = system(window=value, keep=keep)
     assert made.window_config == WindowConfig(keep=keep)
     assert not made.window_config.holds_all
-    assert made.smaller_with() is None
     assert made.variant == ("window auto" if keep == "balanced" else "window auto of blocks")
     assert system(keep=keep).variant == ""

@@ -57,6 +57,14 @@ def test_what_does_not_matter_makes_no_other_point(
     assert (settings_of(*own).point != settings_of(*own, change).point) is is_another
 
 
+def test_one_device_is_one_point_on_every_network() -> None:
+    own = (*BASE, "testbed.num_devices=1")
+    changed = settings_of(*own, "network=paper", "network.link_latency_ms=3")
+    assert changed.point == settings_of(*own).point
+    assert changed.config_hash == settings_of(*own).config_hash
+    assert settings_of(*own, "system.window=2").point != settings_of(*own).point
+
+
 def test_a_library_is_one_point_on_every_network() -> None:
     own = (*BASE, "system=transformers")
     changed = settings_of(*own, "network.link_latency_ms=3", "testbed.num_devices=3")

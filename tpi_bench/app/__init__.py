@@ -1,6 +1,8 @@
 """The command line, and the only room that knows Hydra.
 
-`main.py` is the entry, `compose.py` turns the composed configuration into checked settings,
-`tasks.py` holds a task each (`task=NAME`), `sweeper.py` and `experiment.py` run many points. A new
-task is its name in `compose.TASKS` and a function in `tasks.py` that `run_task` calls.
+`main.py` is the entry, `arguments.py` reads what was typed, `compose.py` turns the composed
+configuration into checked settings, `settings.py` says what each means, `unknown.py` which one was
+meant. `tasks.py` holds a task each (`task=NAME`), `chat.py` the one that talks, `sweeper.py` and
+`experiment.py` run many points. A new task is its name in `settings.TASKS` and a function in
+`tasks.py` that `run_task` calls.
 """

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import importlib
 import math
 import re
 from collections.abc import Sequence
@@ -12,28 +10,16 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
-from tpi_bench.app.notices import VERBOSITIES
-from tpi_bench.app.typed import describe, fits, make_dataclass
+from tpi_bench.app.arguments import plain_text
+from tpi_bench.app.choices import GROUPS
+from tpi_bench.app.settings import PLAIN
+from tpi_bench.app.typed import describe, did_you_mean, fits, load_class, make_dataclass
 from tpi_bench.contract.request import Workload
-from tpi_bench.host import page_cache
 from tpi_bench.measure.settings import Settings
 
-TASKS = ("generate", "measure", "perplexity", "calibrate")
-REPORTS = ("text", "json")
-_PLAIN: dict[str, Any] = {
-    "name": str,
-    "results_dir": str,
-    "cache_dir": str | None,
-    "figure": str | None,
-    "repeat": int,
-    "check": bool,
-    "timeout_s": float | None,
-    "wait": bool,
-    "verbosity": str,
-    "progress": bool,
-    "output_dir": str | None,
-}
-_NOT_BELOW = ("verbosity", "progress", "output_dir")  # of these, what no point asks for
+_IN_NO_GROUP = {known.name: known for known in PLAIN if "." not in known.name}
+_NOT_OF_A_POINT = ("prompt", "prompt_file", "resume")  # these are for others to read
+_NOT_BELOW = ("verbosity", "progress", "output_dir")  # what no point asks for
 
 
 def build_settings(cfg: DictConfig, overrides: Sequence[str] = ()) -> Settings:
@@ -44,11 +30,9 @@ def build_settings(cfg: DictConfig, overrides: Sequence[str] = ()) -> Settings:
     """
     raw = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(raw, dict)
-    _check_choice("task", raw["task"], TASKS)
-    _check_choice("report", raw["report"], REPORTS)
-    _check_choice("verbosity", raw["verbosity"], VERBOSITIES)
-    values: dict[str, Any] = {str(k): v for k, v in raw.items()}
-    _check_choice("cache", raw["cache"], page_cache.MODES)
+    values: dict[str, Any] = {str(k): plain_text(v) for k, v in raw.items()}
+    values["workload"] = {k: plain_text(v) for k, v in values["workload"].items()}
+    _check_plain(values)
     values["memory_mb"] = _take_memory(values["device"])
     values["device"] = _devices_in_order(_packaged(values["device"]), overrides)
     groups = {
@@ -56,11 +40,11 @@ def build_settings(cfg: DictConfig, overrides: Sequence[str] = ()) -> Settings:
         for name in ("system", "oracle", "model", "testbed", "network")
     }
     workload = make_dataclass(Workload, values["workload"], "workload")
-    _check_plain(values)
-    plain = [name for name in _PLAIN if name not in _NOT_BELOW]
+    above = {*_NOT_OF_A_POINT, *_NOT_BELOW}
     return Settings(
-        **{name: values[name] for name in ("task", "report", "cache", "memory_mb", *plain)},
+        **{name: values[name] for name in _IN_NO_GROUP if name not in above},
         **groups,
+        memory_mb=values["memory_mb"],
         profiles=tuple(_make(each, _device_group(each)) for each in values["device"]),
         workload=workload,
         raw=values,
@@ -70,10 +54,19 @@ def build_settings(cfg: DictConfig, overrides: Sequence[str] = ()) -> Settings:
 
 def _check_plain(values: dict[str, Any]) -> None:
     """Settings that are in no group."""
-    for name, hint in _PLAIN.items():
-        if not fits(values[name], hint):
+    groups = {*GROUPS, "oracle", "hydra"}
+    for name in values:
+        if name not in groups and name not in _IN_NO_GROUP:
+            raise ValueError(f"there is no {name}; {did_you_mean(name, [*_IN_NO_GROUP, *GROUPS])}")
+    for name, known in _IN_NO_GROUP.items():
+        if name in _NOT_OF_A_POINT:
+            continue
+        value = values[name]
+        if known.choices and value not in known.choices:
+            raise ValueError(f"{name}={value} is unknown; choose one of {', '.join(known.choices)}")
+        if not fits(value, known.hint):
             raise ValueError(
-                f"{name}={values[name]} has the wrong type; it must be {describe(hint)}"
+                f"{name}={value} has the wrong type; it must be {describe(known.hint)}"
             )
     timeout_s = values["timeout_s"]
     if timeout_s is not None and not 0 < timeout_s < math.inf:
@@ -126,24 +119,5 @@ def _device_group(profile: dict[str, Any]) -> str:
 
 def _make(values: dict[str, Any], group: str) -> Any:
     """An instance of the dataclass that `_target_` names."""
-    target = values.get("_target_")
-    if not isinstance(target, str) or "." not in target:
-        raise ValueError(
-            f"{group} has no _target_; its YAML names a dataclass, as those beside it in "
-            f"conf/{group.partition('.')[0]}/ do"
-        )
-    module, _, name = target.rpartition(".")
-    try:
-        cls = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, SyntaxError) as error:
-        raise ValueError(f"{group}._target_={target} cannot be loaded: {error}") from error
-    if not dataclasses.is_dataclass(cls):
-        raise ValueError(f"{group}._target_={target} is not a dataclass; give it @dataclass")
-    if missing := getattr(cls, "__abstractmethods__", None):
-        raise ValueError(f"{group}._target_={target} does not define {', '.join(sorted(missing))}")
+    cls = load_class(values.get("_target_"), group)
     return make_dataclass(cls, {k: v for k, v in values.items() if k != "_target_"}, group)
-
-
-def _check_choice(name: str, value: Any, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{name}={value} is unknown; choose one of {', '.join(allowed)}")

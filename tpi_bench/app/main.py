@@ -7,20 +7,25 @@ Results go to standard output, everything else to standard error; bad input is o
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
 import signal
 import sys
 from types import FrameType
+from typing import Any
 
 import hydra
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from yaml import YAMLError
 
 from tpi_bench.app import sweeper
+from tpi_bench.app.arguments import for_hydra, options_last, plain_text
 from tpi_bench.app.errors import HYDRA_ERRORS, ExitStatus, fail_of
 from tpi_bench.app.place import ResultsPlace, without_resume
+from tpi_bench.app.settings import help_text
 from tpi_bench.app.tasks import run_task
+from tpi_bench.app.unknown import explained
 from tpi_bench.report.text import error_report
 
 
@@ -29,10 +34,15 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _interrupt)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here as exceptions and become one line
     typed = sys.argv[1:]
+    if "--version" in typed:
+        print(version())
+        return
+    arguments = typed
     report = "json" if "report=json" in typed else "text"
     place = ResultsPlace()
     try:
-        arguments = place.with_stored(typed)
+        arguments = options_last(place.with_stored(for_hydra(typed, sys.stdin.read)))
+        _register("tpi_settings", settings_in_force, is_asked_once=False)
         _register("tpi_arguments", lambda: without_resume(arguments))
         _register("tpi_results_folder", place.folder_of)
         sweeper.register()
@@ -50,12 +60,29 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(ExitStatus.ERROR)
     except (*HYDRA_ERRORS, YAMLError, ValueError, OSError) as error:
-        fail_of(report, error)
+        said = explained(error, arguments)
+        fail_of(report, ValueError(said) if said else error)
 
 
-def _register(name: str, resolver: object) -> None:
-    """Make `${name:...}` known to the configuration; it is asked once."""
-    OmegaConf.register_new_resolver(name, resolver, use_cache=True, replace=True)  # type: ignore[arg-type]
+def version() -> str:
+    """`tpi_bench 0.1.0`, as it was installed."""
+    try:
+        return f"tpi_bench {importlib.metadata.version('tpi_bench')}"
+    except importlib.metadata.PackageNotFoundError:
+        return "tpi_bench, not installed: run from its folder"
+
+
+def settings_in_force(*, _root_: DictConfig) -> str:
+    """`${tpi_settings:}` of the help."""
+    shown = OmegaConf.masked_copy(_root_, [str(key) for key in _root_ if key != "hydra"])
+    values = OmegaConf.to_container(shown)
+    assert isinstance(values, dict)
+    return help_text({str(key): plain_text(value) for key, value in values.items()})
+
+
+def _register(name: str, resolver: Any, *, is_asked_once: bool = True) -> None:
+    """Make `${name:...}` known to the configuration."""
+    OmegaConf.register_new_resolver(name, resolver, use_cache=is_asked_once, replace=True)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

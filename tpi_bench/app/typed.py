@@ -3,9 +3,40 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
+import importlib
 import types
 import typing
+from collections.abc import Iterable
 from typing import Any
+
+
+def load_class(target: object, group: str) -> Any:
+    """The dataclass that a group's `_target_` names. Raises ValueError."""
+    if not isinstance(target, str) or "." not in target:
+        raise ValueError(
+            f"{group} has no _target_; its YAML names a dataclass, as those beside it in "
+            f"conf/{group.partition('.')[0]}/ do"
+        )
+    module, _, name = target.rpartition(".")
+    try:
+        cls = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, SyntaxError) as error:
+        raise ValueError(f"{group}._target_={target} cannot be loaded: {error}") from error
+    if not dataclasses.is_dataclass(cls):
+        raise ValueError(f"{group}._target_={target} is not a dataclass; give it @dataclass")
+    if missing := getattr(cls, "__abstractmethods__", None):
+        raise ValueError(f"{group}._target_={target} does not define {', '.join(sorted(missing))}")
+    return cls
+
+
+def did_you_mean(name: str, known: Iterable[str], prefix: str = "") -> str:
+    """The nearest of the names that there are, as a question; all of them where none is near."""
+    names = sorted(known)
+    near = difflib.get_close_matches(name, names, n=1)
+    if near:
+        return f"did you mean {prefix}{near[0]}?"
+    return f"there are {', '.join(names)}"
 
 
 def make_dataclass(cls: Any, values: dict[str, Any], group: str) -> Any:
@@ -18,7 +49,7 @@ def make_dataclass(cls: Any, values: dict[str, Any], group: str) -> Any:
     hints = typing.get_type_hints(cls)
     for key, value in values.items():
         if key not in fields:
-            raise ValueError(f"{group}.{key} is unknown; {group} has {', '.join(sorted(fields))}")
+            raise ValueError(f"there is no {group}.{key}; {did_you_mean(key, fields, f'{group}.')}")
         if not fits(value, hints[key]):
             raise ValueError(
                 f"{group}.{key}={value} has the wrong type; it must be {describe(hints[key])}"
@@ -63,7 +94,7 @@ def describe(hint: Any) -> str:
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         return " or ".join(describe(option) for option in typing.get_args(hint))
     if isinstance(typing.get_origin(hint), type):
-        return f"a list of {describe(typing.get_args(hint)[0])}"
+        return f"a list of {_several(typing.get_args(hint)[0])}"
     names = {
         int: "a whole number",
         float: "a number",
@@ -72,3 +103,9 @@ def describe(hint: Any) -> str:
         type(None): "null",
     }
     return names.get(hint, str(hint))
+
+
+def _several(hint: Any) -> str:
+    if isinstance(typing.get_origin(hint), type):
+        return f"lists of {_several(typing.get_args(hint)[0])}"
+    return {int: "whole numbers", float: "numbers", str: "texts"}.get(hint, str(hint))

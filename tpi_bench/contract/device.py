@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from tpi_bench.contract.model import WEIGHTS
+from tpi_bench.contract.setting import needed, setting
 
 _OF_PRECISION = [f"{name}_{unit}" for unit in ("gb_per_s", "gflops") for name in WEIGHTS[1:]]
 
@@ -51,26 +52,47 @@ class DeviceProfile:
     assumption).
     """
 
-    name: str
-    cores: int
-    memory_gb: float
-    memory_gb_per_s: float
-    peak_gflops: float
-    op_overhead_us: float
-    disk_gb_per_s: float
-    disk_latency_us: float
-    disk_queue_depth: int
-    message_overhead_us: float  # CPU time to send or receive a message, or to ask for a read
-    source: str = ""
-    used_cores: int | None = None
-    float16_gb_per_s: float | None = None
-    bfloat16_gb_per_s: float | None = None
-    q8_gb_per_s: float | None = None
-    q4_gb_per_s: float | None = None
-    float16_gflops: float | None = None
-    bfloat16_gflops: float | None = None
-    q8_gflops: float | None = None
-    q4_gflops: float | None = None
+    name: str = needed("how rows call it")
+    cores: int = needed("cores it has")
+    memory_gb: float = needed("memory, in 1e9 bytes")
+    memory_gb_per_s: float = needed("memory bandwidth of all cores")
+    peak_gflops: float = needed("arithmetic in fp32 of all cores")
+    op_overhead_us: float = needed("of each operator, on top of the roofline")
+    disk_gb_per_s: float = needed("rate of large reads")
+    disk_latency_us: float = needed("of a read")
+    disk_queue_depth: int = needed("reads that the disk serves at once")
+    message_overhead_us: float = needed(
+        "CPU time to send or receive a message, or to ask for a read"
+    )
+    source: str = setting("", "where the numbers come from")
+    used_cores: int | None = setting(None, "fewer than all, to see what cores are worth")
+    float16_gb_per_s: float | None = setting(
+        None,
+        "bytes a second of float16 weights in products with one vector; null: the memory bandwidth",
+    )
+    bfloat16_gb_per_s: float | None = setting(
+        None,
+        "bytes a second of bfloat16 weights in products with one vector; null: "
+        "the memory bandwidth",
+    )
+    q8_gb_per_s: float | None = setting(
+        None, "bytes a second of q8 weights in products with one vector; null: the memory bandwidth"
+    )
+    q4_gb_per_s: float | None = setting(
+        None, "bytes a second of q4 weights in products with one vector; null: the memory bandwidth"
+    )
+    float16_gflops: float | None = setting(
+        None, "arithmetic of products with many vectors in float16; null: peak_gflops"
+    )
+    bfloat16_gflops: float | None = setting(
+        None, "arithmetic of products with many vectors in bfloat16; null: peak_gflops"
+    )
+    q8_gflops: float | None = setting(
+        None, "arithmetic of products with many vectors in q8; null: peak_gflops"
+    )
+    q4_gflops: float | None = setting(
+        None, "arithmetic of products with many vectors in q4; null: peak_gflops"
+    )
 
     def __post_init__(self) -> None:
         for name in ("cores", "disk_queue_depth"):

@@ -14,7 +14,7 @@ from tpi_bench.contract.device import DeviceProfile
 from tpi_bench.contract.model import ModelConfig
 from tpi_bench.contract.network import NetworkConfig
 from tpi_bench.contract.plan import Plan
-from tpi_bench.contract.request import Generation, Request
+from tpi_bench.contract.request import Generation, Request, Turn
 from tpi_bench.contract.runtime import Span
 
 if TYPE_CHECKING:
@@ -31,10 +31,6 @@ class Program(ABC):
     @abstractmethod
     def run_device(self, rt: Runtime, job: Job, output: Output) -> Generation | None:
         """The rank program. The master returns what was generated, workers None."""
-
-    def smaller_with(self) -> str | None:
-        """The setting that would let it run in less memory, if there is one."""
-        return None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +63,7 @@ class Job:
     checkpoint_path: str | None = None
     trace: bool = False
     stream: bool = False
+    talks: bool = False  # turn after turn from one KV cache, until nobody asks any more
     logits_path: str | None = None
 
     def memory_of(self, rank: int) -> float:
@@ -91,12 +88,17 @@ class Job:
         return sorted(str(path) for path in files if path.is_file())
 
 
+# The answer to the turn before, if there was one -> the next turn; None ends the conversation.
+NextTurn = Callable[[Generation | None], Turn | None]
+
+
 @dataclass
 class Output:
-    """Where the master's tokens and logits go as they come."""
+    """Where the master's tokens and logits go as they come, and its next turn comes from."""
 
     on_token: Callable[[int], None] | None = None
     on_logits: Callable[[torch.Tensor], None] | None = None
+    next_turn: NextTurn | None = None
 
 
 @dataclass(kw_only=True)

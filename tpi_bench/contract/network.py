@@ -10,6 +10,8 @@ import random
 from dataclasses import dataclass
 from math import inf
 
+from tpi_bench.contract.setting import setting
+
 # Hops between any two devices. `paper`: device, home gateway, core router, gateway, device
 # (TPI-LLM, section 4 and appendix): 4 links one way. `switch`: device, switch, device. `wifi`:
 # device, access point, device, over one channel that carries one frame at a time.
@@ -47,16 +49,32 @@ class NetworkConfig:
     message takes the way of least latency, through other devices where there is no own link.
     """
 
-    topology: str = "none"
-    link_latency_ms: float = 0.0
-    jitter_ms: float = 0.0
-    bandwidth_mbps: float = 0.0
-    timeout_s: float = 30.0
-    seed: int = 0
-    station_mbps: list[float] | None = None
-    station_latency_ms: list[float] | None = None
-    latency_matrix_ms: list[list[float]] | None = None
-    mesh_links: list[list[float]] | None = None
+    topology: str = setting("none", "what connects the devices", TOPOLOGY_NAMES)
+    link_latency_ms: float = setting(
+        0.0,
+        "latency of a link, a hop; switch and wifi have 2 hops between two devices, paper 4",
+        common=True,
+    )
+    jitter_ms: float = setting(0.0, "of a hop, uniform, plus or minus")
+    bandwidth_mbps: float = setting(
+        0.0,
+        "of each device's up-link and down-link (wifi: between two devices alone); 0 is unlimited",
+        common=True,
+    )
+    timeout_s: float = setting(30.0, "a device that is silent for longer hangs")
+    seed: int = setting(0, "of jitter")
+    station_mbps: list[float] | None = setting(
+        None, "wifi: each device's own rate to the access point (with bandwidth_mbps=0)"
+    )
+    station_latency_ms: list[float] | None = setting(
+        None, "wifi: each device's own way to the access point (with link_latency_ms=0)"
+    )
+    latency_matrix_ms: list[list[float]] | None = setting(
+        None, "wan: the way from each device to each other"
+    )
+    mesh_links: list[list[float]] | None = setting(
+        None, "mesh: links [device, device, latency in ms, Mbit/s]"
+    )
 
     def __post_init__(self) -> None:
         if self.topology not in TOPOLOGY_NAMES:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from tpi_bench.contract.setting import setting
+
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
@@ -42,22 +44,35 @@ class Workload:
     `prompt_ids` and `prompt_tokens` are the text's ids then.
     """
 
-    prompt: str | None = None
-    prompt_ids: list[int] | None = None
-    prompt_tokens: int | None = None
-    prefill_chunk: int | None = None
-    text: str | None = None
-    text_tokens: int = 512
-    chat: bool = True
-    num_new_tokens: int = 32
-    min_new_tokens: int = 4
-    max_decode_s: float | None = None
-    warmup_tokens: int = 1
-    ignore_eos: bool = False
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    seed: int = 0
+    prompt: str | None = setting(None, "the text that is answered; prompt= sets it as typed")
+    prompt_ids: list[int] | None = setting(None, "token ids instead of a text", common=True)
+    prompt_tokens: int | None = setting(
+        None, "or a prompt of that many fixed ids, for models without a tokenizer", common=True
+    )
+    prefill_chunk: int | None = setting(
+        None, "the prompt in pieces of so many positions, which take less memory; null is whole"
+    )
+    text: str | None = setting(
+        None,
+        "a file, or page (one that comes with the program), whose perplexity is"
+        " measured; nothing is generated",
+    )
+    text_tokens: int = setting(512, "how many tokens of that text")
+    chat: bool = setting(True, "use the model's chat template, if it has one")
+    num_new_tokens: int = setting(32, "how many tokens are generated at most", common=True)
+    min_new_tokens: int = setting(4, "with max_decode_s: never fewer than this")
+    max_decode_s: float | None = setting(None, "stop decoding after so many seconds")
+    warmup_tokens: int = setting(1, "generated first and not counted")
+    positions: int | None = setting(
+        None,
+        "that the KV cache has room for; null: prompt and answer, and in a chat 2048 or what the "
+        "model knows",
+    )
+    ignore_eos: bool = setting(False, "go on after the end-of-sequence token")
+    temperature: float = setting(0.0, "of sampling; 0 is greedy", common=True)
+    top_k: int = setting(0, "sample from the k likeliest tokens; 0 is off")
+    top_p: float = setting(1.0, "sample from the likeliest tokens of this share; 1 is off")
+    seed: int = setting(0, "of sampling")
 
     def __post_init__(self) -> None:
         if self.num_new_tokens < 1:
@@ -86,6 +101,8 @@ class Workload:
             )
         if not 0 <= self.seed < 1 << 63:
             raise ValueError(f"workload.seed={self.seed} must be in 0 to {(1 << 63) - 1}")
+        if self.positions is not None and self.positions < 2:
+            raise ValueError(f"workload.positions={self.positions} must be at least 2, or null")
         _ = self.sampling
 
     @property
@@ -100,7 +117,8 @@ class Request:
     """What the master is asked: token ids in, at most `num_new_tokens` out.
 
     `text_ids` are the tokens that follow the prompt, whatever the model would say.
-    `prefill_chunk` is the most positions of the prompt that one step takes; None: all.
+    `prefill_chunk` is the most positions of the prompt that one step takes; None: all. `positions`
+    is what the KV cache has room for, where a conversation goes on.
     """
 
     prompt_ids: tuple[int, ...]
@@ -113,17 +131,31 @@ class Request:
     keep_logits: bool = False
     text_ids: tuple[int, ...] = ()
     prefill_chunk: int | None = None
+    positions: int = 0
 
     @property
     def length(self) -> int:
         """Positions the KV cache must hold."""
-        return len(self.prompt_ids) + max(self.num_new_tokens, self.warmup_tokens)
+        needed = len(self.prompt_ids) + max(self.num_new_tokens, self.warmup_tokens)
+        return max(self.positions, needed)
 
     @property
     def most_new(self) -> int:
         """Most positions that a step takes: what activations and messages need room for."""
         whole = len(self.prompt_ids)
         return whole if self.prefill_chunk is None else min(whole, self.prefill_chunk)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Turn:
+    """A part of a conversation: `token_ids` go into the KV cache from `position` on.
+
+    What is cached before that stays; what was cached from there on is forgotten.
+    """
+
+    position: int
+    token_ids: list[int]
+    num_new_tokens: int
 
 
 @dataclass(kw_only=True)
@@ -164,6 +196,11 @@ def make_request(
         return _text_request(workload, prompt_ids[: min(workload.text_tokens, context_length)])
     num_new = max(workload.num_new_tokens, workload.warmup_tokens)
     needed = len(prompt_ids) + num_new
+    if workload.positions is not None and not needed <= workload.positions <= context_length:
+        raise ValueError(
+            f"workload.positions={workload.positions} must be {needed} (prompt and answer) to "
+            f"{context_length} (the model's context)"
+        )
     if needed > context_length:
         raise ValueError(
             f"the prompt has {len(prompt_ids)} tokens and {num_new} are to be generated: {needed} "
@@ -179,6 +216,7 @@ def make_request(
         sampling=workload.sampling,
         keep_logits=keep_logits,
         prefill_chunk=workload.prefill_chunk,
+        positions=workload.positions or 0,
     )
 
 

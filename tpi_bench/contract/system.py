@@ -75,6 +75,7 @@ class System(Program):
 
     name: str  # as in `system=NAME`
 
+    talks: ClassVar[bool] = True  # it answers by the engine's request loop, which can go on
     max_devices: ClassVar[int | None] = None  # 1: one process, whatever the testbed offers
     stand_in: ClassVar[str | None] = None  # what to run in virtual time, if this one cannot
 
@@ -102,6 +103,10 @@ class System(Program):
     @property
     def variant(self) -> str:
         """Behind the label: settings that make it another line in a figure."""
+        return ""
+
+    def note(self, job: Job) -> str:
+        """What must be known of its rows before they are used."""
         return ""
 
     def checkpoint_path(self, model: Model, cache_dir: Path) -> Path | None:

@@ -289,3 +289,4 @@ _ALL = (
     ),
 )
 COLLECTIVES = by_name(_ALL)
+COLLECTIVE_NAMES = tuple(COLLECTIVES)

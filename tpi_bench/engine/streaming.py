@@ -15,6 +15,7 @@ from typing import Any
 
 from tpi_bench.contract.blocks import BlockFile
 from tpi_bench.contract.job import Job
+from tpi_bench.contract.setting import setting
 from tpi_bench.contract.system import PAGED, Streaming, System
 from tpi_bench.engine.budget import KEEPS, within_memory
 from tpi_bench.engine.placement import place_blocks
@@ -54,11 +55,29 @@ class WindowedSystem(System):
     with, and unmapped after it.
     """
 
-    window: Any = "off"
-    keep: str = "balanced"
-    retain_every: int = 0
-    resident_io: bool = False
-    loading: str = "overlapped"
+    window: Any = setting(
+        "off",
+        "blocks a device may hold at once; off holds all, auto what fits in its memory",
+        ("off", "auto", "1, 2, ..."),
+        common=True,
+    )
+    keep: str = setting(
+        "balanced",
+        "with window=auto: keep the same matrices of every layer, or whole blocks",
+        KEEPS,
+    )
+    retain_every: int = setting(
+        0, "with a window, keep every T-th FFN block, from the first on; 0 keeps none", common=True
+    )
+    resident_io: bool = setting(
+        False, "with a window, keep the input embedding and the output head", common=True
+    )
+    loading: str = setting(
+        "overlapped",
+        "how weights come off the disk: read ahead, read when needed, or paged "
+        "in from mapped files",
+        LOADINGS,
+    )
 
     def __post_init__(self) -> None:
         _ = self.window_config
@@ -84,14 +103,24 @@ class WindowedSystem(System):
     def num_buffers(self, job: Job) -> int:
         """Hidden states of a step's positions that a device receives into at once, at most."""
 
+    def note(self, job: Job) -> str:
+        """A window that is as large as all holds all."""
+        size = self.window_config.size
+        if size is None or not job.blocks:
+            return ""
+        if any(self.streaming(job, rank).streamed_parts for rank in range(len(job.blocks))):
+            return ""
+        most = max(len(blocks) for blocks in job.blocks)
+        return (
+            f"system.window={size} streams nothing: a device has {most} blocks at most, and holds "
+            "them as with system.window=off"
+        )
+
     def streaming(self, job: Job, rank: int) -> Streaming:
         config = self.window_config
         if config.keep is None:
             return window_of(job.blocks[rank], config)
         return within_memory(job, rank, config.keep, self.num_buffers(job))
-
-    def smaller_with(self) -> str | None:
-        return "system.window=auto" if self.window_config.holds_all else None
 
 
 def parse_window(

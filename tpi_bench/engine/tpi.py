@@ -15,10 +15,18 @@ from tpi_bench.contract.model import ModelConfig
 from tpi_bench.contract.network import Traffic
 from tpi_bench.contract.plan import Plan, Site
 from tpi_bench.contract.request import Generation
-from tpi_bench.engine.collectives import Collective, collective_by_name
+from tpi_bench.contract.setting import setting
+from tpi_bench.engine.collectives import COLLECTIVE_NAMES, Collective, collective_by_name
 from tpi_bench.engine.plans import tensor_parallel
 from tpi_bench.engine.streaming import WindowedSystem
-from tpi_bench.engine.wire import AS_COMPUTED, Wire, check_wire, hidden_bytes, wire_words
+from tpi_bench.engine.wire import (
+    AS_COMPUTED,
+    Wire,
+    check_wire,
+    hidden_bytes,
+    wire_setting,
+    wire_words,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -35,9 +43,14 @@ class TpiSystem(WindowedSystem):
     Transformers with the memory scheduler (its table 3).
     """
 
-    name: str = "tpi"
-    collective: str = "star"
-    wire: str = "auto"
+    name: str = setting("tpi", "how rows call it")
+    collective: str = setting(
+        "star",
+        "the allreduce: star is the paper's, direct takes one step",
+        COLLECTIVE_NAMES,
+        common=True,
+    )
+    wire: str = wire_setting()
 
     def __post_init__(self) -> None:
         collective_by_name(self.collective)

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tpi_bench.contract.model import BYTES_PER_VALUE, GROUP
+from tpi_bench.contract.setting import setting
 
 if TYPE_CHECKING:
     import torch
@@ -92,6 +93,12 @@ class Wire:
 
 
 AS_COMPUTED = Wire()
+
+
+def wire_setting() -> Any:
+    """The field `wire` of a system."""
+    meaning = "what devices send: as computed (auto), half precision, or 8 bits in groups of 32"
+    return setting("auto", meaning, WIRES, common=True)
 
 
 def check_wire(name: str) -> None:

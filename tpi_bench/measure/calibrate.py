@@ -21,6 +21,7 @@ from tpi_bench.contract.job import Job, Output, Program
 from tpi_bench.contract.model import GROUP, WEIGHTS, ModelConfig, resolve_types
 from tpi_bench.contract.network import NetworkConfig
 from tpi_bench.contract.request import Generation, Request
+from tpi_bench.contract.setting import setting
 from tpi_bench.host import cache, machine
 from tpi_bench.host.fork import in_helper
 from tpi_bench.host.machine import available_cpus
@@ -47,8 +48,8 @@ _SMALL_READS = 64
 class ThisHost:
     """`device=this_host`: this machine as it was calibrated, with `threads` threads."""
 
-    name: str = "this_host"
-    threads: int = 1
+    name: str = setting("this_host", "how rows call it")
+    threads: int = setting(1, "threads that it was calibrated with")
 
     def load(self, cache_dir: Path) -> DeviceProfile:
         """The stored profile; calibrates first where there is none."""

@@ -101,20 +101,19 @@ class Settings:
 
     @property
     def point(self) -> str:
-        """Names the point. A system without a network is one point at every link latency."""
+        """Names the point. One device has no links: it is one point at every latency of them."""
         return cache.digest(self._relevant())
 
     def _relevant(self) -> dict[str, Any]:
         """The config without names of classes, so that moving code changes no point."""
         ignored = (*_NOT_PART_OF_A_POINT, *self.testbed.ignores)
         relevant = {k: _without_targets(v) for k, v in self.raw.items() if k not in ignored}
+        if self.num_devices == 1:
+            del relevant["network"]
         if self.system.max_devices == 1:
-            testbed = {
-                k: v
-                for k, v in relevant["testbed"].items()
-                if k not in ("num_devices", "proportions")
-            }
-            relevant = {k: v for k, v in relevant.items() if k != "network"} | {"testbed": testbed}
+            testbed = relevant["testbed"].items()
+            others = {k: v for k, v in testbed if k not in ("num_devices", "proportions")}
+            relevant["testbed"] = others
         return relevant
 
 

@@ -10,13 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tpi_bench.contract.model import (
+    DTYPES,
     QUANTISED,
+    WEIGHTS,
     Checkpoint,
     Model,
     ModelConfig,
     Rope,
     resolve_types,
 )
+from tpi_bench.contract.setting import needed, setting
 from tpi_bench.models.checkpoints import FolderCheckpoint
 from tpi_bench.models.demo_model import demo_folder
 from tpi_bench.models.gguf.checkpoint import GgufCheckpoint
@@ -31,8 +34,18 @@ from tpi_bench.models.synthetic import SyntheticCheckpoint
 class _Precision:
     """What every source says: what is computed in, and what the weights are held in."""
 
-    dtype: str = "auto"
-    weights: str = "auto"
+    dtype: str = setting(
+        "auto",
+        "what is computed in; auto: as weights, float32 for q8 and q4",
+        ("auto", *DTYPES),
+        common=True,
+    )
+    weights: str = setting(
+        "auto",
+        "what weights are held in; auto: as dtype, and what a .gguf file holds",
+        ("auto", *WEIGHTS),
+        common=True,
+    )
 
     def __post_init__(self) -> None:
         resolve_types(self.dtype, self.weights)
@@ -56,8 +69,12 @@ class _Precision:
 class HuggingFaceModel(_Precision):
     """`model=hf model.path=`: a folder or a GGUF file on this machine, else an id on the hub."""
 
-    name: str = "hf"
-    path: str | None = None
+    name: str = setting("hf", "how rows call it")
+    path: str | None = setting(
+        None,
+        "a Hugging Face folder or a .gguf file on this machine, or an id on the hub",
+        common=True,
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -86,7 +103,7 @@ class HuggingFaceModel(_Precision):
 class DemoModel(_Precision):
     """`model=smollm2_135m`: a real small model from the package index; see `demo_model.py`."""
 
-    name: str = "smollm2_135m"
+    name: str = setting("smollm2_135m", "how rows call it")
 
     def load(self, cache_dir: Path) -> Model:
         folder = demo_folder(cache_dir)
@@ -101,17 +118,21 @@ class SyntheticModel(_Precision):
     disk; every block is still read from the disk each time.
     """
 
-    name: str
-    num_layers: int
-    hidden: int
-    num_heads: int
-    num_kv_heads: int
-    intermediate: int
-    vocab: int
-    context_length: int
-    rope_theta: float = 10000.0
-    seed: int = 0
-    share_layers: bool = False
+    name: str = needed("how rows call it")
+    num_layers: int = needed("decoder layers")
+    hidden: int = needed("size of a hidden state")
+    num_heads: int = needed("query heads")
+    num_kv_heads: int = needed("key-value heads")
+    intermediate: int = needed("columns of the FFN")
+    vocab: int = needed("tokens there are")
+    context_length: int = needed("positions at most")
+    rope_theta: float = setting(10000.0, "base of the rotary embedding")
+    seed: int = setting(0, "of the random weights")
+    share_layers: bool = setting(
+        False,
+        "all layers read the files of the first, so that 70B shapes fit on a small disk",
+        common=True,
+    )
 
     def load(self, cache_dir: Path) -> Model:
         if self.hidden % self.num_heads:

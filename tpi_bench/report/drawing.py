@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -50,9 +51,14 @@ class Drawing:
 
     def again(self) -> None:
         """`python -m experiments.NAME FOLDER`: table and figure again from stored rows."""
-        if len(sys.argv) != 2:
-            sys.exit(f"usage: python -m experiments.{self.name} RESULTS_FOLDER")
-        folder = Path(sys.argv[1])
+        module = sys.modules["__main__"]
+        parser = argparse.ArgumentParser(
+            prog=f"python -m experiments.{self.name}",
+            description=f"{(module.__doc__ or self.name).split(chr(10))[0]} Draws table and figure "
+            f"again from stored rows; python -m tpi_bench +experiment={self.name} makes them.",
+        )
+        parser.add_argument("folder", type=Path, help="a results folder, in which they are left")
+        folder = parser.parse_args().folder
         try:
             runs = read_runs(folder)
             self._refuse_another(folder)

@@ -1,7 +1,7 @@
 """The `virtual` testbed: devices of given profiles in virtual time, in one helper process.
 
 Needs no torch itself: the launcher only checks the settings and hands the job over to `run.py`, in
-a fresh process where costs are measured, else in the one of `helper.py` that modelled runs share.
+a fresh process where costs are measured, else in the one that modelled runs share.
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ from tpi_bench.contract.device import (
 )
 from tpi_bench.contract.job import Job, Outcome
 from tpi_bench.contract.network import NetworkConfig
+from tpi_bench.contract.setting import setting
 from tpi_bench.contract.system import System
 from tpi_bench.contract.testbed import Machines, Rates, Testbed
 from tpi_bench.host.fork import in_helper
-from tpi_bench.virtual.helper import shared_helper
+from tpi_bench.host.helper import shared_helper
 
 COSTS = ("modelled", "measured")
 
@@ -36,14 +37,23 @@ class VirtualTestbed(Testbed):
     `threads_per_device` is what computations are measured with. `fail_rank` fails at `fail_at_s`.
     """
 
-    num_devices: int | None = None
-    cost: str = "modelled"
-    threads_per_device: int = 1
-    proportions: list[float] | str | None = None
-    shares_disk: bool = False
-    fail_rank: int | None = None
-    fail_at_s: float = 0.0
-    trace: bool = False
+    num_devices: int | None = setting(None, "devices; null: as many as device=[...] names")
+    cost: str = setting(
+        "modelled",
+        "what computing takes: modelled by the device's profile, or measured here and scaled to it",
+        COSTS,
+    )
+    threads_per_device: int = setting(1, "threads of measured computations")
+    proportions: list[float] | str | None = setting(
+        None,
+        "shares of heads, columns or layers, one a device; strength follows the"
+        " profiles; null is equal",
+        ("null", "strength", "[2,1,1]"),
+    )
+    shares_disk: bool = setting(False, "all devices read from one disk")
+    fail_rank: int | None = setting(None, "this device fails at fail_at_s of virtual time")
+    fail_at_s: float = setting(0.0, "when it fails")
+    trace: bool = setting(False, "also store every span of compute, sync, load wait and read")
 
     clock: ClassVar[str] = "virtual"
     ignores: ClassVar[tuple[str, ...]] = ("cache",)

@@ -1,4 +1,4 @@
-"""The process that modelled runs share: kept between jobs, begun again when it is gone."""
+"""A process that several calls share: kept between them, begun again when it is gone."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 from tests.helpers.virtual import IDEAL, virtual_job
 from tpi_bench.engine.tpi import TpiSystem
 from tpi_bench.host.fork import HelperDied
-from tpi_bench.virtual.helper import SharedHelper
+from tpi_bench.host.helper import SharedHelper
 from tpi_bench.virtual.testbed import VirtualTestbed
 
 

@@ -1,8 +1,8 @@
-"""One process for all modelled runs of a sweep: `testbed.py` sends it jobs, one at a time.
+"""One process for many calls, one at a time: what it has loaded is there for the next.
 
-The first computation that is traced loads torch's machinery for that, which takes longer than most
-simulations. A modelled run leaves nothing behind that the next could see, so they may share it;
-where costs are measured every run has a process of its own.
+All modelled runs of a sweep share one: the first computation that is traced loads torch's machinery
+for that, which takes longer than most simulations, and a modelled run leaves nothing behind that
+the next could see. A conversation keeps its tokenizer in another.
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ class SharedHelper:
     It ends by itself after `idle_s`, so that nothing is left beside what is measured next.
     """
 
-    def __init__(self, idle_s: float = 5.0) -> None:
+    def __init__(self, idle_s: float = 5.0, name: str = "modelled runs") -> None:
         self._idle_s = idle_s
+        self._name = name
         self._process: BaseProcess | None = None
         self._jobs: Connection | None = None
         self._lifeline: Connection | None = None
@@ -79,7 +80,7 @@ class SharedHelper:
         self._process = context.Process(
             target=_serve,
             args=(theirs, end_of_line, self._idle_s),
-            name="modelled runs",
+            name=self._name,
             daemon=True,
         )
         self._process.start()
@@ -96,7 +97,7 @@ class SharedHelper:
 
 @functools.cache
 def shared_helper() -> SharedHelper:
-    """The one of this program."""
+    """The one of this program's modelled runs."""
     return SharedHelper()
 
 

@@ -1,0 +1,221 @@
+"""What people type: prompts as text, options anywhere, names that do not exist, help, version."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+
+from tests.helpers.command_line import ROOT, run
+from tpi_bench.app.arguments import for_hydra, options_last, plain_text
+from tpi_bench.app.compose import build_settings
+from tpi_bench.app.sweeper import CONFIG_FOLDER
+from tpi_bench.app.unknown import explained
+
+TEXTS = [
+    "It's late, isn't it? a=b ${x} \"q\" é",
+    "null",
+    "12",
+    " a ",
+    "a\nb\\",
+    "$${x}\\${y}",
+    "~x",
+    "-x",
+    "[1,2]",
+    "a,b",
+    "a~b #c {d:e} (f) !",
+    "\U0001f600",
+    "=",
+]
+
+
+def nothing() -> str:
+    raise AssertionError("standard input was not asked for")
+
+
+def settings_typed(*typed: str, stdin: str | None = None):
+    read = nothing if stdin is None else io.StringIO(stdin).read
+    arguments = for_hydra(["model=debug", *typed, "results_dir=x"], read)
+    with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
+        return build_settings(compose("config", overrides=arguments), arguments)
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_a_prompt_is_text(text: str) -> None:
+    settings = settings_typed(f"prompt={text}")
+    assert settings.workload.prompt == text
+    assert settings.raw["prompt"] == text
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_a_prompt_is_one_value_in_a_sweep(text: str) -> None:
+    """Its commas are no choices, and it comes through the sweeper as through Hydra."""
+    (argument,) = for_hydra([f"prompt={text}"], nothing)
+    parser = OverridesParser.create()
+    override = parser.parse_override(argument)
+    assert not override.is_sweep_override()
+    of_the_job = f"prompt={override.get_value_element_as_str()}"  # as the sweeper hands it on
+    assert plain_text(parser.parse_override(of_the_job).value()) == text
+
+
+def test_a_prompt_from_standard_input_and_from_a_file(tmp_path: Path) -> None:
+    text = 'two lines,\nand "quotes"'
+    assert settings_typed("prompt=-", stdin=f"{text}\n").workload.prompt == text
+    file = tmp_path / "prompt.txt"
+    file.write_text(f"{text}\n", encoding="utf-8")
+    assert settings_typed(f"prompt_file={file}").workload.prompt == text
+
+
+@pytest.mark.parametrize(
+    ("typed", "stdin", "line"),
+    [
+        (["prompt="], None, "the prompt is empty; give prompt="),
+        (["prompt=  "], None, "the prompt is empty"),
+        (["prompt=-"], "\n", "the prompt is empty"),
+        (["prompt_file=/nowhere"], None, "prompt_file=/nowhere cannot be read .No such file"),
+        (["prompt=a", "prompt_file=b"], None, "are both given; leave out one of them"),
+        (["prompt=\udce9"], None, "no text in UTF-8"),
+        (["--prompt", "a"], None, "there is no option --prompt; values are given as KEY=VALUE"),
+        (["generate"], None, "'generate' is no KEY=VALUE; give for example task=generate"),
+        (["--config-dir"], None, "--config-dir wants a value behind it"),
+    ],
+)
+def test_what_cannot_be_read(typed: list[str], stdin: str | None, line: str) -> None:
+    read = nothing if stdin is None else io.StringIO(stdin).read
+    with pytest.raises(ValueError, match=line):
+        for_hydra(typed, read)
+
+
+def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "prompt.bin"
+    file.write_bytes(b"\xff\xfe")
+    with pytest.raises(ValueError, match=r"cannot be read .*; give a text file in UTF-8"):
+        for_hydra([f"prompt_file={file}"], nothing)
+
+
+def test_a_prompt_that_was_stored_is_left_as_it_is() -> None:
+    """What `resume=` brings back, or a message says to type again."""
+    stored = for_hydra(["prompt=It's late"], nothing)
+    assert for_hydra(stored, nothing) == stored == ["prompt=%text:It%27s late"]
+
+
+def test_options_may_stand_anywhere() -> None:
+    assert options_last(["-m", "a=1", "resume=x"]) == ["a=1", "resume=x", "-m"]
+    assert for_hydra(["a=1", "-m", "b=2,3"], nothing) == ["a=1", "b=2,3", "-m"]
+    typed = ["--config-dir", "x", "a=1", "--info", "all", "--cfg=job", "~b"]
+    sorted_ = ["a=1", "~b", "--config-dir", "x", "--info", "all", "--cfg=job"]
+    assert for_hydra(typed, nothing) == sorted_
+
+
+def test_a_sweep_with_its_option_in_the_middle(cache_dir: Path, tmp_path: Path) -> None:
+    done = run(
+        *("task=measure", "testbed=virtual", "-m", "model=debug", "workload.prompt_tokens=3"),
+        *("testbed.num_devices=1,2", "name=sweep", f"results_dir={tmp_path}"),
+        cache_dir=cache_dir,
+    )
+    assert done.returncode == 0, done.stderr
+    (folder,) = (tmp_path / "sweep").iterdir()
+    assert len(list((folder / "points").glob("*.json"))) == 2
+
+
+def test_latency_swept_on_one_device_is_one_point_and_said(cache_dir: Path, tmp_path: Path) -> None:
+    done = run(
+        *("-m", "task=measure", "testbed=virtual", "model=debug", "workload.prompt_tokens=3"),
+        *("testbed.num_devices=1", "network.link_latency_ms=0,1,5", "name=sweep"),
+        f"results_dir={tmp_path}",
+        cache_dir=cache_dir,
+    )
+    assert done.returncode == 0, done.stderr
+    (folder,) = (tmp_path / "sweep").iterdir()
+    assert len(list((folder / "points").glob("*.json"))) == 1
+    for latency in (1, 5):
+        assert f"note: network.link_latency_ms={latency} changes nothing with one device" in (
+            done.stderr
+        )
+
+
+@pytest.mark.parametrize("typed", [["--help"], ["-h"], []])
+def test_an_experiment_says_how_it_is_drawn_again(typed: list[str]) -> None:
+    command = [sys.executable, "-m", "experiments.fig_latency", *typed]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == (0 if typed else 2)
+    said = done.stdout if typed else done.stderr
+    assert "usage: python -m experiments.fig_latency [-h] folder" in said
+
+
+def test_version_is_ours() -> None:
+    command = [sys.executable, "-m", "tpi_bench", "--version"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout == "tpi_bench 0.1.0\n"
+
+
+def sentence_of(*typed: str) -> str | None:
+    """What is said where Hydra cannot compose what was typed."""
+    with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
+        try:
+            compose("config", overrides=[*typed, "results_dir=x"])
+        except HydraException as error:
+            return explained(error, typed)
+    return None
+
+
+@pytest.mark.parametrize(
+    ("typed", "line"),
+    [
+        (["system.windw=2"], "there is no system.windw; did you mean system.window?"),
+        (
+            ["model.path=x"],
+            "there is no model.path with model=smollm2_135m; it is a setting of model=hf: "
+            "add model=hf",
+        ),
+        (["model.pth=x"], "there is no model.pth; did you mean model.path, of model=hf?"),
+        (
+            ["system=galaxy", "system.planner=x"],
+            "there is no system.planner with system=galaxy; it is a setting of "
+            "system=pipeline, edgeshard: add system=pipeline",
+        ),
+        (["network.link_latency=1"], "there is no network.link_latency; did you mean "),
+        (["prmpt=x"], "there is no prmpt; did you mean prompt?"),
+        (["device.paper_emulated.coers=1"], "did you mean device.paper_emulated.cores?"),
+        (["device.raspberry_pi_4.cores=1"], "add device=raspberry_pi_4"),
+        (["device.raspbery_pi_4.cores=1"], "did you mean device.raspberry_pi_4?"),
+        (["system=tpi_windo2"], "did you mean system=tpi_window2? It is one of accelerate, "),
+        (["system=xyz"], "there is no system=xyz; there are accelerate, "),
+    ],
+)
+def test_the_nearest_name(typed: list[str], line: str) -> None:
+    said = sentence_of(*typed)
+    assert said is not None
+    assert line in said
+
+
+def test_of_several_systems_the_one_that_lacks_it_is_named() -> None:
+    with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
+        with pytest.raises(HydraException) as caught:
+            compose("config", overrides=["system=galaxy", "system.window=2"])
+        said = explained(caught.value, ["system=tpi,galaxy", "system.window=2"])
+    assert said is not None
+    assert said.startswith("there is no system.window with system=galaxy; it is a setting of ")
+
+
+def test_other_errors_are_not_explained() -> None:
+    assert explained(ValueError("x"), []) is None
+    assert sentence_of("system=tpi") is None
+
+
+@pytest.mark.parametrize(
+    ("typed", "line"),
+    [
+        ("+system.windw=2", r"there is no system\.windw; did you mean system\.window\?"),
+        ("+nme=x", r"there is no nme; did you mean name\?"),
+    ],
+)
+def test_what_is_added_must_exist(typed: str, line: str) -> None:
+    with pytest.raises(ValueError, match=line):
+        settings_typed(typed, "workload.prompt_ids=[1]")

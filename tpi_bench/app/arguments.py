@@ -1,0 +1,131 @@
+"""What was typed, as Hydra can read it: prompts are text, and options may stand anywhere.
+
+Hydra has a grammar of its own for values, in which a quote, a comma or an equals sign mean
+something. A prompt is text, so it goes through Hydra percent-encoded behind a mark, and
+`compose.py` takes it out again (`plain_text`). Whatever runs a sweep's points finds it in their
+overrides.
+"""
+
+from __future__ import annotations
+
+import urllib.parse
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+_MARK = "%text:"
+_AS_THEY_ARE = " /"  # beside letters, digits and _ . - which mean nothing to Hydra
+_PROMPT, _FILE = "prompt", "prompt_file"
+_FLAGS = {"-h", "--help", "--hydra-help", "--version", "--resolve", "-r", "--run"}
+_FLAGS |= {"-m", "--multirun", "-sc", "--shell-completion", "-i", "--info"}
+_WITH_VALUE = {"-c", "--cfg", "-p", "--package", "-cp", "--config-path", "-cn", "--config-name"}
+_WITH_VALUE |= {"-cd", "--config-dir", "--experimental-rerun"}
+_OF_INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
+_EMPTY = (
+    'the prompt is empty; give prompt="some text", prompt=- for standard input, prompt_file=FILE, '
+    "or workload.prompt_ids=[1,2,3]"
+)
+
+
+def for_hydra(typed: Sequence[str], read_input: Callable[[], str]) -> list[str]:
+    """Values first and options behind them; a prompt in a form that no grammar changes.
+
+    `read_input` is asked for `prompt=-`. Raises ValueError.
+    """
+    values, options = _sorted(typed)
+    return [*_with_prompt(values, read_input), *options]
+
+
+def options_last(arguments: Sequence[str]) -> list[str]:
+    """Hydra takes no value behind an option. Raises ValueError."""
+    values, options = _sorted(arguments)
+    return [*values, *options]
+
+
+def plain_text(value: Any) -> Any:
+    """The text that a value of the configuration stands for; any other as it is."""
+    if isinstance(value, str) and value.startswith(_MARK):
+        return urllib.parse.unquote(value.removeprefix(_MARK))
+    return value
+
+
+def prompt_override(text: str) -> str:
+    """`prompt=text` for Hydra. Raises ValueError where there is nothing but space."""
+    if not text.strip():
+        raise ValueError(_EMPTY)
+    try:
+        quoted = urllib.parse.quote(text, safe=_AS_THEY_ARE).replace("~", "%7E")
+    except UnicodeEncodeError as error:
+        raise ValueError(f"the prompt is no text in UTF-8 ({error.reason})") from error
+    if quoted.endswith(" "):  # which Hydra would drop
+        quoted = quoted.rstrip(" ") + "%20" * (len(quoted) - len(quoted.rstrip(" ")))
+    return f"{_PROMPT}={_MARK}{quoted}"
+
+
+def _sorted(typed: Sequence[str]) -> tuple[list[str], list[str]]:
+    """KEY=VALUE in their order, and options with what belongs to them."""
+    values: list[str] = []
+    options: list[str] = []
+    rest = iter(typed)
+    for text in rest:
+        name = text.partition("=")[0]
+        if text in _FLAGS or (name in _WITH_VALUE and name != text):
+            options.append(text)
+        elif text in _WITH_VALUE:
+            options += [text, *_next(rest, text)]
+        elif text.startswith("-"):
+            raise ValueError(
+                f"there is no option {name}; values are given as KEY=VALUE, and "
+                "python -m tpi_bench --help lists them"
+            )
+        elif text in _OF_INFO and options[-1:] in (["-i"], ["--info"]):
+            options.append(text)
+        elif "=" in text or text.startswith("~"):
+            values.append(text)
+        else:
+            raise ValueError(
+                f"{text!r} is no KEY=VALUE; give for example task=generate or +experiment=NAME, "
+                'and a prompt in quotes: prompt="some text"'
+            )
+    return values, options
+
+
+def _next(rest: Any, option: str) -> list[str]:
+    value = next(rest, None)
+    if value is None:
+        raise ValueError(f"{option} wants a value behind it")
+    return [value]
+
+
+def _with_prompt(values: Sequence[str], read_input: Callable[[], str]) -> list[str]:
+    """The prompt from where it was said to be, in the place of what said so."""
+    keys = [text.partition("=")[0] for text in values]
+    if _PROMPT in keys and _FILE in keys:
+        raise ValueError("prompt= and prompt_file= are both given; leave out one of them")
+    found = []
+    for key, text in zip(keys, values, strict=True):
+        value = text.partition("=")[2]
+        if key == _FILE:
+            found.append(prompt_override(_read(value)))
+        elif key == _PROMPT and value == "-":
+            found.append(prompt_override(_without_last_newline(read_input())))
+        elif key == _PROMPT and not value.startswith(_MARK):  # as stored by a run before
+            found.append(prompt_override(value))
+        else:
+            found.append(text)
+    return found
+
+
+def _read(name: str) -> str:
+    try:
+        return _without_last_newline(Path(name).expanduser().read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ValueError(
+            f"prompt_file={name} cannot be read ({reason}); give a text file in UTF-8"
+        ) from error
+
+
+def _without_last_newline(text: str) -> str:
+    """A line's end is not part of what it says, as in the shell's $(cat FILE)."""
+    return text.rstrip("\r\n")
