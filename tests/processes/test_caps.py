@@ -114,7 +114,7 @@ def test_in_virtual_time_a_cap_is_the_memory_of_the_profile(cache_dir: Path) -> 
     done = run(*virtual, "device.memory_mb=0.1", cache_dir=cache_dir)
     assert done.returncode == 3
     assert "oom: rank 0" in done.stderr
-    assert "paper_emulated has 0.0001 GB" in done.stderr
+    assert "paper_emulated has 0.0001 GB; what fits: device.memory_mb=" in done.stderr
 
 
 # What the kernel does
@@ -132,7 +132,6 @@ def test_who_takes_more_than_its_cap_is_killed_and_named(
     assert outcome.error.startswith("rank 1 ran out of memory: the kernel killed it with ")
     assert "; its weights are " in outcome.error
     assert "; device.memory_mb=350 allows " in outcome.error
-    assert outcome.error.endswith("try more devices, or a larger device.memory_mb")
     assert 100 * MB < outcome.peak_cgroup_bytes < 350 * MB
     assert not groups_of(os.getpid())
     assert no_children_left()
@@ -208,29 +207,16 @@ def test_a_cap_below_what_a_device_starts_with_is_one_line(
     assert outcome.error.startswith("rank 0 failed: device.memory_mb=20 is not above the ")
 
 
-@pytest.mark.parametrize("window", ["off", None, False])
-def test_who_holds_all_weights_is_told_of_the_window(
-    checkpoints: dict[str, Path], cache_dir: Path, window: str | bool | None
-) -> None:
-    job = job_of(TpiSystem(window=window), checkpoints, cache_dir)
+def test_what_is_said_of_who_ran_out(checkpoints: dict[str, Path], cache_dir: Path) -> None:
+    """What to do about it is for `measure/fits.py` to say."""
+    job = job_of(TpiSystem(), checkpoints, cache_dir)
     text = caps.Caps(job).oom_text(0, caps.Limit(), "so it said")
     assert text.startswith("ran out of memory: so it said; its weights are ")
-    assert text.endswith("; this system has no more; try system.window=auto, or a smaller model")
-
-
-def test_who_has_a_window_is_told_of_more_devices(
-    checkpoints: dict[str, Path], cache_dir: Path
-) -> None:
-    job = job_of(TpiSystem(window=2), checkpoints, cache_dir, memory_bytes=(400 * MB,))
+    assert text.endswith("; this system has no more")
+    capped = job_of(TpiSystem(window=2), checkpoints, cache_dir, memory_bytes=(400 * MB,))
     limit = caps.Limit(limit_bytes=300 * MB, base_bytes=100 * MB)
-    assert (
-        caps.Caps(job)
-        .oom_text(0, limit, "so it said")
-        .endswith(
-            "; device.memory_mb=400 allows 300 MB beside the 100 MB of its start; try more "
-            "devices, or a larger device.memory_mb"
-        )
-    )
+    text = caps.Caps(capped).oom_text(0, limit, "so it said")
+    assert text.endswith("; device.memory_mb=400 allows 300 MB beside the 100 MB of its start")
 
 
 def test_a_planned_device_stays_within_its_cap(real_groups: None, cache_dir: Path) -> None:
@@ -366,14 +352,16 @@ def test_a_sweep_with_caps(cache_dir: Path, tmp_path: Path) -> None:
     assert found.pop(("off", 300.0)) == "oom"
     assert found == {("2", 300.0): "ok", ("2", 0.0): "ok", ("off", 0.0): "ok"}
     (error,) = runs.error.dropna()
-    assert "; its weights are 344.3 MB; device.memory_mb=300 allows " in error
-    assert error.endswith("try system.window=auto, or a larger device.memory_mb")
-    assert set(runs.cache) == {"cold"}
-    assert (runs.pss_interval_s >= 0.5).all()
+    assert error.startswith("device.memory_mb=300 is too little for device 0, which needs ")
+    assert " 345 of weights, " in error
+    assert "; what fits: " in error
+    assert "system.window=auto (" in error
+    assert set(runs.cache.dropna()) == {"cold"}
+    assert (runs.pss_interval_s.dropna() >= 0.5).all()
     tokens = pd.read_parquet(folder / "tokens.parquet").groupby("point").token_id.agg(tuple)
     assert len(tokens) == 3
     assert tokens.nunique() == 1
     devices = pd.read_parquet(folder / "devices.parquet")
     assert (devices.peak_pss_bytes > 0).all()
-    if (runs.cached_bytes_start == 0).all():  # else the file system keeps files in memory
+    if (runs.cached_bytes_start.dropna() == 0).all():  # else the file system keeps files in memory
         assert (devices.disk_bytes_read > 0).all()

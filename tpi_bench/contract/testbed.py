@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from tpi_bench.contract.device import DeviceProfile, ProfileSource
-from tpi_bench.contract.job import Job, Outcome
+from tpi_bench.contract.job import Job, NextTurn, Outcome
 from tpi_bench.contract.network import NetworkConfig
 from tpi_bench.contract.system import System
 
@@ -46,6 +46,9 @@ class Testbed(ABC):
     clock: ClassVar[str]  # wall or virtual
     cost: str  # of a computation: real, measured or modelled
     ignores: ClassVar[tuple[str, ...]] = ()  # groups of settings that change nothing here
+    # Of `free_bytes`, what is kept back for what no ledger names, where the kernel enforces a cap.
+    spare_bytes: ClassVar[int | None] = None
+    can_talk: ClassVar[bool] = False  # whether it can `converse`
     page_cache: ClassVar[str | None] = None  # None: the host's, in which `cache=` is made true
 
     @property
@@ -94,6 +97,12 @@ class Testbed(ABC):
     def needs_host(self, profiles: Sequence[DeviceProfile]) -> bool:
         """Whether a run must know what this host can do."""
         return False
+
+    def converse(
+        self, job: Job, on_token: Callable[[int], None] | None, next_turn: NextTurn
+    ) -> Outcome:
+        """As `run`, of a job that `talks`. Raises ValueError where nobody can be talked with."""
+        raise ValueError("task=chat talks with devices as they run; use testbed=processes")
 
     @abstractmethod
     def run(self, job: Job, on_token: Callable[[int], None] | None, cache_dir: Path) -> Outcome:

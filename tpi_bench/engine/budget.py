@@ -71,8 +71,7 @@ def other_bytes(job: Job, rank: int) -> int:
     """What the device's blocks hold beside weights: KV cache and activations."""
     assert job.plan is not None  # it has blocks
     shards, itemsize = job.plan.shards[rank], BYTES_PER_VALUE[job.dtype]
-    kv_heads = sum(shard.kv_heads[1] - shard.kv_heads[0] for shard in shards)
-    cache = 2 * kv_heads * job.config.head_dim * job.request.length * itemsize
+    cache = cache_bytes(job, rank)
     num_new = job.request.most_new
     activations = activation_bytes(job.config, shards, num_new, itemsize)
     return cache + _SCRATCH * activations + earlier_bytes(job, rank) + tile_bytes(job)
@@ -83,11 +82,20 @@ def earlier_bytes(job: Job, rank: int) -> int:
     and keys and values (S, d) for each of a layer's own query heads. A whole prompt has none.
     """
     request = job.request
-    if job.plan is None or request.most_new == len(request.prompt_ids):
+    is_whole = request.most_new == len(request.prompt_ids) and not request.positions
+    if job.plan is None or is_whole:
         return 0
     heads = max(shard.heads[1] - shard.heads[0] for shard in job.plan.shards[rank])
     values = request.most_new + 2 * heads * job.config.head_dim
     return request.length * values * BYTES_PER_VALUE[job.dtype]
+
+
+def cache_bytes(job: Job, rank: int) -> int:
+    """The device's KV caches."""
+    assert job.plan is not None
+    kv_heads = sum(shard.kv_heads[1] - shard.kv_heads[0] for shard in job.plan.shards[rank])
+    values = 2 * kv_heads * job.config.head_dim * job.request.length
+    return values * BYTES_PER_VALUE[job.dtype]
 
 
 def tile_bytes(job: Job) -> int:

@@ -18,7 +18,7 @@ from tpi_bench.host.machine import available_cpus, busy_cores
 from tpi_bench.measure.limits import host_limits, point_limits
 from tpi_bench.measure.metrics import speed_of
 from tpi_bench.measure.oracle import compare_with_oracle
-from tpi_bench.measure.prepare import Prepared
+from tpi_bench.measure.prepare import Prepared, advice_after
 from tpi_bench.measure.probe import HostLimits
 from tpi_bench.measure.record import begin_page_cache, make_record
 from tpi_bench.report.rows import BUSY_SHARE, Exactness, Limits, Record, Speed
@@ -44,6 +44,8 @@ def measure(prepared: Prepared, on_token: Callable[[int], None] | None = None) -
         with _step("running the point"):
             cache_dir = cache.cache_folder(settings.cache_dir)
             outcome = _answered(testbed.run(job, on_token, cache_dir))
+        if outcome.status == "oom":
+            outcome.error = f"{outcome.error}; {advice_after(prepared)}"
         if settings.check and outcome.status == "ok":
             exactness = compare_with_oracle(settings, prepared.model, job, outcome)
     speed = speed_of(outcome)

@@ -51,7 +51,12 @@ def make_record(
     devices = sorted(outcome.devices, key=lambda device: device.rank)
     plans = [_plan_cells(settings.system, job, rank) for rank in range(job.num_devices)]
     run = RunRow.of(
-        _asked(settings, prepared.model.name, (prepared.model.dtype, prepared.model.weights)),
+        _asked(
+            settings,
+            prepared.model.name,
+            (prepared.model.dtype, prepared.model.weights),
+            settings.system.note(job),
+        ),
         _ended(started, outcome),
         _circumstances(settings.testbed, job, outcome.devices, busy_cores_start),
         speed,
@@ -90,7 +95,9 @@ def begin_page_cache(testbed: Testbed, job: Job, mode: str) -> PageCache:
     return PageCache(cache=said, cached_bytes_start=cached_bytes, page_cache=None)
 
 
-def _asked(settings: Settings, model_name: str, precision: tuple[str, str]) -> Asked:
+def _asked(
+    settings: Settings, model_name: str, precision: tuple[str, str], own_note: str = ""
+) -> Asked:
     """`precision` is what the model says: dtype and weights."""
     system, testbed, network = settings.system, settings.testbed, settings.network
     dtype, weights = system.precision(*precision)
@@ -116,7 +123,7 @@ def _asked(settings: Settings, model_name: str, precision: tuple[str, str]) -> A
         bandwidth_mbps=network.bandwidth_mbps,
         clock=testbed.clock,
         cost=testbed.cost,
-        note=testbed.note,
+        note="; ".join(note for note in (testbed.note, own_note) if note),
         memory_mb=_smallest(settings.memory_mb),
         timeout_s=math.nan if settings.timeout_s is None else float(settings.timeout_s),
     )

@@ -122,7 +122,7 @@ class Caps:
         self._groups = []
 
     def oom_text(self, rank: int, limit: Limit, reason: str | None) -> str:
-        """What was asked for, what was allowed, what to do. `reason` None: the kernel killed it."""
+        """What was asked for and what was allowed. `reason` None: the kernel killed it."""
         if reason is None:
             reason = f"the kernel killed it with {_mb(self.peak_bytes(rank))} MB in use"
         memory = self._job.memory_bytes
@@ -134,7 +134,7 @@ class Caps:
             )
         return (
             f"ran out of memory: {reason}; its weights are {_mb(_weight_bytes(self._job, rank))} "
-            f"MB; {allowed}; {_advice(self._job)}"
+            f"MB; {allowed}"
         )
 
 
@@ -166,13 +166,6 @@ def _weight_bytes(job: Job, rank: int) -> int:
         return sum(ends.values()) + sum(block.nbytes for block in blocks if block.layer >= 0)
     endings = (".safetensors", ".gguf", ".bin")
     return sum(Path(p).stat().st_size for p in job.opened_files if p.endswith(endings))
-
-
-def _advice(job: Job) -> str:
-    larger = "a larger device.memory_mb" if job.memory_bytes else "a smaller model"
-    if setting := job.program.smaller_with():
-        return f"try {setting}, or {larger}"
-    return f"try more devices, or {larger}" if job.blocks else f"try {larger}"
 
 
 def _mb(nbytes: float) -> str:

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import ClassVar
 
 from tpi_bench.contract.device import DeviceProfile
-from tpi_bench.contract.job import Job, Outcome
+from tpi_bench.contract.job import Job, NextTurn, Outcome
 from tpi_bench.contract.network import VIRTUAL_ONLY, NetworkConfig
+from tpi_bench.contract.setting import setting
 from tpi_bench.contract.system import System
 from tpi_bench.contract.testbed import Machines, Testbed
 from tpi_bench.host.fork import in_helper
@@ -28,14 +29,24 @@ from tpi_bench.processes.launcher import run_job
 class ProcessesTestbed(Testbed):
     """`threads_per_device` auto divides the cores over the devices, at least one each."""
 
-    num_devices: int = 2
-    threads_per_device: int | str = "auto"
-    pin_cpus: bool = False
-    proportions: list[float] | None = None
-    trace: bool = False
+    num_devices: int = setting(2, "devices, a process each", common=True)
+    threads_per_device: int | str = setting(
+        "auto",
+        "threads of each; auto divides the cores over the devices, at least 1 each",
+        ("auto", "1, 2, ..."),
+    )
+    pin_cpus: bool = setting(False, "pin each device to cores of its own")
+    proportions: list[float] | None = setting(
+        None,
+        "shares of heads, columns or layers, one a device, e.g. [2,1,1]; null is equal",
+        common=True,
+    )
+    trace: bool = setting(False, "also store every span of compute, sync, load wait and read")
 
     clock: ClassVar[str] = "wall"
     cost = "real"  # no setting
+    spare_bytes: ClassVar[int | None] = GROWTH_BYTES
+    can_talk: ClassVar[bool] = True
     ignores: ClassVar[tuple[str, ...]] = ("device",)
 
     def __post_init__(self) -> None:
@@ -85,6 +96,11 @@ class ProcessesTestbed(Testbed):
 
     def run(self, job: Job, on_token: Callable[[int], None] | None, cache_dir: Path) -> Outcome:
         return run_job(job, on_token)
+
+    def converse(
+        self, job: Job, on_token: Callable[[int], None] | None, next_turn: NextTurn
+    ) -> Outcome:
+        return run_job(job, on_token, next_turn)
 
     def one_way_s(self, job: Job, round_trips_ns: Sequence[int]) -> float:
         """As emulated, or half the least round trip where nothing is; 0 without any."""
