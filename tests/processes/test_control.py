@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import typing
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 from tests.helpers.processes import LONG, no_children_left
 from tests.helpers.running import make_job
 from tpi_bench.contract.job import DeviceReport, Job, Output
-from tpi_bench.contract.request import Generation
+from tpi_bench.contract.request import Generation, Turn
 from tpi_bench.contract.runtime import Span
 from tpi_bench.engine.tpi import TpiSystem
 from tpi_bench.processes import control
@@ -56,6 +57,11 @@ MESSAGES: dict[str, Any] = {
     '["Status", {"waiting_for": 3, "is_computing": false, "num_steps": 9}]': control.Status(
         waiting_for=3, is_computing=False, num_steps=9
     ),
+    '["Answered", {"generation": null}]': control.Answered(None),
+    '["Asked", {"turn": {"position": 3, "token_ids": [7], "num_new_tokens": 5}}]': control.Asked(
+        Turn(position=3, token_ids=[7], num_new_tokens=5)
+    ),
+    '["Asked", {"turn": null}]': control.Asked(None),
     '["Setup", {"ports": [4711, 4712], "secret": "00ff"}]': control.Setup(
         ports=[4711, 4712], secret="00ff"
     ),
@@ -86,7 +92,7 @@ def test_a_result_there_and_back(generation: Generation | None) -> None:
 
 def test_every_message_is_tested() -> None:
     kinds = {control.Done, *(type(message) for message in MESSAGES.values())}
-    assert kinds == {*control.FROM_DEVICE, control.Setup, control.StatusQuestion}
+    assert kinds == {*control.FROM_DEVICE, *typing.get_args(control.FromLauncher)}
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import json
 import logging
 import sys
 import traceback
+from dataclasses import replace
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
@@ -46,6 +47,8 @@ def run_task(cfg: DictConfig) -> str | None:
             _perplexity(settings)
         elif settings.task == "generate":
             _generate(settings)
+        elif settings.task == "chat":
+            _chat(settings)
         elif HydraConfig.get().mode == RunMode.MULTIRUN:
             _measure(settings, Path(HydraConfig.get().sweep.dir))
         else:
@@ -90,6 +93,22 @@ def _generate(settings: Settings) -> None:
     _exit_unless_good(record)
 
 
+def _chat(settings: Settings) -> None:
+    """What was typed decides: a prompt is the first turn, and answers may be longer than one."""
+    from tpi_bench.app.chat import chat
+    from tpi_bench.measure.talk import NEW_TOKENS
+
+    typed = {text.partition("=")[0] for text in HydraConfig.get().overrides.task}
+    workload = settings.workload
+    if "workload.num_new_tokens" not in typed:
+        workload = replace(workload, num_new_tokens=NEW_TOKENS)
+    first = settings.raw["prompt"] if "prompt" in typed else None
+    with measuring_turn(settings.testbed, wait=settings.wait):  # it would disturb who measures
+        status = chat(replace(settings, workload=workload), first)
+    if status != ExitStatus.OK:
+        sys.exit(status)
+
+
 def _calibrate(settings: Settings) -> None:
     from tpi_bench.measure import calibrate
 
@@ -132,6 +151,7 @@ def _measure(settings: Settings, folder: Path) -> None:
 
     results = ResultsFolder(folder)
     if results.done(settings.point, settings.timeout_s):
+        _note_same(settings, results)
         return
     with measuring_turn(settings.testbed, wait=settings.wait):
         try:
@@ -144,6 +164,20 @@ def _measure(settings: Settings, folder: Path) -> None:
             traceback.print_exc()
             record = failure_record(settings, f"{type(error).__name__}: {one_line(error)}")
     results.save(record)
+
+
+def _note_same(settings: Settings, results: ResultsFolder) -> None:
+    """Of a point that another one of the sweep stands for."""
+    done = results.load(settings.point)
+    swept = settings.raw["network"]
+    if done is None or done.config["network"] == swept:
+        return
+    differing = [f"network.{k}={v}" for k, v in swept.items() if done.config["network"].get(k) != v]
+    _LOG.info(
+        "note: %s changes nothing with one device, which has no links; it is the point that was "
+        "measured before",
+        " ".join(differing),
+    )
 
 
 def _measure_alone(settings: Settings) -> None:

@@ -10,8 +10,8 @@ import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from tpi_bench.contract.job import Output
-from tpi_bench.contract.request import Generation, Request
+from tpi_bench.contract.job import NextTurn, Output
+from tpi_bench.contract.request import Generation, Request, Turn
 from tpi_bench.contract.runtime import TOKEN_KINDS, Runtime
 
 if TYPE_CHECKING:
@@ -23,7 +23,24 @@ Forward = Callable[[list[int], int], "torch.Tensor"]
 
 def generate(rt: Runtime, forward: Forward, request: Request, output: Output) -> Generation:
     """Warm up, then answer the request, with one forward pass a token. Runs on the master."""
+    if output.next_turn is not None:
+        return converse(rt, forward, request, output, output.next_turn)
     return warmed_up(request, output, functools.partial(answer, rt, forward, request))
+
+
+def converse(
+    rt: Runtime, forward: Forward, request: Request, output: Output, next_turn: NextTurn
+) -> Generation:
+    """Answer turn after turn from one KV cache; the last answer.
+
+    `request` says how to sample and stop; its prompt warms up and is forgotten.
+    """
+    last = answer(rt, forward, request, max(1, request.warmup_tokens), Output())
+    turn = next_turn(None)
+    while turn is not None:
+        last = answer(rt, forward, request, turn.num_new_tokens, output, turn)
+        turn = next_turn(last)
+    return last
 
 
 def warmed_up(
@@ -40,15 +57,22 @@ def warmed_up(
 
 
 def answer(
-    rt: Runtime, forward: Forward, request: Request, limit: int, output: Output
+    rt: Runtime,
+    forward: Forward,
+    request: Request,
+    limit: int,
+    output: Output,
+    turn: Turn | None = None,
 ) -> Generation:
-    """Up to `limit` tokens from the prompt."""
+    """Up to `limit` tokens from the prompt, or from a turn that follows what is cached."""
     from tpi_bench.engine.sampling import chooser
 
     choose = chooser(request)
     result = Generation(token_ids=[], request_ns=rt.now(), token_ns=[], account=[])
     result.log_probs = choose.log_probs
     new_ids, position = list(request.prompt_ids), 0
+    if turn is not None:
+        new_ids, position = list(turn.token_ids), turn.position
     before = account_of(rt)
     while True:
         logits = feed(forward, new_ids, position, request.most_new)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from tpi_bench.contract.job import Job, Output
+from tpi_bench.contract.job import Job, NextTurn, Output
 from tpi_bench.contract.network import NetworkConfig
 from tpi_bench.contract.request import Generation
 from tpi_bench.contract.runtime import Runtime
@@ -21,13 +21,18 @@ class RankResult:
     round_trips_ns: list[int] = field(default_factory=list)
 
 
-def run_rank(rt: Runtime, job: Job, on_token: Callable[[int], None] | None = None) -> RankResult:
+def run_rank(
+    rt: Runtime,
+    job: Job,
+    on_token: Callable[[int], None] | None = None,
+    next_turn: NextTurn | None = None,
+) -> RankResult:
     """Run one rank of a job to its end. The master's logits are kept where the job says."""
     round_trips_ns = measure_round_trips(rt, job.network)
     logits: list[torch.Tensor] = []
     output = Output()
     if rt.rank == 0:
-        output.on_token = on_token
+        output.on_token, output.next_turn = on_token, next_turn
         if job.logits_path:
             output.on_logits = lambda row: logits.append(row.clone())
     generation = job.program.run_device(rt, job, output)

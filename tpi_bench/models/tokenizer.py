@@ -6,7 +6,10 @@ The prompt of a point is encoded once, in a helper process; `task=generate` prin
 from __future__ import annotations
 
 import functools
+import itertools
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from tpi_bench.host.fork import in_helper
 
@@ -14,23 +17,37 @@ from tpi_bench.host.fork import in_helper
 @functools.lru_cache
 def encode_prompt(folder: Path, prompt: str, chat: bool) -> tuple[int, ...]:
     """Token ids of a prompt, through the model's chat template if `chat` and it has one."""
-    names = ("tokenizer.json", "tokenizer.model", "vocab.json")
-    if not any((folder / name).is_file() for name in names):
+    if not has_tokenizer(folder):
         raise ValueError(
             f"{folder} holds no tokenizer; give workload.prompt_ids=[1,2,3] instead of a prompt"
         )
-    return tuple(in_helper(_encode, folder, prompt, chat))
+    return tuple(in_helper(encode_conversation, folder, (prompt,), chat))
 
 
-def _encode(folder: Path, prompt: str, chat: bool) -> list[int]:
+def has_tokenizer(folder: Path) -> bool:
+    names = ("tokenizer.json", "tokenizer.model", "vocab.json")
+    return any((folder / name).is_file() for name in names)
+
+
+def encode_conversation(folder: Path, texts: Sequence[str], chat: bool) -> list[int]:
+    """Token ids of what a user and the model have said in turns, and of whose turn it is now.
+
+    Without a chat template they follow each other, a line each. Loads transformers: for a helper.
+    """
+    tokenizer = _tokenizer(folder)
+    if chat and tokenizer.chat_template:
+        roles = itertools.cycle(("user", "assistant"))
+        said = [{"role": role, "content": text} for role, text in zip(roles, texts, strict=False)]
+        text = tokenizer.apply_chat_template(said, add_generation_prompt=True, tokenize=False)
+        return tokenizer.encode(str(text), add_special_tokens=False)
+    return tokenizer.encode("\n".join(texts) + "\n" * (len(texts) > 1))
+
+
+@functools.lru_cache
+def _tokenizer(folder: Path) -> Any:
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    if chat and tokenizer.chat_template:
-        message = [{"role": "user", "content": prompt}]
-        text = tokenizer.apply_chat_template(message, add_generation_prompt=True, tokenize=False)
-        return tokenizer.encode(str(text), add_special_tokens=False)
-    return tokenizer.encode(prompt)
+    return AutoTokenizer.from_pretrained(folder, local_files_only=True)
 
 
 class TextStream:

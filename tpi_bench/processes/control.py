@@ -17,7 +17,7 @@ from multiprocessing.connection import Connection
 from typing import Any, TypeVar
 
 from tpi_bench.contract.job import DeviceReport
-from tpi_bench.contract.request import Generation
+from tpi_bench.contract.request import Generation, Turn
 from tpi_bench.processes.caps import Limit
 
 
@@ -40,6 +40,13 @@ class Token:
     """From the master: a token as it comes."""
 
     token_id: int
+
+
+@dataclass(frozen=True)
+class Answered:
+    """From the master: the answer to a turn is whole, or (None) it waits for the first one."""
+
+    generation: Generation | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,8 +96,15 @@ class StatusQuestion:
     """From the launcher: how are you getting on?"""
 
 
-FromDevice = Entered | Listening | Token | Done | Failed | Lost | Status
-FromLauncher = Setup | StatusQuestion
+@dataclass(frozen=True)
+class Asked:
+    """From the launcher to the master: the next turn, or (None) that there is none."""
+
+    turn: Turn | None
+
+
+FromDevice = Entered | Listening | Token | Answered | Done | Failed | Lost | Status
+FromLauncher = Setup | StatusQuestion | Asked
 FROM_DEVICE: tuple[type[FromDevice], ...] = typing.get_args(FromDevice)
 
 M = TypeVar("M", bound=FromDevice | FromLauncher)

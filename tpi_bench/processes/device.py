@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import queue
 import signal
 import sys
 import threading
@@ -19,6 +20,7 @@ from typing import TypeVar
 import torch
 
 from tpi_bench.contract.job import DeviceReport, Job
+from tpi_bench.contract.request import Generation, Turn
 from tpi_bench.contract.runtime import BlockReadError, DeviceLost
 from tpi_bench.engine import device_model  # noqa: F401  (loaded once, where devices are forked)
 from tpi_bench.engine.matrix import kernel_name
@@ -28,6 +30,8 @@ from tpi_bench.host.machine import share_cores
 from tpi_bench.host.memory import MemoryPeak, MemorySampler, pss_bytes
 from tpi_bench.processes.caps import Cap, CapTooSmall, Limit, is_out_of_memory
 from tpi_bench.processes.control import (
+    Answered,
+    Asked,
     BadMessage,
     Control,
     Done,
@@ -94,12 +98,15 @@ def _run(rank: int, job: Job, cap: Cap, control: Control) -> None:
     mesh = Mesh(rank, sockets, job.network, is_watched=True, spins=spins)
     reader = DirectReader()
     rt = WallRuntime(rank, job.num_devices, mesh, reader, trace=job.trace)
+    turns: queue.SimpleQueue[Turn | None] = queue.SimpleQueue()
     threading.Thread(
-        target=_serve_control, args=(control, mesh, rt), name="control", daemon=True
+        target=_serve_control, args=(control, mesh, rt, turns), name="control", daemon=True
     ).start()
     try:
         reader.open(block.path for block in (job.blocks[rank] if job.blocks else []))
-        result = run_rank(rt, job, functools.partial(_tell_token, control) if job.stream else None)
+        on_token = functools.partial(_tell_token, control) if job.stream else None
+        next_turn = functools.partial(_next_turn, control, turns) if job.talks else None
+        result = run_rank(rt, job, on_token, next_turn)
         memory.sample()
         pss, disk_after = pss_bytes("self"), disk_bytes_read()
     finally:
@@ -136,14 +143,26 @@ def _report(
     )
 
 
-def _serve_control(control: Control, mesh: Mesh, rt: WallRuntime) -> None:
-    """Answer the launcher's questions for as long as it is there."""
+def _serve_control(
+    control: Control, mesh: Mesh, rt: WallRuntime, turns: queue.SimpleQueue[Turn | None]
+) -> None:
+    """Answer the launcher's questions for as long as it is there, and take what it asks."""
     while True:
-        _hear(control, StatusQuestion)
+        message = _hear(control, StatusQuestion, Asked)
+        if isinstance(message, Asked):
+            turns.put(message.turn)
+            continue
         status = Status(
             waiting_for=mesh.waiting_for, is_computing=rt.is_computing, num_steps=rt.num_steps
         )
         _tell(control, status)
+
+
+def _next_turn(
+    control: Control, turns: queue.SimpleQueue[Turn | None], answer: Generation | None
+) -> Turn | None:
+    _tell(control, Answered(answer))
+    return turns.get()
 
 
 def _tell_token(control: Control, token_id: int) -> None:
@@ -157,10 +176,10 @@ def _tell(control: Control, message: FromDevice) -> None:
         os._exit(1)
 
 
-def _hear(control: Control, due: type[M]) -> M:
+def _hear(control: Control, *due: type[M]) -> M:
     """What the launcher says; without it, or in another tongue, there is nothing to go on with."""
     try:
-        return control.receive(due)
+        return control.receive(*due)
     except BadMessage as error:
         _tell(control, Failed("error", str(error)))
     except (EOFError, OSError):

@@ -15,12 +15,15 @@ import time
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import wait
 
-from tpi_bench.contract.job import Job, Outcome
+from tpi_bench.contract.job import Job, NextTurn, Outcome
+from tpi_bench.contract.request import Generation
 from tpi_bench.host.fork import fork_context
 from tpi_bench.host.memory import PssSampler
 from tpi_bench.processes.caps import Caps
 from tpi_bench.processes.control import (
     FROM_DEVICE,
+    Answered,
+    Asked,
     BadMessage,
     Done,
     Entered,
@@ -43,22 +46,34 @@ _START_S = 60.0
 _ANSWER_S = 0.3  # how long a device may take to say what it was at
 
 
-def run_job(job: Job, on_token: Callable[[int], None] | None = None) -> Outcome:
-    """Run `job` with one process a device and wait. Never raises for a device's failure."""
-    return Launch(job, on_token).run()
+def run_job(
+    job: Job,
+    on_token: Callable[[int], None] | None = None,
+    next_turn: NextTurn | None = None,
+) -> Outcome:
+    """Run `job` with one process a device and wait. Never raises for a device's failure.
+
+    A job that talks asks `next_turn` what is next.
+    """
+    return Launch(job, on_token, next_turn).run()
 
 
 class Launch:
     """One job on its devices, from their start to their end."""
 
-    def __init__(self, job: Job, on_token: Callable[[int], None] | None) -> None:
+    def __init__(
+        self,
+        job: Job,
+        on_token: Callable[[int], None] | None,
+        next_turn: NextTurn | None = None,
+    ) -> None:
         self._start_s = time.monotonic()
         self._job = job
         self._devices: list[DeviceHandle] = []
         self._caps = Caps(job)
         self._pss = PssSampler()
         self._watch = Watch(job, self._start_s)
-        self._hearing = Hearing(self._caps, self._watch, on_token)
+        self._hearing = Hearing(self._caps, self._watch, on_token, next_turn)
 
     def run(self) -> Outcome:
         outcome, trouble = self._hearing.outcome, self._hearing.trouble
@@ -153,12 +168,19 @@ class Launch:
 class Hearing:
     """What devices have told, sorted: results, trouble, signs of life."""
 
-    def __init__(self, caps: Caps, watch: Watch, on_token: Callable[[int], None] | None) -> None:
+    def __init__(
+        self,
+        caps: Caps,
+        watch: Watch,
+        on_token: Callable[[int], None] | None,
+        next_turn: NextTurn | None,
+    ) -> None:
         self.outcome = Outcome(status="ok")
         self.trouble = Trouble()
         self._caps = caps
         self._watch = watch
         self._on_token = on_token
+        self._next_turn = next_turn
 
     def hear(self, devices: Sequence[DeviceHandle], timeout_s: float) -> None:
         """Wait for messages and take in one of each device that has some."""
@@ -195,6 +217,8 @@ class Hearing:
             case Token(token_id):
                 if self._on_token:
                     self._on_token(token_id)
+            case Answered(generation):
+                self._ask(device, generation)
             case Status():
                 self._watch.note(rank, message, time.monotonic())
             case Done():
@@ -209,6 +233,16 @@ class Hearing:
                 self.trouble.failed[rank] = (status, reason)
             case Lost(peer, reason):
                 self.trouble.lost.append((rank, peer, reason))
+
+    def _ask(self, device: DeviceHandle, answer: Generation | None) -> None:
+        """The master waits for its next turn, and everybody for the master. That may take long."""
+        assert self._next_turn is not None
+        turn = self._next_turn(answer)
+        try:
+            device.control.send(Asked(turn))
+        except OSError:
+            self.note_silence(device)
+        self._watch.begin(time.monotonic())
 
     def _note_out_of_memory(self, device: DeviceHandle, reason: str | None) -> None:
         text = self._caps.oom_text(device.rank, device.limit, reason)

@@ -1,0 +1,40 @@
+"""`task=chat` as one types it: lines in, answers out, and what scripts are told."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.helpers.command_line import ROOT
+from tests.helpers.models_zoo import oracle
+
+
+def test_lines_in_and_answers_out(checkpoints: dict[str, Path], cache_dir: Path) -> None:
+    """A model without a tokenizer is talked with in token ids; `prompt=` is the first turn."""
+    folder = checkpoints["gqa"]
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "tpi_bench", "task=chat", "report=json", "prompt=1 2 3"),
+            *("model=hf", f"model.path={folder}", "workload.num_new_tokens=5", "system=pipeline"),
+            f"cache_dir={cache_dir}",
+        ],
+        input="\nhello\n4 5\n",
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    first, second = report["turns"]
+    assert first["token_ids"] == oracle(folder, (1, 2, 3), 5)[0]
+    whole = (1, 2, 3, *first["token_ids"], 4, 5)
+    assert second["token_ids"] == oracle(folder, whole, 5)[0]
+    assert (second["prompt"], second["num_fed"], second["num_cached"]) == ("4 5", 3, 7)
+    assert len(second["token_latencies_s"]) == 4
+    assert (report["status"], report["exit_reason"]) == ("ok", "ok")
+    assert report["text"] == second["text"] == " ".join(map(str, second["token_ids"]))
+    assert "error: model=" in done.stderr  # hello is no token id; the conversation goes on
+    assert "has no tokenizer, so a turn is token ids" in done.stderr
