@@ -80,7 +80,7 @@ BAD = [
     (["model.dtype=int4"], "model.dtype=int4 is not supported"),
     (["network=nope"], "there is no network=nope; did you mean network=none? It is one of "),
     (["network.link_latency_ms=-1"], "must be a number of at least 0"),
-    (["task=nope"], "task=nope is unknown; choose one of generate, measure"),
+    (["task=nope"], "task=nope is unknown; choose one of generate, chat, measure"),
     (["resume=/nowhere"], "no overrides.json there"),
 ]
 

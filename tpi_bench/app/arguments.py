@@ -16,9 +16,10 @@ from typing import Any
 _MARK = "%text:"
 _AS_THEY_ARE = " /"  # beside letters, digits and _ . - which mean nothing to Hydra
 _PROMPT, _FILE = "prompt", "prompt_file"
-_FLAGS = {"-h", "--help", "--hydra-help", "--version", "--resolve"}
+_FLAGS = {"-h", "--help", "--hydra-help", "--version", "--resolve", "-r", "--run"}
 _FLAGS |= {"-m", "--multirun", "-sc", "--shell-completion", "-i", "--info"}
-_WITH_VALUE = {"-c", "--cfg", "-p", "--package", "-cd", "--config-dir"}
+_WITH_VALUE = {"-c", "--cfg", "-p", "--package", "-cp", "--config-path", "-cn", "--config-name"}
+_WITH_VALUE |= {"-cd", "--config-dir", "--experimental-rerun"}
 _OF_INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 _EMPTY = (
     'the prompt is empty; give prompt="some text", prompt=- for standard input, prompt_file=FILE, '

@@ -6,6 +6,7 @@ What is advised has been planned anew and found to fit; nothing is said of what 
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -103,17 +104,22 @@ def _others(point: _Point) -> Iterator[tuple[str, Callable[[], Job]]]:
     settings, job = point.settings, point.job
     source: Any = settings.model
     for words, changes in _NARROWER:
-        yield words, lambda changes=changes: point.planned(model=replace(source, **changes))
+        yield words, functools.partial(_with_model, point, source, changes)
     system = settings.system
     if isinstance(system, WindowedSystem) and system.window_config.holds_all:
         window = "auto" if math.isfinite(job.free_of(0)) else 2
         other = replace(system, window=window)
-        yield f"system.window={window}", lambda: point.planned(system=other)
+        yield f"system.window={window}", functools.partial(point.planned, system=other)
     testbed: Any = settings.testbed
     for count in _larger_counts(point):
         more = _with_devices(point.devices, count)
         given = {"testbed": replace(testbed, num_devices=count), "devices": more}
-        yield f"testbed.num_devices={count}", lambda given=given: point.planned(**given)
+        yield f"testbed.num_devices={count}", functools.partial(point.planned, **given)
+
+
+def _with_model(point: _Point, source: Any, changes: dict[str, str]) -> Job:
+    """Raises ValueError where the model cannot be held so."""
+    return point.planned(model=replace(source, **changes))
 
 
 def _larger_counts(point: _Point) -> range:
@@ -124,7 +130,7 @@ def _larger_counts(point: _Point) -> range:
     each = {
         (job.memory_of(rank), *job.profiles[rank : rank + 1]) for rank in range(job.num_devices)
     }
-    bounded = all(math.isfinite(memory) for memory, *_ in each)
+    bounded = all(math.isfinite(job.memory_of(rank)) for rank in range(job.num_devices))
     alike = len(each) == 1 and not isinstance(settings.testbed.proportions, list)
     if not bounded or not alike or settings.system.max_devices or len(settings.profiles) > 1:
         return range(0)
