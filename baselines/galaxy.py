@@ -68,7 +68,7 @@ class GalaxySystem(System):
 
         model = DeviceModel(rt, job, self.streaming(job, rt.rank))
         model.hold_buffers(2 * min(1, rt.world_size - 1))  # the gathered tiles, and a partial sum
-        most_rows = split_positions(len(job.request.prompt_ids), rt.world_size)[0][1]
+        most_rows = split_positions(job.request.most_new, rt.world_size)[0][1]
         wire = make_wire(rt, self.wire, model.dtype, most_rows * job.config.hidden)
         if rt.rank:
             _run_worker(rt, model, wire)
@@ -152,6 +152,7 @@ class _Ring:
         """The own tile through all blocks."""
         import torch
 
+        self._model.begin(rows[-1][1], position)
         for index, block in self._model.layer_blocks:
             weights = self._model.window.acquire(index)
             entered = self._gather(block, weights, x, rows)

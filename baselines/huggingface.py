@@ -164,4 +164,5 @@ def _generation_config(request: Request, limit: int) -> GenerationConfig:
         pad_token_id=None,
         return_dict_in_generate=True,
         output_logits=request.keep_logits,
+        prefill_chunk_size=request.prefill_chunk,
     )

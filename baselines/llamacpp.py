@@ -104,6 +104,7 @@ class LlamaCppSystem(System):
             mmap=self.mmap,
             flash_attention=self.flash_attention,
             cache_type=cache_type,
+            prefill_chunk=job.request.prefill_chunk,
         )
 
     def _weight_type(self, model_weights: str) -> str:

@@ -34,7 +34,10 @@ _MAX_SOCKET_NAME = 100  # the kernel's limit is 104 to 108 characters
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """How a model is opened. `cache_type` is what the KV cache holds, F32 or F16."""
+    """How a model is opened. `cache_type` is what the KV cache holds, F32 or F16.
+
+    `prefill_chunk` is how many tokens of a prompt are computed at once, None: llama.cpp's own.
+    """
 
     path: str
     vocab: int
@@ -43,11 +46,16 @@ class Options:
     mmap: bool = True
     flash_attention: bool = False
     cache_type: str = "F32"
+    prefill_chunk: int | None = None
 
     @property
     def context_length(self) -> int:
         """llama.cpp rounds up to 256 positions; so it is said how many there are."""
         return -(-self.num_positions // 256) * 256
+
+    @property
+    def computed_batch(self) -> int:
+        return min(self.prefill_chunk or _COMPUTED_BATCH, self.context_length)
 
 
 class OpenModel(Protocol):
@@ -175,7 +183,7 @@ def server_params(options: Options) -> CommonParams:
     params.model.path = options.path
     params.n_ctx = options.context_length
     params.n_batch = min(_BATCH, params.n_ctx)
-    params.n_ubatch = min(_COMPUTED_BATCH, params.n_ctx)
+    params.n_ubatch = options.computed_batch
     params.n_parallel = 1
     params.cpuparams.n_threads = options.num_threads
     params.cpuparams_batch.n_threads = options.num_threads
@@ -239,7 +247,7 @@ class _PythonModel:
             model_path=options.path,
             n_ctx=options.context_length,
             n_batch=min(_BATCH, options.context_length),
-            n_ubatch=min(_COMPUTED_BATCH, options.context_length),
+            n_ubatch=options.computed_batch,
             n_threads=options.num_threads,
             n_threads_batch=options.num_threads,
             n_gpu_layers=0,

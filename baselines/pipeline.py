@@ -117,7 +117,7 @@ class PipelineSystem(WindowedSystem):
             next(iter(Steps(rt)), None)  # idle: nothing comes but the end
             return None
         model = DeviceModel(rt, job, self.streaming(job, rt.rank))
-        most_values = len(job.request.prompt_ids) * job.config.hidden
+        most_values = job.request.most_new * job.config.hidden
         is_alone = len(chain) == 1
         wire = make_wire(rt, "auto" if is_alone else self.wire, model.dtype, most_values)
         if wire is AS_COMPUTED:

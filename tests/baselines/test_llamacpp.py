@@ -17,6 +17,7 @@ import torch
 
 from baselines import llamacpp_bindings
 from baselines.llamacpp import LlamaCppSystem
+from baselines.llamacpp_bindings import Options, server_params
 from tests.helpers.command_line import run
 from tests.helpers.llamacpp import NUM_NEW, generate, model_of
 from tests.helpers.local_runtime import LocalRuntime
@@ -176,6 +177,16 @@ def test_the_time_limit(checkpoints: dict[str, Path], cache_dir: Path) -> None:
         LlamaCppSystem(), checkpoints["gqa"], cache_dir, max_decode_ns=1, min_new_tokens=4
     )
     assert len(found.token_ids) == 4
+
+
+def test_a_prompt_in_pieces(checkpoints: dict[str, Path], cache_dir: Path) -> None:
+    """llama.cpp computes as many positions of it at once as the workload says."""
+    folder, prompt = checkpoints["gqa"], prompt_of(200)
+    system, request = LlamaCppSystem(), {"prompt_ids": prompt, "prefill_chunk": 7}
+    options = Options(path="", vocab=300, num_positions=300, num_threads=1, prefill_chunk=7)
+    assert server_params(options).n_ubatch == 7
+    found = generate(system, folder, cache_dir, **request)
+    assert found.token_ids == oracle(folder, prompt, NUM_NEW)[0]
 
 
 def test_check_without_logits(

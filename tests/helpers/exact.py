@@ -29,6 +29,7 @@ def check(
     weights: str = "float32",
     dtype: str = "float32",
     proportions: list[float] | None = None,
+    prefill_chunk: int | None = None,
 ) -> float:
     """Run a prompt of `length` tokens on real devices and hold the answer against the oracle's.
 
@@ -39,7 +40,13 @@ def check(
     model = model_of(source, weights, dtype)
     expected_ids, expected_logits = oracle(held_folder(model, cache_dir), prompt, NUM_NEW, dtype)
     logits_path = tmp_path / "logits.pt"
-    request = Request(prompt_ids=prompt, num_new_tokens=NUM_NEW, warmup_tokens=2, keep_logits=True)
+    request = Request(
+        prompt_ids=prompt,
+        num_new_tokens=NUM_NEW,
+        warmup_tokens=2,
+        keep_logits=True,
+        prefill_chunk=prefill_chunk,
+    )
     job = make_job(
         system,
         source,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,9 @@ from tests.helpers.running import make_job
 from tpi_bench.contract.device import DeviceProfile, ideal_device
 from tpi_bench.contract.job import Job, Outcome
 from tpi_bench.contract.network import NetworkConfig
-from tpi_bench.contract.request import Request
+from tpi_bench.contract.request import Generation, Request
 from tpi_bench.contract.runtime import Key
+from tpi_bench.engine.rank import run_rank
 from tpi_bench.virtual.run import run_virtual
 from tpi_bench.virtual.runtime import World
 
@@ -59,12 +61,27 @@ def virtual_job(
     return replace(job, profiles=(profile,) * num_devices)
 
 
+def answer_of(job: Job) -> Generation:
+    """What a job's program really computes in this process, where time does not matter."""
+    world = World((IDEAL,) * job.num_devices, job.network, Scripted())
+    with _threads_kept():
+        torch.set_num_threads(job.threads_per_device)
+        generation = world.run(lambda rt: run_rank(rt, job))[0].generation
+    return generation or Generation(token_ids=[], request_ns=0, token_ns=[], account=[])
+
+
 def run_here(
     job: Job, cache_dir: Path, *, cost: str = "modelled", trace: bool = False, **settings: Any
 ) -> Outcome:
     """In this process, which keeps its number of threads."""
+    with _threads_kept():
+        return run_virtual(replace(job, trace=trace), cache_dir, cost=cost, **settings)
+
+
+@contextlib.contextmanager
+def _threads_kept() -> Iterator[None]:
     num_threads = torch.get_num_threads()
     try:
-        return run_virtual(replace(job, trace=trace), cache_dir, cost=cost, **settings)
+        yield
     finally:
         torch.set_num_threads(num_threads)

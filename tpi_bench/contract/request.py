@@ -31,6 +31,8 @@ class Workload:
     """The `workload` group. One request at a time (batch 1), as in the paper.
 
     `prompt_tokens` makes a prompt of that many fixed ids, for models without a tokenizer.
+    `prefill_chunk` feeds a prompt in pieces of so many positions, which takes less memory for
+    activations and messages; None feeds it whole.
     `warmup_tokens` are generated first, from the same prompt, and reported apart. A point that has
     generated `min_new_tokens` stops once decoding took `max_decode_s`, so that a sweep over slow
     links ends; the row says how many tokens were timed.
@@ -43,6 +45,7 @@ class Workload:
     prompt: str | None = None
     prompt_ids: list[int] | None = None
     prompt_tokens: int | None = None
+    prefill_chunk: int | None = None
     text: str | None = None
     text_tokens: int = 512
     chat: bool = True
@@ -69,6 +72,11 @@ class Workload:
             raise ValueError("workload.prompt_ids=[] is empty; give at least one token id")
         if self.prompt_tokens is not None and self.prompt_tokens < 1:
             raise ValueError(f"workload.prompt_tokens={self.prompt_tokens} must be at least 1")
+        if self.prefill_chunk is not None and self.prefill_chunk < 1:
+            raise ValueError(
+                f"workload.prefill_chunk={self.prefill_chunk} must be at least 1 position, or null "
+                "for the whole prompt at once"
+            )
         if self.text_tokens < 2:
             raise ValueError(f"workload.text_tokens={self.text_tokens} must be at least 2")
         has_ids = self.prompt_ids is not None or self.prompt_tokens is not None
@@ -92,6 +100,7 @@ class Request:
     """What the master is asked: token ids in, at most `num_new_tokens` out.
 
     `text_ids` are the tokens that follow the prompt, whatever the model would say.
+    `prefill_chunk` is the most positions of the prompt that one step takes; None: all.
     """
 
     prompt_ids: tuple[int, ...]
@@ -103,11 +112,18 @@ class Request:
     sampling: Sampling = field(default_factory=Sampling)
     keep_logits: bool = False
     text_ids: tuple[int, ...] = ()
+    prefill_chunk: int | None = None
 
     @property
     def length(self) -> int:
         """Positions the KV cache must hold."""
         return len(self.prompt_ids) + max(self.num_new_tokens, self.warmup_tokens)
+
+    @property
+    def most_new(self) -> int:
+        """Most positions that a step takes: what activations and messages need room for."""
+        whole = len(self.prompt_ids)
+        return whole if self.prefill_chunk is None else min(whole, self.prefill_chunk)
 
 
 @dataclass(kw_only=True)
@@ -162,6 +178,7 @@ def make_request(
         eos_ids=() if workload.ignore_eos else tuple(eos_ids),
         sampling=workload.sampling,
         keep_logits=keep_logits,
+        prefill_chunk=workload.prefill_chunk,
     )
 
 

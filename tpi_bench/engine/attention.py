@@ -1,8 +1,8 @@
 """Attention of new positions over a shard's KV cache: what lies between its products.
 
-A prompt is mixed by torch. One position takes two compiled kernels (`position_kernels.py`), or
-torch where they do not fit; as an operator of torch it is `tpi_bench::attend`, which is what
-virtual time counts (see `matrix.py`).
+Several positions of a prompt are mixed by torch, with those that the cache holds. One position
+takes two compiled kernels (`position_kernels.py`), or torch where they do not fit; as an operator
+of torch it is `tpi_bench::attend`, which is what virtual time counts (see `matrix.py`).
 Shape legend: T new positions, S positions so far, a own heads, b own KV heads, d head dimension.
 """
 
@@ -56,7 +56,7 @@ class RotaryTable:
     """cos and sin for every position up to `length`, each (length, d), in fp32.
 
     The first half of sin carries the minus sign of the rotation, so that turning a head is one
-    roll.
+    roll. It also says which earlier positions several new ones see.
     """
 
     def __init__(self, rope: Rope, head_dim: int, length: int) -> None:
@@ -65,6 +65,9 @@ class RotaryTable:
         self._sin = torch.cat((-angles.sin(), angles.sin()), dim=-1)
         self._at = (-1, -1)
         self._now = (self._cos, self._sin)
+        self._seen_at = (-1, -1)
+        self._seen = torch.empty(0)
+        self.length = length
 
     def at(self, first: int, end: int) -> tuple[torch.Tensor, torch.Tensor]:
         """cos and sin (T, d) of positions `first` to `end`. All layers ask for the same."""
@@ -72,6 +75,16 @@ class RotaryTable:
             self._at = (first, end)
             self._now = (self._cos[first:end], self._sin[first:end])
         return self._now
+
+    def seen(self, first: int, end: int, dtype: torch.dtype) -> torch.Tensor:
+        """What is added to scores (T, S) of positions `first` to `end`: nothing, or -inf for what
+        comes later. All layers ask for the same.
+        """
+        if (first, end) != self._seen_at:
+            self._seen_at = (first, end)
+            later = torch.full((end - first, end), -torch.inf, dtype=dtype)
+            self._seen = later.triu_(first + 1)
+        return self._seen
 
 
 def inverse_frequencies(rope: Rope, head_dim: int) -> torch.Tensor:
@@ -126,10 +139,16 @@ class Attention:
     def __call__(self, qkv: torch.Tensor, position: int) -> torch.Tensor:
         """New positions' (T, (a + 2 b) d), from `position` on -> mixed heads (T, a d)."""
         keys, values, past = self.cache.keys, self.cache.values, position + qkv.shape[0]
+        if not 0 <= position < past <= keys.shape[1]:
+            raise ValueError(
+                f"{qkv.shape[0]} new positions from position {position} on: there must be at least "
+                f"one, and the KV cache has room for {keys.shape[1]} (prompt and answer)"
+            )
         turns = self._rotary.at(position, past)
         heads = (self._heads.head_to_kv, self._heads.group)
         if qkv.shape[0] > 1:
-            return _prefill(Given(qkv, keys, values, *turns, *heads), position)
+            seen = self._rotary.seen(position, past, qkv.dtype) if position else None
+            return _prefill(Given(qkv, keys, values, *turns, *heads), position, seen)
         if is_traced(qkv):
             so_far = (keys[:, :past], values[:, :past])
             out: torch.Tensor = torch.ops.tpi_bench.attend(qkv, *so_far, *turns, *heads)
@@ -191,12 +210,18 @@ def _attend_by_torch(given: Given, position: int) -> torch.Tensor:
     return torch.bmm(shares, values).view(1, -1)
 
 
-def _prefill(given: Given, position: int) -> torch.Tensor:
-    """All positions of a prompt at once, causal: (T, a d)."""
-    assert position == 0, "a prompt is one piece"
+def _prefill(given: Given, position: int, seen: torch.Tensor | None) -> torch.Tensor:
+    """Several positions of a prompt at once: (T, a d). Each sees what is cached and itself.
+
+    `seen` says so (see `RotaryTable`); None where nothing is cached yet.
+    """
     queries, keys, values = _remember(given, position)
     mixed = F.scaled_dot_product_attention(
-        queries[None], keys[given.head_to_kv][None], values[given.head_to_kv][None], is_causal=True
+        queries[None],
+        keys[given.head_to_kv][None],
+        values[given.head_to_kv][None],
+        attn_mask=seen,
+        is_causal=seen is None,
     )[0]
     return mixed.transpose(0, 1).reshape(given.qkv.shape[0], -1)
 

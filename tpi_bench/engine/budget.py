@@ -41,7 +41,7 @@ Rung = list[tuple[int, int]]
 
 
 def within_memory(job: Job, rank: int, keep: str, num_buffers: int) -> Streaming:
-    """The plan of a device that receives into so many hidden states of the prompt's length.
+    """The plan of a device that receives into so many hidden states of a step's positions.
 
     Raises ValueError when nothing bounds its memory, DoesNotFit when that is too small.
     """
@@ -51,7 +51,7 @@ def within_memory(job: Job, rank: int, keep: str, num_buffers: int) -> Streaming
             "system.window=auto needs to know how much memory a device has: set device.memory_mb, "
             "or system.window to off or a number of blocks"
         )
-    num_rows = len(job.request.prompt_ids)
+    num_rows = job.request.most_new
     buffers = num_buffers * num_rows * job.config.hidden * BYTES_PER_VALUE[job.dtype]
     room = int(free) - int(free) // _SPARE_SHARE - other_bytes(job, rank) - buffers
     planner = _Planner(job.blocks[rank], keep, num_rows)
@@ -69,13 +69,25 @@ def within_memory(job: Job, rank: int, keep: str, num_buffers: int) -> Streaming
 
 def other_bytes(job: Job, rank: int) -> int:
     """What the device's blocks hold beside weights: KV cache and activations."""
-    assert job.plan is not None
+    assert job.plan is not None  # it has blocks
     shards, itemsize = job.plan.shards[rank], BYTES_PER_VALUE[job.dtype]
     kv_heads = sum(shard.kv_heads[1] - shard.kv_heads[0] for shard in shards)
     cache = 2 * kv_heads * job.config.head_dim * job.request.length * itemsize
-    num_new = len(job.request.prompt_ids)
+    num_new = job.request.most_new
     activations = activation_bytes(job.config, shards, num_new, itemsize)
-    return cache + _SCRATCH * activations + tile_bytes(job)
+    return cache + _SCRATCH * activations + earlier_bytes(job, rank) + tile_bytes(job)
+
+
+def earlier_bytes(job: Job, rank: int) -> int:
+    """What pieces of a prompt take besides, as they see earlier positions: which of them (T, S),
+    and keys and values (S, d) for each of a layer's own query heads. A whole prompt has none.
+    """
+    request = job.request
+    if job.plan is None or request.most_new == len(request.prompt_ids):
+        return 0
+    heads = max(shard.heads[1] - shard.heads[0] for shard in job.plan.shards[rank])
+    values = request.most_new + 2 * heads * job.config.head_dim
+    return request.length * values * BYTES_PER_VALUE[job.dtype]
 
 
 def tile_bytes(job: Job) -> int:
@@ -83,7 +95,7 @@ def tile_bytes(job: Job) -> int:
 
     Such a tile is in memory of its own, which all weights share. Smaller models have smaller ones.
     """
-    if job.weights == job.dtype or len(job.request.prompt_ids) == 1:
+    if job.weights == job.dtype or job.request.most_new == 1:
         return 0
     config = job.config
     largest = max(config.hidden * config.intermediate * 2, config.hidden * config.vocab)

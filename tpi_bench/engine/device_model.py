@@ -12,7 +12,7 @@ import torch
 from tpi_bench.contract.job import Job
 from tpi_bench.contract.plan import Shard
 from tpi_bench.contract.system import Streaming
-from tpi_bench.engine.budget import activation_bytes, tile_bytes
+from tpi_bench.engine.budget import activation_bytes, earlier_bytes, tile_bytes
 from tpi_bench.engine.llama import (
     AttentionBlock,
     FeedForwardBlock,
@@ -35,14 +35,20 @@ class DeviceModel:
     """One device's blocks of a job, with their KV caches and weights, in the order of a token."""
 
     def __init__(self, rt: Runtime, job: Job, streaming: Streaming) -> None:
-        assert job.plan is not None
+        if job.plan is None:
+            raise ValueError(
+                f"system={getattr(job.program, 'name', job.program)} has no plan, so there are no "
+                "blocks for a DeviceModel; its `plan` must return who owns what "
+                "(tpi_bench/engine/plans.py)"
+            )
         config, request, blocks = job.config, job.request, job.blocks[rt.rank]
         shards = job.plan.shards[rt.rank]
         self._rt = rt
         self.config = config
         self.dtype = getattr(torch, job.dtype)
         self._held = job.weights
-        rotary = RotaryTable(config.rope, config.head_dim, request.length)
+        self._rotary = RotaryTable(config.rope, config.head_dim, request.length)
+        self._num_cached = 0
         self.layer_blocks: list[tuple[int, LayerBlock]] = []
         maps: dict[Shard, HeadMap] = {}
         for index, shard in enumerate(shards):
@@ -54,7 +60,7 @@ class DeviceModel:
                     config,
                     shard,
                     maps[heads],
-                    rotary,
+                    self._rotary,
                     request.length,
                     self.dtype,
                     job.weights,
@@ -65,11 +71,12 @@ class DeviceModel:
                 self.layer_blocks.append(
                     (index, FeedForwardBlock(config, shard, self.dtype, job.weights))
                 )
-        num_new = len(request.prompt_ids)
+        num_new = request.most_new
         rt.hold("activations", activation_bytes(config, shards, num_new, self.dtype.itemsize))
+        rt.hold("earlier", earlier_bytes(job, rt.rank))
         rt.hold("tile", tile_bytes(job))
         self._output_index = len(shards) - 1
-        self._payload_bytes = len(request.prompt_ids) * config.hidden * self.dtype.itemsize
+        self._payload_bytes = num_new * config.hidden * self.dtype.itemsize
         self.window = weight_source(rt, blocks, streaming, num_new)
 
     def hold_buffers(self, num_payloads: int) -> None:
@@ -90,9 +97,30 @@ class DeviceModel:
         self.window.release(0)
         return x
 
+    def begin(self, num_new: int, position: int) -> None:
+        """A step of so many positions, of which `position` is the first, is about to meet the KV
+        caches: any number from 1 on, behind what was fed before, or over a part of it.
+
+        Raises ValueError where there is a gap, or no room.
+        """
+        past, room = position + num_new, self._rotary.length
+        if num_new < 1 or not 0 <= position <= self._num_cached or past > room:
+            raise ValueError(
+                f"a step of {num_new} positions from position {position} on: it must have at least "
+                f"1, begin at 0 to {self._num_cached} (what the KV cache holds) and end within "
+                f"{room} (prompt and answer)"
+            )
+        if num_new > 1 and position:
+            self._rotary.seen(position, past, self.dtype)  # once, and no part of a block's work
+        self._num_cached = past
+
     def layers(self, x: torch.Tensor, position: int, combine: Combine) -> torch.Tensor:
-        """Run the device's blocks; `combine` turns each partial sum (T, h) into the whole one."""
+        """Run the device's blocks; `combine` turns each partial sum (T, h) into the whole one.
+
+        x (T, h) is of positions `position` to `position` + T - 1; see `begin`.
+        """
         num_new = x.shape[0]
+        self.begin(num_new, position)
         residual = ("residual", num_new, self.config.hidden, self.dtype)
         for index, block in self.layer_blocks:
             weights = self.window.acquire(index)

@@ -51,7 +51,7 @@ def answer(
     new_ids, position = list(request.prompt_ids), 0
     before = account_of(rt)
     while True:
-        logits = forward(new_ids, position)
+        logits = feed(forward, new_ids, position, request.most_new)
         token = rt.compute(("sample", logits.shape[0]), functools.partial(choose, logits))
         result.token_ns.append(rt.now())
         result.token_ids.append(token)
@@ -66,6 +66,17 @@ def answer(
             return result
         position += len(new_ids)
         new_ids = [token]
+
+
+def feed(forward: Forward, new_ids: list[int], position: int, most_new: int) -> torch.Tensor:
+    """Logits (v,) after `new_ids`, the first of which is at `position`.
+
+    They are fed in steps of at most `most_new`; the KV cache holds what was fed before.
+    """
+    logits = forward(new_ids[:most_new], position)
+    for first in range(most_new, len(new_ids), most_new):
+        logits = forward(new_ids[first : first + most_new], position + first)
+    return logits
 
 
 def should_stop(request: Request, so_far: Generation, limit: int) -> bool:

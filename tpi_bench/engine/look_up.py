@@ -33,6 +33,7 @@ class RowsOnDisk:
     def __init__(self, rt: Runtime, block: BlockFile, most_rows: int) -> None:
         self._rt = rt
         self._block = block
+        self._most_rows = most_rows
         area = rt.alloc("window", look_up_bytes(block, most_rows))
         self._pages = area[: _pages_bytes(block, most_rows)]
         self._rows = area[len(self._pages) :]
@@ -41,6 +42,11 @@ class RowsOnDisk:
         """Weights with these rows of the table, and where in them each is. Valid until the next."""
         from tpi_bench.engine.weights import weights_in
 
+        if len(rows) > self._most_rows:
+            raise ValueError(
+                f"{len(rows)} rows of the embedding were asked for in one step, but there is room "
+                f"for {self._most_rows} (request.most_new)"
+            )
         places = {row: place for place, row in enumerate(dict.fromkeys(rows))}
         packed = _packed(self._block, len(places))
         pairs = list(places.items())

@@ -72,7 +72,12 @@ class PackedWire(Wire):
     def _new_message(self, num_values: int, slot: int) -> torch.Tensor:
         """Bytes of the buffer, in the type that they are sent in."""
         begin, nbytes = slot * self._stride, self._nbytes(num_values)
-        assert begin + nbytes <= self._buffer.numel()
+        if begin + nbytes > self._buffer.numel():
+            raise ValueError(
+                f"a message of {num_values} values at place {slot} takes {nbytes} bytes of a "
+                f"buffer with {self._buffer.numel()}; tell make_wire of as many values and "
+                "messages as there are at once (request.most_new positions)"
+            )
         return self._buffer[begin : begin + nbytes]
 
     @abstractmethod

@@ -82,7 +82,7 @@ class WindowedSystem(System):
 
     @abstractmethod
     def num_buffers(self, job: Job) -> int:
-        """Hidden states of the prompt's length that a device receives into at once, at most."""
+        """Hidden states of a step's positions that a device receives into at once, at most."""
 
     def streaming(self, job: Job, rank: int) -> Streaming:
         config = self.window_config

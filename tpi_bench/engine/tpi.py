@@ -83,7 +83,7 @@ class TpiSystem(WindowedSystem):
 
         collective = collective_by_name(self.collective)
         model = DeviceModel(rt, job, self.streaming(job, rt.rank))
-        most_values = len(job.request.prompt_ids) * job.config.hidden
+        most_values = job.request.most_new * job.config.hidden
         num_messages = collective.messages(rt.world_size)
         wire = make_wire(rt, self.wire, model.dtype, most_values, num_messages)
         if wire is AS_COMPUTED:

@@ -77,9 +77,13 @@ class Window:
     def acquire(self, index: int) -> Weights:
         """The block's tensors; waits only if the disk is late. Valid until `release(index)`."""
         if index in self._keys:
-            assert index == self._streamed[self._visited % len(self._streamed)], (
-                "blocks out of order"
-            )
+            due = self._streamed[self._visited % len(self._streamed)]
+            if index != due:
+                raise ValueError(
+                    f"block {index} ({self._keys[index]}) was asked for, but block {due} "
+                    f"({self._keys[due]}) is next: with a window each step visits all streamed "
+                    "blocks once, in their order"
+                )
             if self._is_blocking:
                 self._issue(self._visited)
             for handle in self._in_flight.pop(self._visited):
@@ -91,7 +95,11 @@ class Window:
         """From the disk, if the block is neither kept nor streamed."""
         if index in self._views:
             return self.acquire(index), rows
-        assert self._table is not None
+        if index or self._table is None:
+            raise ValueError(
+                f"rows of block {index} were asked for, which this device does not have; rows are "
+                "looked up in block 0, the master's input embedding"
+            )
         return self._table.weights(rows)
 
     def release(self, index: int) -> None:

@@ -147,6 +147,7 @@ def _circumstances(testbed: Testbed, job: Job, devices: Sequence[DeviceReport]) 
     return Circumstances(
         hidden=job.config.hidden,
         prompt_tokens=len(job.request.prompt_ids),
+        prefill_chunk=job.request.prefill_chunk,
         num_tokens_asked=job.request.num_new_tokens,
         threads_per_device=job.threads_per_device,
         pinned=job.cpus is not None,

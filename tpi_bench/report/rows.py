@@ -85,6 +85,7 @@ class Circumstances(Row):
 
     hidden: int | None = column("", "the model's hidden size")
     prompt_tokens: int | None = column("", "tokens of the prompt")
+    prefill_chunk: int | None = column("", "most of them that one step takes; empty: all")
     num_tokens_asked: int | None = column("", "tokens that were to be generated")
     threads_per_device: int | None = column("", "threads that a device computes with")
     pinned: bool | None = column("", "whether devices were pinned to cores")

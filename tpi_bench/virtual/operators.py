@@ -93,8 +93,11 @@ def _name(dtype: torch.dtype) -> str:
 
 def _flops(packet: OpOverloadPacket, args: Any, kwargs: Any, out: Any) -> int:
     if packet.__name__ == _ATTENTION:  # two products of every query with every key
-        queries, keys, values = args[:3]
-        return 2 * queries.numel() * keys.shape[-2] + 2 * out.numel() * values.shape[-2]
+        queries, keys = args[:2]
+        seen = keys.shape[-2]
+        if kwargs.get("is_causal") or args[5:6] == (True,):  # nothing is computed of what is later
+            seen -= (queries.shape[-2] - 1) / 2
+        return round(2 * queries.numel() * seen + 2 * out.numel() * seen)
     if packet not in flop_registry:
         return 0
     return int(flop_registry[packet](*args, **kwargs, out_val=out))
