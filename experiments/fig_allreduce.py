@@ -1,4 +1,4 @@
-"""Allreduce time against link latency and devices: four collectives beside their closed forms.
+"""Allreduce time against link latency and devices: collectives beside their closed forms.
 
 Claims it holds against numbers: link latency, not bandwidth, is the bottleneck of allreduce (claim
 3 of TPI-LLM), star beats ring and tree (claim 4, its figure 3), and the doubt whether star is still
@@ -8,6 +8,7 @@ much better at the round trips of a normal LAN. Run it with `python -m tpi_bench
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from tpi_bench.report import figures
@@ -24,11 +25,12 @@ _NETWORKS = {"paper": "paper's network", "switch": "LAN with one switch"}
 def table(rows: pd.DataFrame) -> str:
     """One line a network, latency and number of devices; a column a collective, in ms."""
     index = ["topology", "bandwidth_mbps", "link_latency_ms", "num_devices"]
-    times = rows.pivot_table(index=index, columns="system_collective", values="time_ms", sort=False)
-    closed = rows.pivot_table(
-        index=index, columns="system_collective", values="closed_ms", sort=False
+    times, closed = (
+        rows.pivot_table(index=index, columns="system_collective", values=values, sort=False)
+        for values in ("time_ms", "closed_ms")
     )
-    shown = times.round(3).astype(str) + " (" + closed.round(3).astype(str) + ")"
+    times, closed = (found.reindex(columns=_collectives(rows)) for found in (times, closed))
+    shown = times.map(_rounded) + " (" + closed.map(_rounded) + ")"
     worst = ((rows.time_ms - rows.closed_ms) / rows.closed_ms).max()
     return (
         f"{shown.sort_index().reset_index().to_string(index=False)}\n"
@@ -40,7 +42,7 @@ def table(rows: pd.DataFrame) -> str:
 def draw(rows: pd.DataFrame) -> Figure:
     """Against latency on each network at the middle number of devices, and against devices."""
     figure = figures.new_figure(2.7, num_columns=2)
-    names = list(dict.fromkeys(rows.system_collective))
+    names = _collectives(rows)
     networks = list(dict.fromkeys(rows.topology))
     panels = figure.subplots(1, len(networks) + 1)
     counts = sorted(rows.num_devices.unique())
@@ -61,8 +63,21 @@ def draw(rows: pd.DataFrame) -> Figure:
     )
     panels[0].set_ylabel("allreduce (ms)")
     panels[0].plot([], [], color="0.4", linestyle="--", linewidth=0.8, label="closed form")
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncol=5)
+    figure.legend(
+        *panels[0].get_legend_handles_labels(),
+        loc="outside lower center",
+        ncol=min(6, len(names) + 1),
+    )
     return figure
+
+
+def _rounded(milliseconds: float) -> str:
+    return "?" if math.isnan(milliseconds) else str(round(milliseconds, 3))
+
+
+def _collectives(rows: pd.DataFrame) -> list[str]:
+    """Whatever was run, in that order."""
+    return list(dict.fromkeys(rows.system_collective))
 
 
 def _lines(axes: Axes, rows: pd.DataFrame, along: str, names: list[str]) -> None:

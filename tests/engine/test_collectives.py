@@ -13,7 +13,13 @@ import torch
 import torch.nn.functional as F
 
 from tests.helpers.local_runtime import LocalRuntime, run_ranks
-from tpi_bench.engine.collectives import COLLECTIVES, collective_by_name, tree_groups
+from tpi_bench.engine.collectives import (
+    COLLECTIVES,
+    Collective,
+    by_name,
+    collective_by_name,
+    tree_groups,
+)
 from tpi_bench.engine.packing import make_wire
 
 
@@ -56,6 +62,7 @@ def summed_as_defined(name: str, parts: list[torch.Tensor]) -> torch.Tensor:
         return torch.cat(
             [in_turn([chunks[rank][c] for rank in turned[c]]) for c in range(len(parts))]
         )
+    assert name in ("star", "direct"), f"say how {name} adds up"
     return in_turn(parts)
 
 
@@ -117,7 +124,8 @@ def bounded(name: str, wire: str, parts: list[Bounded]) -> Bounded:
             for head, *leaves in tree_groups(len(parts))
         ]
         return sum(heads, parts[0]).packed(wire)
-    # The ring's chunks go round different ways; whichever a group is in, it is within this.
+    assert name == "ring", f"say what {name} packs"
+    # Its chunks go round different ways; whichever a group is in, it is within this.
     ways = []
     for first in range(len(parts)):
         order = [parts[(first + i) % len(parts)] for i in range(len(parts))]
@@ -253,3 +261,22 @@ def test_a_tree_of_two_is_a_star() -> None:
         for name in ("tree", "star")
     ]
     assert times == pytest.approx([0.018, 0.018])
+
+
+def test_a_record_without_a_formula_is_refused_by_name() -> None:
+    """Whichever it is: nothing is taken from another collective."""
+    given = vars(COLLECTIVES["star"]) | {"name": "butterfly"}
+    assert Collective(**given).name == "butterfly"
+    formulas = [name for name in given if name not in ("name", "run")]
+    assert len(formulas) == 7
+    for lacking in formulas:
+        some = {name: value for name, value in given.items() if name != lacking}
+        with pytest.raises(ValueError, match=f"the collective butterfly has no {lacking}; its"):
+            Collective(**some)
+    with pytest.raises(ValueError, match="no latencies, payloads, between, sent, way_back, rece"):
+        Collective(name="butterfly", run=COLLECTIVES["star"].run)
+
+
+def test_two_collectives_of_one_name_are_refused() -> None:
+    with pytest.raises(ValueError, match="two collectives called ring; each needs its own name"):
+        by_name([*COLLECTIVES.values(), COLLECTIVES["ring"]])

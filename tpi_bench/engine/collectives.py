@@ -34,9 +34,15 @@ class Allreduce(Protocol):
     ) -> torch.Tensor: ...
 
 
+def _not_given(num_devices: int) -> int:
+    """Stands for a formula that a record lacks: nothing is ever taken from another collective."""
+    raise NotImplementedError
+
+
 @dataclass(frozen=True, kw_only=True)
 class Collective:
-    """All there is to say of one allreduce. The formulas are for two devices or more.
+    """All there is to say of one allreduce. The formulas are for two devices or more; none has a
+    default, and a record that lacks one is refused by name.
 
     `latencies`: one-way latencies on its critical path. `payloads`: how often the busiest port
     passes what one device has to add. `between`: how many of these pass one after another from one
@@ -50,13 +56,22 @@ class Collective:
 
     name: str
     run: Allreduce
-    latencies: Callable[[int], int]
-    payloads: Callable[[int], float]
-    between: Callable[[int], float]
-    sent: Callable[[int], int]
-    way_back: Callable[[int], int] | None = None
-    received: Callable[[int], int] = lambda num_devices: 1
-    messages: Callable[[int], int] = lambda num_devices: 1
+    latencies: Callable[[int], int] = _not_given
+    payloads: Callable[[int], float] = _not_given
+    between: Callable[[int], float] = _not_given
+    sent: Callable[[int], int] = _not_given
+    way_back: Callable[[int], int] | None = _not_given
+    received: Callable[[int], int] = _not_given
+    messages: Callable[[int], int] = _not_given
+
+    def __post_init__(self) -> None:
+        missing = [name for name, value in vars(self).items() if value is _not_given]
+        if missing:
+            raise ValueError(
+                f"the collective {self.name} has no {', '.join(missing)}; its record in "
+                "tpi_bench/engine/collectives.py must give every formula (way_back=None where "
+                "there is no hub)"
+            )
 
     def num_steps(self, num_devices: int) -> int:
         """One-way latencies of one allreduce (TPI-LLM, section 3.2 and appendix).
@@ -218,6 +233,15 @@ def collective_by_name(name: str) -> Collective:
     return COLLECTIVES[name]
 
 
+def by_name(records: Sequence[Collective]) -> dict[str, Collective]:
+    """In their order, which is that of figures. Raises ValueError where two have one name."""
+    found = {record.name: record for record in records}
+    twice = [name for name in found if [record.name for record in records].count(name) > 1]
+    if twice:
+        raise ValueError(f"there are two collectives called {twice[0]}; each needs its own name")
+    return found
+
+
 _ALL = (
     Collective(
         name="star",
@@ -227,6 +251,8 @@ _ALL = (
         between=lambda n: n,
         sent=lambda n: 2 * (n - 1),
         way_back=lambda n: 1,
+        received=lambda n: 1,
+        messages=lambda n: 1,
     ),
     Collective(
         name="tree",
@@ -236,6 +262,8 @@ _ALL = (
         between=_tree_between,
         sent=lambda n: 2 * (n - 1),
         way_back=lambda n: 2 if n > 2 else 1,
+        received=lambda n: 1,
+        messages=lambda n: 1,
     ),
     Collective(
         name="ring",
@@ -244,6 +272,9 @@ _ALL = (
         payloads=lambda n: 2 * (n - 1) / n,
         between=lambda n: 2 * (n - 1) / n,
         sent=lambda n: 2 * (n - 1),
+        way_back=None,
+        received=lambda n: 1,
+        messages=lambda n: 1,
     ),
     Collective(
         name="direct",
@@ -252,8 +283,9 @@ _ALL = (
         payloads=lambda n: n - 1,
         between=lambda n: n - 1,
         sent=lambda n: n * (n - 1),
+        way_back=None,
         received=lambda n: n - 1,
         messages=lambda n: n,
     ),
 )
-COLLECTIVES = {collective.name: collective for collective in _ALL}
+COLLECTIVES = by_name(_ALL)
