@@ -43,7 +43,7 @@ def build_settings(cfg: DictConfig, overrides: Sequence[str] = ()) -> Settings:
     values: dict[str, Any] = {str(k): v for k, v in raw.items()}
     _check_choice("cache", raw["cache"], page_cache.MODES)
     values["memory_mb"] = _take_memory(values["device"])
-    values["device"] = _devices_in_order(values["device"], overrides)
+    values["device"] = _devices_in_order(_packaged(values["device"]), overrides)
     groups = {
         name: _make(values[name], name)
         for name in ("system", "oracle", "model", "testbed", "network")
@@ -53,7 +53,7 @@ def build_settings(cfg: DictConfig, overrides: Sequence[str] = ()) -> Settings:
     return Settings(
         **{name: values[name] for name in ("task", "report", "cache", "memory_mb", *_PLAIN)},
         **groups,
-        profiles=tuple(_make(device, "device") for device in values["device"]),
+        profiles=tuple(_make(each, _device_group(each)) for each in values["device"]),
         workload=workload,
         raw=values,
     )
@@ -98,12 +98,30 @@ def _devices_in_order(profiles: dict[str, Any], overrides: Sequence[str]) -> lis
     return [profiles[name] for name in names]
 
 
+def _packaged(profiles: dict[str, Any]) -> dict[str, Any]:
+    """The profiles by name, once each is known to be in a package of its own."""
+    for name, profile in profiles.items():
+        called = profile.get("name", name) if isinstance(profile, dict) else profiles.get("name")
+        if called != name:
+            raise ValueError(
+                f"the device profile {called} is not in its own package: the first line of its "
+                f"file must be '# @package device.{called}' (see conf/device/README.md)"
+            )
+    return profiles
+
+
+def _device_group(profile: dict[str, Any]) -> str:
+    """As its settings are called on the command line."""
+    return f"device.{profile['name']}" if "name" in profile else "device"
+
+
 def _make(values: dict[str, Any], group: str) -> Any:
     """An instance of the dataclass that `_target_` names."""
     target = values.get("_target_")
     if not isinstance(target, str) or "." not in target:
         raise ValueError(
-            f"{group} has no _target_; its YAML names a dataclass, as conf/{group}/*.yaml do"
+            f"{group} has no _target_; its YAML names a dataclass, as those beside it in "
+            f"conf/{group.partition('.')[0]}/ do"
         )
     module, _, name = target.rpartition(".")
     try:

@@ -9,28 +9,35 @@ from typing import Any
 
 
 def make_dataclass(cls: Any, values: dict[str, Any], group: str) -> Any:
-    """`cls(**values)` once names and types are known to be right."""
+    """`cls(**values)` once names and types are known to be right; all that is missing is told."""
     fields = {field.name for field in dataclasses.fields(cls)}
+    missing = _missing(cls, values)
+    if missing:
+        verb = "is missing; give it a value" if len(missing) == 1 else "are missing; give each one"
+        raise ValueError(f"{', '.join(f'{group}.{name}' for name in missing)} {verb}")
     hints = typing.get_type_hints(cls)
     for key, value in values.items():
         if key not in fields:
             raise ValueError(f"{group}.{key} is unknown; {group} has {', '.join(sorted(fields))}")
-        if value == "???":
-            raise ValueError(f"{group}.{key} is missing; give it a value")
         if not fits(value, hints[key]):
             raise ValueError(
                 f"{group}.{key}={value} has the wrong type; it must be {describe(hints[key])}"
             )
-    missing = [
+    return cls(**values)
+
+
+def _missing(cls: Any, values: dict[str, Any]) -> list[str]:
+    """Fields without a value, in their order."""
+    return [
         field.name
         for field in dataclasses.fields(cls)
-        if field.name not in values
-        and field.default is dataclasses.MISSING
-        and field.default_factory is dataclasses.MISSING
+        if values.get(field.name) == "???"
+        or (
+            field.name not in values
+            and field.default is dataclasses.MISSING
+            and field.default_factory is dataclasses.MISSING
+        )
     ]
-    if missing:
-        raise ValueError(f"{group}.{missing[0]} is missing")
-    return cls(**values)
 
 
 def fits(value: Any, hint: Any) -> bool:
