@@ -13,15 +13,15 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
-import transformers
 from gguf.quants import dequantize
 from safetensors.numpy import load_file
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Tokenizer
 
 from baselines.llamacpp import LlamaCppSystem
 from baselines.llamacpp_bindings import Options, server_params
 from tests.helpers.llamacpp import NUM_NEW, generate, model_of
 from tests.helpers.models_zoo import VARIANTS, WIDE, Variant, make_checkpoint, oracle, prompt_of
+from tests.helpers.tokenizers import TEXTS, TOKENIZERS, save_tokenizer
 from tpi_bench.contract.model import Rope
 from tpi_bench.host.fork import in_helper
 from tpi_bench.models.checkpoints import CHUNK_BYTES
@@ -37,12 +37,6 @@ from tpi_bench.models.gguf.names import (
 from tpi_bench.models.gguf.rope import rope_factors
 from tpi_bench.models.gguf.writer import gguf_file, gguf_tensors, write_gguf
 from tpi_bench.models.hf_config import read_config
-
-TEXTS = [
-    "What is the capital of France?",
-    "  two spaces, 12345 digits\n\nand\tlines; it's déjà vu in 東京 🙂!",
-    "x",
-]
 
 
 def read_tensors(path: Path) -> dict[str, np.ndarray]:
@@ -159,65 +153,11 @@ def test_the_file_is_kept(
         gguf_file(model, cache_dir, "F16")
 
 
-def byte_level(pre_tokenizer: Any = None) -> Tokenizer:
-    """A small byte-level BPE, with an unused id and a special token."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizer or pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=298, initial_alphabet=alphabet, special_tokens=["<|end|>"], show_progress=False
-    )
-    tokenizer.train_from_iterator(TEXTS * 3, trainer)
-    return tokenizer
-
-
-def sentencepiece_like() -> Tokenizer:
-    """BPE over characters with byte fallback, as of Llama 2; the space comes as a character."""
-    trainer = trainers.BpeTrainer(vocab_size=60, show_progress=False, limit_alphabet=25)
-    small = Tokenizer(models.BPE())
-    small.normalizer = normalizers.Replace(" ", "▁")
-    small.train_from_iterator(["▁" + text for text in TEXTS[:1]] * 3, trainer)
-    trained = json.loads(small.to_str())["model"]
-    specials = ["<unk>", "<s>", "</s>"]
-    texts = [*specials, *(f"<0x{byte:02X}>" for byte in range(256))]
-    texts += [text for text, _ in sorted(trained["vocab"].items(), key=lambda item: item[1])]
-    merges = [tuple(rule) for rule in trained["merges"]]
-    vocab = {text: i for i, text in enumerate(texts[:300])}
-    merges = [rule for rule in merges if {*rule, "".join(rule)} <= vocab.keys()]
-    model = models.BPE(vocab, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True)
-    tokenizer = Tokenizer(model)
-    tokenizer.add_special_tokens(specials)
-    tokenizer.normalizer = normalizers.Sequence(
-        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
-    )
-    steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
-    tokenizer.decoder = decoders.Sequence(steps)
-    return tokenizer
-
-
-TOKENIZERS = {
-    "gpt-2": byte_level,
-    "smollm": lambda: byte_level(
-        pre_tokenizers.Sequence(
-            [
-                pre_tokenizers.Digits(individual_digits=True),
-                pre_tokenizers.ByteLevel(add_prefix_space=False),
-            ]
-        )
-    ),
-    "sentencepiece": sentencepiece_like,
-}
-
-
 @pytest.fixture(params=TOKENIZERS)
 def with_tokenizer(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, Tokenizer]:
     folder = make_checkpoint(tmp_path / "model", Variant(changes=WIDE))
     tokenizer = TOKENIZERS[request.param]()
-    end = "</s>" if request.param == "sentencepiece" else "<|end|>"
-    transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=end).save_pretrained(
-        folder
-    )
+    save_tokenizer(tokenizer, folder)
     return folder, tokenizer
 
 

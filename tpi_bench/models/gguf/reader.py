@@ -2,7 +2,7 @@
 
 Read once, into a small folder in the cache; `checkpoint.py` then reads weights from the file
 itself. Config and tokenizer come from transformers' own GGUF reader; what that leaves out (RoPE
-scaling, biases, where to stop) is read here.
+scaling, biases, where to stop) is read here. A file of ours has kept its tokenizer's own files.
 """
 
 from __future__ import annotations
@@ -20,12 +20,13 @@ from tpi_bench.host import cache
 from tpi_bench.host.fork import in_helper
 from tpi_bench.models.gguf.names import hugging_face_name, permuted_parts
 from tpi_bench.models.gguf.rope import rope_of_factors
+from tpi_bench.models.gguf.vocabulary import restore_tokenizer
 from tpi_bench.models.hf_config import read_config
 
 if TYPE_CHECKING:
     from gguf import GGUFReader
 
-_FORMAT_VERSION = 2
+_FORMAT_VERSION = 3
 INDEX = "tensors.json"
 _ROPE_FACTORS = "rope_freqs.weight"
 _ARCHITECTURES = ("llama", "qwen2")
@@ -92,7 +93,8 @@ def describe_gguf(source: Path, folder: Path) -> None:
     _save_config(source, folder, reader, architecture)
     config = read_config(folder)
     entries = _entries(source, reader, config, architecture)
-    _save_tokenizer(source, folder)
+    if not restore_tokenizer(reader, folder):
+        _save_tokenizer(source, folder)
     cache.write_json(folder / INDEX, {name: asdict(entry) for name, entry in entries.items()})
 
 

@@ -4,6 +4,10 @@ Byte-level BPE becomes llama.cpp's `gpt2` tokenizer, sentencepiece-like BPE with
 `llama` tokenizer. llama.cpp's server streams a token only when the text so far ends in a whole
 character, and loses the ids of those it holds back; so tokens that are only part of a character
 are marked unused, which tokenises the same and prints nothing. Called by `writer.py`.
+
+The tokenizer's own files go into the file as they are, too: `tokenizer.huggingface.json` is GGUF's
+name of the one, the others are beside it. A file of ours that is read again (`reader.py`) so has
+the same tokenizer, whatever llama.cpp's terms cannot say.
 """
 
 from __future__ import annotations
@@ -18,8 +22,16 @@ from typing import TYPE_CHECKING, Any
 from tpi_bench.contract.model import ModelConfig
 
 if TYPE_CHECKING:
-    from gguf import GGUFWriter
+    from gguf import GGUFReader, GGUFWriter
 
+# Where a file of ours keeps the files of its tokenizer, and their names.
+_KEPT = "tpi_bench.tokenizer_files"
+_KEYS = {
+    "tokenizer.json": "tokenizer.huggingface.json",
+    "tokenizer_config.json": "tpi_bench.tokenizer_config",
+    "special_tokens_map.json": "tpi_bench.special_tokens_map",
+    "chat_template.jinja": "tpi_bench.chat_template",
+}
 # Token types, as `gguf.TokenType` numbers them.
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = range(1, 7)
 
@@ -57,6 +69,8 @@ class _Tokens:
 def add_vocabulary(writer: GGUFWriter, config: ModelConfig, folder: Path | None) -> None:
     """Add to `writer` the tokenizer of `folder`, or a placeholder where there is none."""
     logging.getLogger("gguf").setLevel(logging.ERROR)
+    if folder is not None:
+        _add_files(writer, folder)
     tokenizer = None if folder is None else folder / "tokenizer.json"
     if tokenizer is not None and tokenizer.is_file():
         raw = json.loads(tokenizer.read_text(encoding="utf-8"))
@@ -67,13 +81,41 @@ def add_vocabulary(writer: GGUFWriter, config: ModelConfig, folder: Path | None)
             else:
                 _add_byte_level(writer, config, folder, raw)
             return
-    elif folder is not None and (folder / "tokenizer.model").is_file():
+    if folder is not None and (folder / "tokenizer.model").is_file():
         from gguf import vocab
 
         if vocab.SentencePieceProcessor is not None:
             _add_sentencepiece(writer, config, folder)
             return
     _add_placeholder(writer, config)
+
+
+def restore_tokenizer(reader: GGUFReader, folder: Path) -> bool:
+    """Write the tokenizer's files that a file of ours has kept into `folder`.
+
+    Whether there is nothing else to do: also of a file of ours that never had a tokenizer.
+    """
+    kept = reader.fields.get(_KEPT)
+    for name in [] if kept is None else kept.contents():
+        (folder / name).write_text(reader.fields[_KEYS[name]].contents(), encoding="utf-8")
+    return kept is not None or _is_placeholder(reader)
+
+
+def _add_files(writer: GGUFWriter, folder: Path) -> None:
+    """Nothing without a `tokenizer.json`: the older `tokenizer.model` is no text."""
+    names = [name for name in _KEYS if (folder / name).is_file()]
+    if "tokenizer.json" in names:
+        writer.add_array(_KEPT, names)
+        for name in names:
+            writer.add_string(_KEYS[name], (folder / name).read_text(encoding="utf-8"))
+
+
+def _is_placeholder(reader: GGUFReader) -> bool:
+    """What `_add_placeholder` writes."""
+    kind, tokens = (reader.fields.get(f"tokenizer.ggml.{name}") for name in ("model", "tokens"))
+    if kind is None or tokens is None or kind.contents() != "bert":
+        return False
+    return tokens.contents(0) == _filler(0).decode()
 
 
 def pre_tokenizer_name(pre_tokenizer: dict[str, Any] | None) -> str:

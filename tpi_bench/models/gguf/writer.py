@@ -30,7 +30,7 @@ from tpi_bench.models.quantised import GGUF_TYPES, WEIGHTS_OF_TYPES, packed_rows
 if TYPE_CHECKING:
     from gguf import GGUFWriter
 
-_FORMAT_VERSION = 1
+_FORMAT_VERSION = 2
 # Values of one row that are quantised together, and the bytes of as many of each type.
 _BLOCK_VALUES = 32
 _BLOCK_BYTES = {"F32": 128, "F16": 64, "BF16": 64, "Q8_0": 34, "Q4_0": 18}
