@@ -16,7 +16,7 @@ from tpi_bench.app.errors import fail, one_line
 from tpi_bench.app.experiment import results_folder
 from tpi_bench.contract.plan import DoesNotFit
 from tpi_bench.host import cache
-from tpi_bench.host.fork import HelperDied
+from tpi_bench.host.fork import HelperDied, InterpreterLost
 from tpi_bench.measure.settings import Settings
 from tpi_bench.report.folder import ResultsFolder
 from tpi_bench.report.rows import Record
@@ -127,6 +127,8 @@ def _measure(settings: Settings, folder: Path) -> None:
         record = measure(prepare(settings))
     except DoesNotFit as error:
         record = failure_record(settings, one_line(error), "oom")
+    except InterpreterLost as error:
+        record = failure_record(settings, one_line(error), "device_lost")
     except (ValueError, OSError, HelperDied) as error:
         record = failure_record(settings, one_line(error))
     except Exception as error:  # a defect of one system is no reason to lose the others' points

@@ -14,6 +14,7 @@ import traceback
 from collections.abc import Callable
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from typing import Any, TypeVar
 
 from tqdm import tqdm
@@ -44,6 +45,22 @@ class HelperDied(RuntimeError):
     """The helper process ended without an answer."""
 
 
+class InterpreterLost(HelperDied):
+    """The interpreter that processes are forked from ended while it was to fork one."""
+
+
+def start_process(process: BaseProcess) -> None:
+    """Start a process of `fork_context`. Raises InterpreterLost; the next context has a new one."""
+    try:
+        process.start()
+    except (EOFError, OSError) as error:
+        reason = str(error) or type(error).__name__
+        raise InterpreterLost(
+            f"{process.name} could not be started: the interpreter that devices are forked from "
+            f"has ended; it may have run out of memory ({reason})"
+        ) from error
+
+
 def in_helper(fn: Callable[..., T], *args: Any, timeout_s: float | None = None) -> T:
     """Call the module-level function `fn(*args)` in a fresh process; its result is pickled.
 
@@ -53,8 +70,10 @@ def in_helper(fn: Callable[..., T], *args: Any, timeout_s: float | None = None) 
     context = fork_context()
     ours, theirs = context.Pipe()
     process = context.Process(target=_work, args=(fn, args, theirs), name=fn.__name__, daemon=True)
-    process.start()
-    theirs.close()
+    try:
+        start_process(process)
+    finally:
+        theirs.close()
     try:
         if not ours.poll(timeout_s):
             raise TimeoutError

@@ -17,7 +17,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any
 
-from tpi_bench.host.fork import HelperDied, fork_context
+from tpi_bench.host.fork import HelperDied, fork_context, start_process
 
 
 class SharedHelper:
@@ -74,17 +74,20 @@ class SharedHelper:
 
     def _start(self) -> None:
         context = fork_context()
-        self._jobs, theirs = context.Pipe()
-        self._lifeline, end_of_line = context.Pipe()
-        self._process = context.Process(
+        jobs, theirs = context.Pipe()
+        lifeline, end_of_line = context.Pipe()
+        process = context.Process(
             target=_serve,
             args=(theirs, end_of_line, self._idle_s),
-            name="modelled runs",
+            name="the process of modelled runs",
             daemon=True,
         )
-        self._process.start()
-        theirs.close()
-        end_of_line.close()
+        try:
+            start_process(process)
+        finally:
+            theirs.close()
+            end_of_line.close()
+        self._process, self._jobs, self._lifeline = process, jobs, lifeline
 
     def _ask(self, job: Any, timeout_s: float | None) -> tuple[str, Any]:
         assert self._jobs is not None
