@@ -34,7 +34,8 @@ def test_variants(
     checkpoints: dict[str, Path], cache_dir: Path, tmp_path: Path, number: int
 ) -> None:
     devices, length = (2, 3, 4)[number % 3], (200, 7)[number % 2]
-    check(GalaxySystem(), list(checkpoints.values())[number], cache_dir, tmp_path, devices, length)
+    source = list(checkpoints.values())[number]
+    check(GalaxySystem(), source, cache_dir, tmp_path, devices, length, here=True)
 
 
 def test_positions_are_divided_evenly() -> None:
