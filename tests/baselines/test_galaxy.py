@@ -26,7 +26,8 @@ from tpi_bench.models.hf_config import read_config
 def test_tokens_are_those_of_the_dense_model(
     checkpoints: dict[str, Path], cache_dir: Path, tmp_path: Path, devices: int, length: int
 ) -> None:
-    check(GalaxySystem(), checkpoints["gqa"], cache_dir, tmp_path, devices, length)
+    here = devices != 3
+    check(GalaxySystem(), checkpoints["gqa"], cache_dir, tmp_path, devices, length, here=here)
 
 
 @pytest.mark.parametrize("number", range(len(VARIANTS)), ids=list(VARIANTS))
