@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.command_line import ROOT, report_of, run
+from tests.helpers.command_line import ROOT, report_of, run, run_here
 from tests.helpers.models_zoo import oracle
+from tpi_bench.app.main import main
 
 
 def test_help_is_quick_and_names_the_groups() -> None:
@@ -140,10 +141,7 @@ def test_more_bad_values(
     checkpoints: dict[str, Path], cache_dir: Path, arguments: list[str]
 ) -> None:
     given = ["model=hf", f"model.path={checkpoints['gqa']}", "workload.prompt_ids=[1,2]"]
-    command = [sys.executable, "-m", "tpi_bench", *given, f"cache_dir={cache_dir}", *arguments]
-    done = subprocess.run(
-        command, capture_output=True, text=True, cwd=ROOT, timeout=60, check=False
-    )
+    done = run_here(main, [*given, f"cache_dir={cache_dir}", *arguments])
     assert done.returncode == 2
     assert done.stderr.startswith("error: ")
     assert done.stderr.count("\n") == 1

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pandas as pd
 import psutil
 import pytest
 
@@ -130,6 +131,34 @@ def test_a_background_launcher_that_is_killed_leaves_nothing(tmp_path: Path) -> 
     _gone, alive = psutil.wait_procs(started, timeout=3)
     assert not alive
     assert not list(tmp_path.rglob("*.tmp*"))
+
+
+def test_without_an_interpreter_to_fork_from_a_device_is_lost(
+    checkpoints: dict[str, Path], cache_dir: Path, tmp_path: Path
+) -> None:
+    """The kernel ends the largest process when memory is short. The next point has a new one."""
+    command = [
+        sys.executable,
+        *("-m", "tpi_bench", "-m", "task=measure", "model=hf", "system=tpi,pipeline"),
+        *(f"model.path={checkpoints['gqa']}", "workload.prompt_ids=[1]"),
+        *("workload.num_new_tokens=2", f"results_dir={tmp_path}", f"cache_dir={cache_dir}"),
+    ]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT
+    )
+    deadline = time.monotonic() + 30
+    while not imports_torch(process, cache_dir) and time.monotonic() < deadline:
+        time.sleep(0.001)
+    (server,) = [p for p in descendants(process) if "forkserver" in " ".join(p.cmdline())]
+    server.kill()
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "Traceback" not in errors
+    assert "a defect" not in errors
+    (table,) = tmp_path.rglob("runs.parquet")
+    runs = pd.read_parquet(table)
+    assert list(runs.status) == ["device_lost", "ok"]
+    assert "the interpreter that devices are forked from has ended" in runs.error[0]
 
 
 def test_ctrl_c_during_the_imports_is_one_word() -> None:

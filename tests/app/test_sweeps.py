@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
-from tests.helpers.command_line import ROOT, run, sweep
+from tests.helpers.command_line import run, sweep
 from tpi_bench.app import experiment
 
 SWEEP = [
@@ -54,13 +52,7 @@ def test_a_sweep_leaves_tables_and_a_figure_and_is_resumed(
     victim = next((folder / "points").glob("*.json"))
     kept = {p: p.stat().st_mtime_ns for p in (folder / "points").iterdir() if p != victim}
     victim.unlink()
-    again = subprocess.run(
-        [sys.executable, "-m", "tpi_bench", f"resume={folder}"],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        timeout=120,
-    )
+    again = run(f"resume={folder}", cache_dir=cache_dir)
     assert again.returncode == 0, again.stderr
     assert victim.exists()
     assert kept == {p: p.stat().st_mtime_ns for p in kept}

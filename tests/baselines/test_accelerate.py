@@ -18,7 +18,8 @@ from baselines.huggingface import HuggingFaceSystem
 from tests.helpers.models_zoo import Variant, make_checkpoint, oracle, prompt_of
 from tests.helpers.running import make_job, run_ok
 from tests.helpers.settings import settings_of
-from tpi_bench.contract.job import Outcome
+from tests.helpers.virtual import answer_of
+from tpi_bench.contract.job import Job, Outcome
 from tpi_bench.contract.request import Request
 from tpi_bench.measure.point import measure
 from tpi_bench.measure.prepare import prepare
@@ -28,14 +29,19 @@ NUM_NEW = 24
 MAX_LOGIT_DIFFERENCE = 1e-3
 
 
-def run_system(system, folder: Path, tmp_path: Path, **extra) -> tuple[Outcome, torch.Tensor]:
-    """Outcome and logits (n, v) of a prompt of 20 tokens."""
+def job_of(system, folder: Path, tmp_path: Path, **extra) -> Job:
+    """A prompt of 20 tokens, whose logits are kept."""
     request = Request(prompt_ids=prompt_of(20), num_new_tokens=NUM_NEW, keep_logits=True)
-    path = tmp_path / "logits.pt"
-    job = make_job(
-        system, folder, tmp_path, num_devices=1, request=request, logits_path=str(path), **extra
+    path = str(tmp_path / "logits.pt")
+    return make_job(
+        system, folder, tmp_path, num_devices=1, request=request, logits_path=path, **extra
     )
-    return run_ok(job), torch.load(path)
+
+
+def run_system(system, folder: Path, tmp_path: Path, **extra) -> tuple[Outcome, torch.Tensor]:
+    """Outcome and logits (n, v) on a device."""
+    job = job_of(system, folder, tmp_path, **extra)
+    return run_ok(job), torch.load(tmp_path / "logits.pt")
 
 
 def listing(folder: Path) -> dict[Path, int]:
@@ -51,12 +57,15 @@ def listing(folder: Path) -> dict[Path, int]:
     ],
 )
 def test_token_exact(checkpoints: dict[str, Path], tmp_path: Path, offload: str, name: str) -> None:
-    """`gqa` has several files, `tied` shares the embedding, `bf16` is computed in fp32."""
+    """`gqa` has several files, `tied` shares the embedding, `bf16` is computed in fp32.
+
+    In this process, which has loaded the libraries; other tests run devices.
+    """
     folder = checkpoints[name]
-    outcome, logits = run_system(AccelerateSystem(offload=offload), folder, tmp_path)
+    found = answer_of(job_of(AccelerateSystem(offload=offload), folder, tmp_path))
+    logits = torch.load(tmp_path / "logits.pt")
     expected_ids, expected_logits = oracle(folder, prompt_of(20), NUM_NEW)
-    assert outcome.generation is not None
-    assert outcome.generation.token_ids == expected_ids
+    assert found.token_ids == expected_ids
     assert (logits - expected_logits).abs().max() < MAX_LOGIT_DIFFERENCE
 
 

@@ -38,6 +38,7 @@ def run(*arguments: str, cache_dir: Path, **kwargs: Any) -> subprocess.Completed
 
 def run_module(module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     """What is typed behind `python -m`, in this process."""
+    sys.modules.pop(module, None)  # else runpy warns that it is there
     return run_here(lambda: runpy.run_module(module, run_name="__main__"), list(arguments))
 
 

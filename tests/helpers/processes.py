@@ -12,6 +12,7 @@ from tests.helpers.models_zoo import prompt_of
 from tpi_bench.contract.job import Job, Outcome
 from tpi_bench.contract.request import Request
 from tpi_bench.host.fork import in_helper
+from tpi_bench.host.helper import shared_helper
 from tpi_bench.processes.launcher import run_job
 
 LONG = Request(prompt_ids=prompt_of(5), num_new_tokens=400)
@@ -26,7 +27,11 @@ def timed(job: Job) -> tuple[Outcome, float]:
 
 
 def no_children_left() -> bool:
-    """Only the fork server and the resource tracker may be there."""
+    """Only the fork server and the resource tracker may be there.
+
+    The process of modelled runs, which another test may have left, ends when nobody asks it.
+    """
+    shared_helper().end()
     names = [
         " ".join(child.cmdline())
         for child in psutil.Process().children(recursive=True)

@@ -45,8 +45,8 @@ def test_shape_and_no_leftovers(demo_folder: Path) -> None:
 @pytest.mark.parametrize(
     ("system", "num_devices"),
     [
-        (TpiSystem(collective="direct"), 2),
-        (TpiSystem(collective="star", window=2, retain_every=3), 4),
+        (TpiSystem(collective="direct"), 5),
+        (TpiSystem(collective="star", window=2, retain_every=3), 5),
         (TpiSystem(collective="ring", window=4, resident_io=True), 5),
         (PipelineSystem(window=2), 3),
     ],

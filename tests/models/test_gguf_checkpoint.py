@@ -24,6 +24,7 @@ from tpi_bench.contract.plan import Site
 from tpi_bench.contract.request import Request
 from tpi_bench.engine.tpi import TpiSystem
 from tpi_bench.models.block_layout import Slice, block_tensors, planned_blocks
+from tpi_bench.models.gguf import reader
 from tpi_bench.models.gguf.names import gguf_name, undo_permutation
 from tpi_bench.models.gguf.rope import rope_factors, rope_of_factors
 from tpi_bench.models.gguf.writer import gguf_file, write_gguf
@@ -54,6 +55,12 @@ MIXED = {
 
 def load(path: Path, cache_dir: Path, **types: str) -> Model:
     return HuggingFaceModel(path=str(path), **types).load(cache_dir)
+
+
+@pytest.fixture(autouse=True)
+def no_helper(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files are described in this process, which has loaded the libraries already."""
+    monkeypatch.setattr(reader, "in_helper", lambda fn, *given: fn(*given))
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,6 +17,8 @@ from tpi_bench.contract.network import NetworkConfig
 from tpi_bench.contract.request import Request
 from tpi_bench.contract.runtime import Span
 from tpi_bench.engine.tpi import TpiSystem
+from tpi_bench.host.fork import fork_context
+from tpi_bench.processes import launcher
 
 
 def overlaps(spans: list[Span], others: list[Span]) -> int:
@@ -186,3 +189,38 @@ def test_a_device_that_computes_for_long_is_not_hanging(
         network=NetworkConfig(timeout_s=0.5),
     )
     run_ok(job)
+
+
+class NoInterpreter:
+    """A fork server's context whose interpreter ends when it is to fork another process."""
+
+    def __init__(self, num_left: int) -> None:
+        self._context = fork_context()
+        self._num_left = num_left
+        self.Pipe = self._context.Pipe
+
+    def Process(self, **arguments: Any) -> Any:
+        process = self._context.Process(**arguments)
+        if self._num_left == 0:
+
+            def broken() -> None:
+                raise EOFError
+
+            process.start = broken  # type: ignore[method-assign]
+        self._num_left -= 1
+        return process
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_device_that_nothing_can_be_forked_for_is_lost(
+    checkpoints: dict[str, Path], cache_dir: Path, monkeypatch: pytest.MonkeyPatch, rank: int
+) -> None:
+    job = make_job(TpiSystem(), checkpoints["gqa"], cache_dir, num_devices=2, request=LONG)
+    monkeypatch.setattr(launcher, "fork_context", lambda: NoInterpreter(rank))
+    outcome = launcher.run_job(job)
+    assert outcome.status == "device_lost"
+    assert outcome.error == (
+        f"rank {rank} could not be started: the interpreter that devices are forked from has "
+        "ended; it may have run out of memory (EOFError)"
+    )
+    assert no_children_left()

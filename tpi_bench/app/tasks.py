@@ -20,7 +20,7 @@ from tpi_bench.app.place import InUse, open_place
 from tpi_bench.app.points import run_point
 from tpi_bench.contract.plan import DoesNotFit
 from tpi_bench.host import cache
-from tpi_bench.host.fork import HelperDied
+from tpi_bench.host.fork import HelperDied, InterpreterLost
 from tpi_bench.measure.settings import Settings
 from tpi_bench.measure.turns import HostBusy, measuring_turn
 from tpi_bench.report.folder import ResultsFolder
@@ -151,6 +151,8 @@ def _measure(settings: Settings, folder: Path) -> None:
             record = measure(prepare(settings))
         except DoesNotFit as error:
             record = failure_record(settings, one_line(error), "oom")
+        except InterpreterLost as error:
+            record = failure_record(settings, one_line(error), "device_lost")
         except (ValueError, OSError, HelperDied) as error:
             record = failure_record(settings, one_line(error))
         except Exception as error:  # a defect of one system is no reason to lose the others' points

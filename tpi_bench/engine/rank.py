@@ -44,11 +44,11 @@ def run_rank(
 def measure_round_trips(rt: Runtime, network: NetworkConfig) -> list[int]:
     """Times of 8-byte messages from the master to a worker and back, every worker in turn, in ns.
 
-    As many as fit in about a quarter of a second on the emulated links; the first of each worker is
+    As many as fit in about a tenth of a second on the emulated links; the first of each worker is
     dropped.
     """
     ping = torch.zeros(1, dtype=torch.int64)
-    budget = 250_000_000 // max(1, 2 * network.one_way_ns * (rt.world_size - 1))
+    budget = 100_000_000 // max(1, 2 * network.one_way_ns * (rt.world_size - 1))
     count = max(3, min(20, budget))
     times = []
     for worker in range(1, rt.world_size):

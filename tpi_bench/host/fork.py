@@ -45,15 +45,31 @@ def fork_context() -> multiprocessing.context.ForkServerContext:
     return context
 
 
+class HelperDied(RuntimeError):
+    """The helper process ended without an answer."""
+
+
+class InterpreterLost(HelperDied):
+    """The interpreter that processes are forked from ended while it was to fork one."""
+
+
 def start_process(process: BaseProcess) -> None:
     """Start a process of `fork_context`, which learns nothing of the program that starts it.
 
     multiprocessing would make it import the main module again, which runs a script without a guard
     a second time and cannot be done for a notebook or standard input, and set the same start method
     as here, which it cannot in a worker of joblib.
+    Raises InterpreterLost; the next context has a new one.
     """
-    with _disguised():
-        process.start()
+    try:
+        with _disguised():
+            process.start()
+    except (EOFError, OSError) as error:
+        reason = str(error) or type(error).__name__
+        raise InterpreterLost(
+            f"{process.name} could not be started: the interpreter that devices are forked from "
+            f"has ended; it may have run out of memory ({reason})"
+        ) from error
 
 
 @contextlib.contextmanager
@@ -70,10 +86,6 @@ def _disguised() -> Iterator[None]:
             multiprocessing.set_start_method(method, force=True)
 
 
-class HelperDied(RuntimeError):
-    """The helper process ended without an answer."""
-
-
 def in_helper(fn: Callable[..., T], *args: Any, timeout_s: float | None = None) -> T:
     """Call the module-level function `fn(*args)` in a fresh process; its result is pickled.
 
@@ -83,8 +95,10 @@ def in_helper(fn: Callable[..., T], *args: Any, timeout_s: float | None = None) 
     context = fork_context()
     ours, theirs = context.Pipe()
     process = context.Process(target=_work, args=(fn, args, theirs), name=fn.__name__, daemon=True)
-    start_process(process)
-    theirs.close()
+    try:
+        start_process(process)
+    finally:
+        theirs.close()
     try:
         if not ours.poll(timeout_s):
             raise TimeoutError

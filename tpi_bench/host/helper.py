@@ -26,7 +26,7 @@ class SharedHelper:
     It ends by itself after `idle_s`, so that nothing is left beside what is measured next.
     """
 
-    def __init__(self, idle_s: float = 5.0, name: str = "modelled runs") -> None:
+    def __init__(self, idle_s: float = 5.0, name: str = "the process of modelled runs") -> None:
         self._idle_s = idle_s
         self._name = name
         self._process: BaseProcess | None = None
@@ -75,17 +75,20 @@ class SharedHelper:
 
     def _start(self) -> None:
         context = fork_context()
-        self._jobs, theirs = context.Pipe()
-        self._lifeline, end_of_line = context.Pipe()
-        self._process = context.Process(
+        jobs, theirs = context.Pipe()
+        lifeline, end_of_line = context.Pipe()
+        process = context.Process(
             target=_serve,
             args=(theirs, end_of_line, self._idle_s),
             name=self._name,
             daemon=True,
         )
-        start_process(self._process)
-        theirs.close()
-        end_of_line.close()
+        try:
+            start_process(process)
+        finally:
+            theirs.close()
+            end_of_line.close()
+        self._process, self._jobs, self._lifeline = process, jobs, lifeline
 
     def _ask(self, job: Any, timeout_s: float | None) -> tuple[str, Any]:
         assert self._jobs is not None

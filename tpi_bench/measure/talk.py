@@ -88,7 +88,7 @@ class Talk:
         self._num_new_tokens = num_new_tokens
         self._chat = chat
         self._folder = model.folder if model.folder and has_tokenizer(model.folder) else None
-        self._helper = SharedHelper(_IDLE_S, "tokenizer")
+        self._helper = SharedHelper(_IDLE_S, "the process of a conversation's tokenizer")
         self._texts: list[str] = []
         self._ids: list[int] = []  # all that was said, the last token included
         self._cached: list[int] = []

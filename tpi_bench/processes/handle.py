@@ -6,7 +6,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext
 
 from tpi_bench.contract.job import Job
-from tpi_bench.host.fork import start_process
+from tpi_bench.host.fork import InterpreterLost, start_process
 from tpi_bench.processes.caps import Cap, Limit
 from tpi_bench.processes.control import Control
 
@@ -14,7 +14,10 @@ _FAREWELL_S = 2.0
 
 
 class DeviceHandle:
-    """Starts the device. Of what it has told, `limit`, `port` and whether it is done."""
+    """Starts the device. Of what it has told, `limit`, `port` and whether it is done.
+
+    Raises InterpreterLost when there is nothing to fork it from.
+    """
 
     def __init__(self, rank: int, job: Job, cap: Cap, context: ForkServerContext) -> None:
         ours, theirs = context.Pipe()
@@ -27,8 +30,13 @@ class DeviceHandle:
         self._process = context.Process(
             target=_run_device, args=(rank, job, cap, theirs), name=f"rank {rank}", daemon=True
         )
-        start_process(self._process)
-        theirs.close()
+        try:
+            start_process(self._process)
+        except InterpreterLost:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
 
     @property
     def is_running(self) -> bool:

@@ -17,7 +17,7 @@ from multiprocessing.connection import wait
 
 from tpi_bench.contract.job import Job, NextTurn, Outcome
 from tpi_bench.contract.request import Generation
-from tpi_bench.host.fork import fork_context
+from tpi_bench.host.fork import InterpreterLost, fork_context
 from tpi_bench.host.memory import PssSampler
 from tpi_bench.processes.caps import Caps
 from tpi_bench.processes.control import (
@@ -93,7 +93,13 @@ class Launch:
     def _start(self) -> None:
         context = fork_context()
         for rank in range(self._job.num_devices):
-            self._devices.append(DeviceHandle(rank, self._job, self._caps.of(rank), context))
+            try:
+                device = DeviceHandle(rank, self._job, self._caps.of(rank), context)
+            except InterpreterLost as error:
+                what = str(error).removeprefix(f"rank {rank} ")
+                self._hearing.trouble.died[rank] = what
+                return
+            self._devices.append(device)
 
     def _connect(self) -> None:
         """Every device has told its port; tell everyone all ports and the run's secret."""
