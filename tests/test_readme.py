@@ -17,9 +17,8 @@ from tpi_bench.measure import calibrate
 from tpi_bench.report.folder import read_runs
 
 README = (ROOT / "README.md").read_text()
-FENCED = [
-    line for block in re.findall(r"```\n(.*?)```", README, re.DOTALL) for line in block.split("\n")
-]
+BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+FENCED = [line for kind, block in BLOCKS if not kind for line in block.split("\n")]
 TYPED = [shlex.split(line, comments=True) for line in FENCED if line.startswith(("python", "make"))]
 ON_MAKE = {word for words in TYPED if words[0] == "make" for word in words[1:]}
 ON_MAKE |= set(re.findall(r"`make (\w+)`", README))
@@ -65,7 +64,7 @@ def test_a_command_runs(
 
 
 def test_its_python_runs() -> None:
-    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    (code,) = (block for kind, block in BLOCKS if kind == "python")
     shorter = code.replace('"prompt=', '"workload.num_new_tokens=2", "prompt=')
     assert shorter != code
     done = subprocess.run(

@@ -53,6 +53,7 @@ def _galaxy(rt: Any, num_devices: int, count: int, empty: Empty) -> None:
     model = SimpleNamespace(
         config=SimpleNamespace(hidden=count),
         dtype=tile.dtype,
+        begin=lambda num_new, position: None,
         layer_blocks=[(index, _Block()) for index in range(NUM_BLOCKS)],
         window=SimpleNamespace(acquire=lambda index: None, release=lambda index: None),
     )
