@@ -225,6 +225,7 @@ def test_kernels_of_other_processors(features: str) -> None:
         "from tests.engine.test_kernels import *\n"
         "every = compiled._functions()\n"
         "compiled._functions = lambda: every[:6]\n"  # the products; the others take time too
+        "compiled._are_on_disk = lambda functions: True\n"  # compiled here
         "for weights in WEIGHTS:\n"
         f"    assert (kernel_name(weights) == 'torch') == ({features!r} == '')\n"
         "    product, values = make(weights, (40, 704))\n"
@@ -234,6 +235,14 @@ def test_kernels_of_other_processors(features: str) -> None:
     )
     environment = os.environ | {"NUMBA_CPU_NAME": "x86-64", "NUMBA_CPU_FEATURES": features}
     subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+
+
+def test_a_compiler_that_dies_of_a_kernel_leaves_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As an LLVM does that does not know an instruction: it ends the process."""
+    monkeypatch.setattr(compiled, "_is_missing", lambda function: True)
+    monkeypatch.setattr(compiled.sys, "executable", "/bin/false")
+    assert compiled._functions()
+    assert compiled.kernels.__wrapped__() == {}
 
 
 @pytest.mark.parametrize("weights", WEIGHTS)

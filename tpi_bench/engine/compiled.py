@@ -10,7 +10,7 @@ import ctypes
 import functools
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,20 +46,35 @@ class Kernel:
 @functools.cache
 def kernels() -> dict[str, Kernel]:
     """All kernels by name, compiled at the first call; empty where that cannot be done."""
-    return {function.__name__: Kernel(function) for function in _functions()}
+    functions = _functions()
+    if functions and not _are_on_disk(functions):
+        return {}
+    return {function.__name__: Kernel(function) for function in functions}
 
 
 def prepare() -> None:
-    """Compile what is not on the disk yet in another process, and load all of it into this one.
+    """Load all kernels into this process, compiled in another where they are not on the disk."""
+    kernels()
+
+
+def compile_all() -> None:
+    """Leave all kernels in numba's cache on the disk."""
+    for function in _functions():
+        _compile(function)
+
+
+def _are_on_disk(functions: Sequence[Callable[[Any], None]]) -> bool:
+    """Compile what is not on the disk yet, in another process; whether that could be done.
 
     Compiling leaves tens of megabytes behind, which would be in the memory of every device that is
-    forked from here, the first time only.
+    forked from here, the first time only. And an LLVM that does not know an instruction ends the
+    process that asks for it.
     """
-    functions = _functions()
-    if functions and _is_missing(functions[-1]):
-        code = f"from {__name__} import kernels; kernels()"
-        subprocess.run([sys.executable, "-c", code], check=False, stderr=subprocess.DEVNULL)
-    kernels()
+    if not _is_missing(functions[-1]):
+        return True  # or nothing can be kept there, and each process compiles for itself
+    code = f"from {__name__} import compile_all; compile_all()"
+    done = subprocess.run([sys.executable, "-c", code], check=False, stderr=subprocess.DEVNULL)
+    return done.returncode == 0
 
 
 def _functions() -> tuple[Callable[[Any], None], ...]:

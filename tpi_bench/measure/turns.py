@@ -47,4 +47,4 @@ def measuring_turn(testbed: Testbed | None, *, wait: bool) -> Iterator[None]:
 
 
 def _say(holder: str) -> None:
-    _LOG.info("waiting for %s, which measures on this host (wait=false refuses instead)", holder)
+    _LOG.warning("waiting for %s, which measures on this host (wait=false refuses instead)", holder)

@@ -219,7 +219,9 @@ class Memory(Row):
 class Provenance(Row):
     """Where the row comes from."""
 
-    commit: str = column("", "of this program; `+changes` where files differed from it")
+    commit: str = column(
+        "", "of this program, `+changes` where files differed from it; its version, if installed"
+    )
     host: str = column("", "name of the machine")
     cpu: str = column("", "its processor")
     platform: str = column("", "its system")
