@@ -60,6 +60,13 @@ TINY = {
         "model.weights=float32",
         "system=tpi,galaxy,accelerate,llamacpp",
     ],
+    "fig_comparison_budget": [
+        "model=debug",
+        "repeat=0",
+        "device.memory_mb=1500",
+        "model.weights=float32",
+        "system=tpi_auto,llamacpp",
+    ],
     "bench_engine": [
         "model=debug",
         "repeat=0",
@@ -97,7 +104,7 @@ WITH_PROMPT = ("fig_latency", "fig_fidelity", "exactness", "tab_equivalence")
 
 DRAWN_AGAIN = ("fig_latency", "tab_memory")
 
-OWN_DEVICES = ("fig_allreduce", "tab_case_study", "bench_engine")
+OWN_DEVICES = ("fig_allreduce", "fig_comparison_budget", "tab_case_study", "bench_engine")
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
@@ -113,7 +120,7 @@ def test_an_experiment_runs_tiny(name: str, cache_dir: Path, tmp_path: Path) -> 
     )
     assert done.returncode == 0, done.stderr
     (folder,) = (tmp_path / name).iterdir()
-    figure = name.removesuffix("_product")
+    figure = name.removesuffix("_product").removesuffix("_budget")
     assert (folder / f"{figure}.png").stat().st_size > 10_000
     assert (folder / f"{figure}.pdf").stat().st_size > 5_000
     runs = pd.read_parquet(folder / "runs.parquet")
