@@ -158,6 +158,25 @@ def test_values_that_do_not_go_together_are_left_out(
 
 
 @pytest.mark.parametrize(
+    ("figure", "reason"),
+    [
+        ("experiments.nope", "No module named 'experiments.nope'"),
+        ("experiments.propositions", "has no attribute 'DRAWING'"),
+    ],
+)
+def test_what_cannot_draw_is_refused_before_the_sweep(
+    figure: str, reason: str, cache_dir: Path, tmp_path: Path
+) -> None:
+    results = f"results_dir={tmp_path}"
+    done = run(*SWEEP[:3], "model=debug", f"figure={figure}", results, cache_dir=cache_dir)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"error: figure={figure} cannot draw the results: ")
+    assert reason in line
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
     ("arguments", "reason"),
     [
         (("system=tpi_auto", "device.memory_mb=0.05,10"), "is too little for the largest block"),

@@ -56,6 +56,8 @@ class Sweep(WatchesSweep):
             return
         folder = Path(config.hydra.sweep.dir)
         try:  # Hydra turns a callback's exceptions into warnings, and would go on
+            if config.figure is not None:
+                _drawing_of(config.figure)
             self._lock = open_place(folder, self.arguments, config.resume)
         except (ValueError, OSError, InUse) as error:
             fail_of(config.report, error)
@@ -160,10 +162,27 @@ def _show(results: ResultsFolder, figure: str | None) -> list[Path]:
     if figure is None:
         print(sweep_table(rows))
         return []
-    drawing: Drawing = importlib.import_module(figure).DRAWING
+    drawing = _drawing_of(figure)
     print(drawing.text(rows))
     with results.writing():
         return drawing.save(rows, results.folder)
+
+
+def _drawing_of(figure: str) -> Drawing:
+    """What the module draws results with. Raises ValueError, best before a sweep and not after."""
+    try:
+        drawing = importlib.import_module(figure).DRAWING
+    except (ImportError, AttributeError, SyntaxError) as error:
+        raise ValueError(
+            f"figure={figure} cannot draw the results: {one_line(error)}; it must name a module "
+            "with a DRAWING (see experiments/README.md)"
+        ) from error
+    if not isinstance(drawing, Drawing):
+        raise ValueError(
+            f"figure={figure}: its DRAWING is of type {type(drawing).__name__}; it must be a "
+            "Drawing of tpi_bench.report.drawing"
+        )
+    return drawing
 
 
 def kept_line(results: ResultsFolder, timeout_s: float | None) -> str:
