@@ -155,6 +155,31 @@ def test_version_is_ours() -> None:
     assert done.stdout == "tpi_bench 0.1.0\n"
 
 
+@pytest.mark.parametrize(
+    ("typed", "read"),
+    [
+        ("model.path=~/a b.gguf", "model.path=HOME/a b.gguf"),
+        ("model.path=~/a,/b/~/c,~/d", "model.path=HOME/a,/b/~/c,HOME/d"),
+        ("results_dir=~x", "results_dir=~x"),
+        ("prompt=~/a", "prompt=%text:%7E/a"),
+        ("~network", "~network"),
+    ],
+)
+def test_home_in_a_path(typed: str, read: str) -> None:
+    """A shell leaves the tilde behind an equals sign alone, and Hydra's grammar refuses it."""
+    assert for_hydra([typed], input) == [read.replace("HOME", str(Path.home()))]
+
+
+def test_a_python_without_the_packages_is_told_of_the_environment() -> None:
+    """As one types after `make`, without its environment; -S leaves installed packages out."""
+    command = [sys.executable, "-S", "-m", "tpi_bench"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: No module named ")
+    assert "use .venv/bin/python, which make install makes" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
 def sentence_of(*typed: str) -> str | None:
     """What is said where Hydra cannot compose what was typed."""
     with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):

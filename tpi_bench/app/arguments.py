@@ -8,6 +8,7 @@ overrides.
 
 from __future__ import annotations
 
+import re
 import urllib.parse
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 
 _MARK = "%text:"
 _AS_THEY_ARE = " /"  # beside letters, digits and _ . - which mean nothing to Hydra
+_HOME = re.compile(r"(?:^|(?<=,))~(?=/)")  # where one value of a list begins
 _PROMPT, _FILE = "prompt", "prompt_file"
 _FLAGS = {"-h", "--help", "--hydra-help", "--version", "--resolve", "-r", "--run"}
 _FLAGS |= {"-m", "--multirun", "-sc", "--shell-completion", "-i", "--info"}
@@ -112,8 +114,14 @@ def _with_prompt(values: Sequence[str], read_input: Callable[[], str]) -> list[s
         elif key == _PROMPT and not value.startswith(_MARK):  # as stored by a run before
             found.append(prompt_override(value))
         else:
-            found.append(text)
+            found.append(_with_home(text))
     return found
+
+
+def _with_home(text: str) -> str:
+    """`~/` of a path, which shells leave as it is behind an equals sign, and Hydra refuses."""
+    key, equals, value = text.partition("=")
+    return f"{key}{equals}{_HOME.sub(str(Path.home()), value)}"
 
 
 def _read(name: str) -> str:
