@@ -67,7 +67,7 @@ class GalaxySystem(System):
         from tpi_bench.engine.generation import generate
         from tpi_bench.engine.packing import make_wire
 
-        model = DeviceModel(rt, job, self.streaming(job, rt.rank))
+        model = DeviceModel(rt, job)
         model.hold_buffers(2 * min(1, rt.world_size - 1))  # the gathered tiles, and a partial sum
         most_rows = split_positions(job.request.most_new, rt.world_size)[0][1]
         wire = make_wire(rt, self.wire, model.dtype, most_rows * job.config.hidden)

@@ -122,7 +122,7 @@ class PipelineSystem(WindowedSystem):
         if rt.rank not in chain:
             next(iter(Steps(rt)), None)  # idle: nothing comes but the end
             return None
-        model = DeviceModel(rt, job, self.streaming(job, rt.rank))
+        model = DeviceModel(rt, job)
         most_values = job.request.most_new * job.config.hidden
         is_alone = len(chain) == 1
         wire = make_wire(rt, "auto" if is_alone else self.wire, model.dtype, most_values)

@@ -129,6 +129,7 @@ def test_sweep_and_load(
     assert isinstance(results, Results)
     assert results.folder.parent == Path("results/runs/measure")
     assert len(results) == 4
+    assert results.table("devices").equals(results.devices)
     assert sorted(results.runs.system) == ["pipeline", "pipeline", "tpi", "tpi"]
     assert {row.num_devices for row in results.failed} == {9}
     good = next(row for row in results.rows if row.status == "ok")

@@ -28,8 +28,9 @@ from tpi_bench.contract.system import Streaming, System
 from tpi_bench.engine.budget import other_bytes
 from tpi_bench.engine.collectives import COLLECTIVES
 from tpi_bench.engine.device_model import DeviceModel
-from tpi_bench.engine.generation import feed
+from tpi_bench.engine.generation import feed, generate
 from tpi_bench.engine.tpi import TpiSystem
+from tpi_bench.processes.runtime import as_bytes
 from tpi_bench.virtual.operators import count_work
 
 PROMPT = prompt_of(23)
@@ -306,3 +307,37 @@ def test_a_system_without_a_plan_has_no_blocks(
     job = make_job(TpiSystem(), checkpoints["gqa"], cache_dir, num_devices=1, request=request)
     with pytest.raises(ValueError, match="system=tpi has no plan"):
         DeviceModel(None, replace(job, plan=None), Streaming(kept=(), streamed=()))  # type: ignore[arg-type]
+
+
+def test_a_forward_pass_gives_logits(checkpoints: dict[str, Path], cache_dir: Path) -> None:
+    """Hidden states would be sampled from, too, and the tokens be nonsense."""
+
+    class Unfinished(TpiSystem):
+        def run_device(self, rt: Any, job: Job, output: Any) -> None:
+            model = DeviceModel(rt, job)
+            generate(rt, lambda ids, position: model.embed(ids), job.request, output)
+
+    request = Request(prompt_ids=PROMPT, num_new_tokens=NUM_NEW)
+    job = make_job(Unfinished(), checkpoints["gqa"], cache_dir, num_devices=1, request=request)
+    with pytest.raises(ValueError, match=r"of shape \(23, \d+\); it must give the logits"):
+        answer_of(job)
+
+
+def test_a_message_is_contiguous(checkpoints: dict[str, Path], cache_dir: Path) -> None:
+    """On either testbed; a virtual one could copy it, and processes could not."""
+
+    class Turned(TpiSystem):
+        def run_device(self, rt: Any, job: Job, output: Any) -> None:
+            turned = torch.zeros(3, 2).T
+            if rt.rank:
+                rt.send(0, turned)
+            else:
+                rt.recv(1, turned)
+
+    request = Request(prompt_ids=PROMPT, num_new_tokens=NUM_NEW)
+    job = make_job(Turned(), checkpoints["gqa"], cache_dir, num_devices=2, request=request)
+    words = r"contiguous tensor, but one of shape \(2, 3\) has strides \(1, 2\)"
+    with pytest.raises(ValueError, match=words):
+        answer_of(job)
+    with pytest.raises(ValueError, match=words):
+        as_bytes(torch.zeros(3, 2).T)

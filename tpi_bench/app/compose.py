@@ -15,6 +15,7 @@ from tpi_bench.app.choices import GROUPS
 from tpi_bench.app.settings import PLAIN
 from tpi_bench.app.typed import describe, did_you_mean, fits, load_class, make_dataclass
 from tpi_bench.contract.request import Workload
+from tpi_bench.contract.system import System
 from tpi_bench.measure.settings import Settings
 
 _IN_NO_GROUP = {known.name: known for known in PLAIN if "." not in known.name}
@@ -120,4 +121,9 @@ def _device_group(profile: dict[str, Any]) -> str:
 def _make(values: dict[str, Any], group: str) -> Any:
     """An instance of the dataclass that `_target_` names."""
     cls = load_class(values.get("_target_"), group)
+    if group in ("system", "oracle") and not issubclass(cls, System):
+        raise ValueError(
+            f"{group}._target_={values['_target_']} is no system; derive it from "
+            "tpi_bench.contract.system.System (see baselines/README.md)"
+        )
     return make_dataclass(cls, {k: v for k, v in values.items() if k != "_target_"}, group)

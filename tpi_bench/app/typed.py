@@ -36,7 +36,7 @@ def did_you_mean(name: str, known: Iterable[str], prefix: str = "") -> str:
     near = difflib.get_close_matches(name, names, n=1)
     if near:
         return f"did you mean {prefix}{near[0]}?"
-    return f"there are {', '.join(names)}"
+    return f"there are {', '.join(names) or 'none'}"
 
 
 def make_dataclass(cls: Any, values: dict[str, Any], group: str) -> Any:
@@ -47,12 +47,17 @@ def make_dataclass(cls: Any, values: dict[str, Any], group: str) -> Any:
         verb = "is missing; give it a value" if len(missing) == 1 else "are missing; give each one"
         raise ValueError(f"{', '.join(f'{group}.{name}' for name in missing)} {verb}")
     hints = typing.get_type_hints(cls)
+    choices = {field.name: field.metadata.get("choices", ()) for field in dataclasses.fields(cls)}
     for key, value in values.items():
         if key not in fields:
             raise ValueError(f"there is no {group}.{key}; {did_you_mean(key, fields, f'{group}.')}")
         if not fits(value, hints[key]):
             raise ValueError(
                 f"{group}.{key}={value} has the wrong type; it must be {describe(hints[key])}"
+            )
+        if hints[key] is str and choices[key] and value not in choices[key]:
+            raise ValueError(
+                f"{group}.{key}={value} is unknown; choose one of {', '.join(choices[key])}"
             )
     return cls(**values)
 

@@ -5,6 +5,7 @@ Hydra refuses them while it composes the configuration; `main.py` asks here what
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 from collections.abc import Mapping, Sequence
 
@@ -13,7 +14,7 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from tpi_bench.app.choices import GROUPS, choices_of, defaults
 from tpi_bench.app.settings import PLAIN
-from tpi_bench.app.typed import did_you_mean
+from tpi_bench.app.typed import did_you_mean, load_class
 
 _MOST_NAMED = 5
 
@@ -53,13 +54,19 @@ def _of_key(key: str, arguments: Sequence[str]) -> str:
     if group == "device":
         return _of_device(key)
     chosen = _without(name, group, arguments)
+    values = choices_of(group).get(chosen, {})
+    if name in _unlisted(values, group):
+        return (
+            f"{group}={chosen} has the setting {name}, but its YAML gives it no value; add "
+            f"{name} there with its default, or type +{key}=VALUE"
+        )
     owners = _owners(group, name)
     if owners:
         return (
             f"there is no {key} with {group}={chosen}; it is a setting of "
             f"{group}={', '.join(owners)}: add {group}={owners[0]}"
         )
-    own = _names(choices_of(group).get(chosen, {}))
+    own = _names(values)
     if not difflib.get_close_matches(name, own):
         every = {each for values in choices_of(group).values() for each in _names(values)}
         for near in difflib.get_close_matches(name, every, n=1):
@@ -70,6 +77,15 @@ def _of_key(key: str, arguments: Sequence[str]) -> str:
 
 def _names(values: Mapping[str, object]) -> list[str]:
     return [name for name in values if not name.startswith("_") and name != "name"]
+
+
+def _unlisted(values: Mapping[str, object], group: str) -> set[str]:
+    """Fields of a choice's class that its YAML leaves out, which Hydra therefore does not know."""
+    try:
+        cls = load_class(values.get("_target_"), group)
+    except ValueError:
+        return set()  # it is refused with the reason once it is used
+    return {field.name for field in dataclasses.fields(cls)} - set(values)
 
 
 def _owners(group: str, name: str) -> list[str]:

@@ -36,6 +36,16 @@ class DeviceLost(RuntimeError):
         self.reason = reason
 
 
+def check_message(buffer: torch.Tensor) -> None:
+    """A message is memory as it lies there. Raises ValueError for a tensor with gaps or turns."""
+    if not buffer.is_contiguous():
+        raise ValueError(
+            f"a message must be a contiguous tensor, but one of shape {tuple(buffer.shape)} has "
+            f"strides {tuple(buffer.stride())}; send tensor.contiguous(), and receive into a new "
+            "tensor"
+        )
+
+
 class BlockReadError(RuntimeError):
     """A block file could not be read; the message names its path and the reason."""
 

@@ -11,7 +11,7 @@ import torch
 
 from tpi_bench.contract.job import Job
 from tpi_bench.contract.plan import Shard
-from tpi_bench.contract.system import Streaming
+from tpi_bench.contract.system import Streaming, System
 from tpi_bench.engine.budget import activation_bytes, earlier_bytes, tile_bytes
 from tpi_bench.engine.llama import (
     AttentionBlock,
@@ -32,15 +32,21 @@ LayerBlock = AttentionBlock | FeedForwardBlock
 
 
 class DeviceModel:
-    """One device's blocks of a job, with their KV caches and weights, in the order of a token."""
+    """One device's blocks of a job, with their KV caches and weights, in the order of a token.
 
-    def __init__(self, rt: Runtime, job: Job, streaming: Streaming) -> None:
+    `streaming` is what the job's system says of itself, unless another one is given.
+    """
+
+    def __init__(self, rt: Runtime, job: Job, streaming: Streaming | None = None) -> None:
         if job.plan is None:
             raise ValueError(
                 f"system={getattr(job.program, 'name', job.program)} has no plan, so there are no "
                 "blocks for a DeviceModel; its `plan` must return who owns what "
                 "(tpi_bench/engine/plans.py)"
             )
+        if streaming is None:
+            assert isinstance(job.program, System)
+            streaming = job.program.streaming(job, rt.rank)
         config, request, blocks = job.config, job.request, job.blocks[rt.rank]
         shards = job.plan.shards[rt.rank]
         self._rt = rt

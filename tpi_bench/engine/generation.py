@@ -76,6 +76,11 @@ def answer(
     before = account_of(rt)
     while True:
         logits = feed(forward, new_ids, position, request.most_new)
+        if logits.dim() != 1:
+            raise ValueError(
+                f"a forward pass gave a tensor of shape {tuple(logits.shape)}; it must give the "
+                "logits (v,) of the last position, as DeviceModel.logits does"
+            )
         token = rt.compute(("sample", logits.shape[0]), functools.partial(choose, logits))
         result.token_ns.append(rt.now())
         result.token_ids.append(token)

@@ -95,7 +95,7 @@ class TpiSystem(WindowedSystem):
         from tpi_bench.engine.packing import make_wire
 
         collective = collective_by_name(self.collective)
-        model = DeviceModel(rt, job, self.streaming(job, rt.rank))
+        model = DeviceModel(rt, job)
         most_values = job.request.most_new * job.config.hidden
         num_messages = collective.messages(rt.world_size)
         wire = make_wire(rt, self.wire, model.dtype, most_values, num_messages)

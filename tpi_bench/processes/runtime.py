@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from tpi_bench.contract.blocks import BlockFile
-from tpi_bench.contract.runtime import Key, ReadHandle, SpanLog, kind_of
+from tpi_bench.contract.runtime import Key, ReadHandle, SpanLog, check_message, kind_of
 from tpi_bench.host.disk import DirectReader
 from tpi_bench.host.memory import anonymous_area
 from tpi_bench.processes.mesh import Mesh, sleep_until
@@ -110,6 +110,6 @@ class WallRuntime:
 
 
 def as_bytes(tensor: torch.Tensor) -> np.ndarray:
-    """A contiguous CPU tensor's memory as uint8, without a copy."""
-    assert tensor.is_contiguous()
+    """A contiguous CPU tensor's memory as uint8, without a copy. Raises ValueError."""
+    check_message(tensor)
     return tensor.view(-1).view(torch.uint8).numpy()

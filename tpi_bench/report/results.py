@@ -98,6 +98,10 @@ class Results:
         """What took from when to when on which device; empty without `testbed.trace=true`."""
         return _frame(self._tables, "spans")
 
+    def table(self, name: str) -> pd.DataFrame:
+        """The table of that name, as of a `Result`."""
+        return _frame(self._tables, name)
+
     @cached_property
     def rows(self) -> list[RunRow]:
         """`runs` as dataclasses."""

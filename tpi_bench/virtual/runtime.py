@@ -21,7 +21,15 @@ from greenlet import greenlet
 from tpi_bench.contract.blocks import BlockFile
 from tpi_bench.contract.device import DeviceProfile
 from tpi_bench.contract.network import NetworkConfig
-from tpi_bench.contract.runtime import BlockReadError, DeviceLost, Key, ReadHandle, SpanLog, kind_of
+from tpi_bench.contract.runtime import (
+    BlockReadError,
+    DeviceLost,
+    Key,
+    ReadHandle,
+    SpanLog,
+    check_message,
+    kind_of,
+)
 from tpi_bench.host.disk import map_file, read_file
 from tpi_bench.virtual.costs import Costs
 from tpi_bench.virtual.disk import (
@@ -96,6 +104,7 @@ class VirtualRuntime:
         self._scheduler.sleep_until(self._scheduler.now_ns + ns)
 
     def send(self, dst: int, buffer: torch.Tensor) -> None:
+        check_message(buffer)
         start = self._scheduler.now_ns
         self._busy(self._message_ns)
         nbytes, data = buffer.nbytes, None if buffer.is_meta else buffer.clone()
@@ -118,6 +127,7 @@ class VirtualRuntime:
             self._scheduler.at(arrival.time_ns, self.greenlet.switch)
 
     def recv(self, src: int, out: torch.Tensor) -> None:
+        check_message(out)
         start = self._scheduler.now_ns
         inbox = self._inbox[src]
         if inbox:
