@@ -32,6 +32,9 @@ def explained(error: BaseException, arguments: Sequence[str]) -> str | None:
 
 
 def _of_choice(path: str, options: Sequence[str]) -> str:
+    own = path.removeprefix("model/")
+    if own != path and ("/" in own or own.endswith(".gguf")):
+        return f"there is no model={own}; a model of yours is model=hf model.path={own}"
     group, _, name = path.rpartition("/")
     every = ", ".join(sorted(options))
     nearest = did_you_mean(name, options, f"{group}=")
@@ -48,6 +51,10 @@ def _whole(key: str, arguments: Sequence[str]) -> str:
 def _of_key(key: str, arguments: Sequence[str]) -> str:
     group, _, name = key.partition(".")
     if group not in GROUPS:
+        inside = [f"{each}.{key}" for each in GROUPS if each != "device" and _owners(each, key)]
+        inside += [plain.name for plain in PLAIN if plain.name.endswith(f".{key}")]
+        if inside:
+            return f"there is no {key}; did you mean {' or '.join(inside)}?"
         known = [plain.name for plain in PLAIN if "." not in plain.name]
         return f"there is no {key}; {did_you_mean(key, [*known, *GROUPS])}"
     if group == "device":
