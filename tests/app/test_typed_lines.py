@@ -183,6 +183,8 @@ def sentence_of(*typed: str) -> str | None:
         (["network.link_latency=1"], "there is no network.link_latency; did you mean "),
         (["prmpt=x"], "there is no prmpt; did you mean prompt?"),
         (["num_devices=3"], "there is no num_devices; did you mean testbed.num_devices?"),
+        (["dtype=bfloat16"], "there is no dtype; did you mean model.dtype?"),
+        (["path=DIR"], "there is no path; did you mean model.path?"),
         (["memory_mb=400"], "there is no memory_mb; did you mean device.memory_mb?"),
         (
             ["model=/home/me/llama"],
