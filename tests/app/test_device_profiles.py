@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers.command_line import run
 from tests.helpers.settings import settings_of
+from tpi_bench.app.points import refuse_unread
 from tpi_bench.contract.device import DeviceProfile
 
 README = Path(__file__).resolve().parents[2] / "conf" / "device" / "README.md"
@@ -77,3 +79,34 @@ def test_the_first_line_is_told_of(tmp_path: Path, first: str, device: str) -> N
     _, _, rest = FORM.partition("\n")
     with pytest.raises(ValueError, match=r"first line of its file must be '# @package device\.my"):
         typed(tmp_path, first + rest, device)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["device=raspberry_pi_5", "device=[phone_2024,this_host]", "device.paper_emulated.cores=2"],
+)
+@pytest.mark.parametrize("task", ["generate", "measure", "chat"])
+def test_a_profile_that_nobody_reads_is_refused(
+    text: str, task: str, cache_dir: Path, tmp_path: Path
+) -> None:
+    """The devices of testbed=processes are this machine, whatever a profile says."""
+    given = (f"task={task}", "model=debug", "workload.prompt_ids=[1]", f"results_dir={tmp_path}")
+    done = run(*given, text, cache_dir=cache_dir)
+    assert done.returncode == 2
+    assert done.stderr == (
+        f"error: {text} changes nothing here, where devices are processes of this machine; add "
+        "testbed=virtual to simulate it\n"
+    )
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        ("device.memory_mb=500",),
+        ("device=raspberry_pi_5", "testbed=virtual"),
+        ("testbed.num_devices=3",),
+    ],
+)
+def test_a_profile_that_is_read_is_not(given: tuple[str, ...]) -> None:
+    refuse_unread(settings_of("model=debug", "workload.prompt_ids=[1]", *given))

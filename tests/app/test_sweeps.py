@@ -199,3 +199,28 @@ def test_what_cannot_fit_is_an_answer(
     runs = pd.read_parquet(folder / "runs.parquet")
     assert runs.status.tolist() == ["oom", "ok"]
     assert reason in runs.error[0]
+
+
+def test_a_sweep_of_answers_says_which_is_which(cache_dir: Path, tmp_path: Path) -> None:
+    """Without task=measure there is no table, so every point is announced, and how to have one."""
+    done = run(
+        *(
+            "-m",
+            "testbed=virtual",
+            "model=debug",
+            "workload.prompt_tokens=8",
+            "system=tpi,pipeline",
+        ),
+        *("model.weights=q8,float16", "network=wifi_paper", f"results_dir={tmp_path}"),
+        cache_dir=cache_dir,
+    )
+    assert done.returncode == 0, done.stderr
+    said = done.stderr.splitlines()
+    assert said[0] == "note: task=generate leaves no rows and no table; task=measure does"
+    assert said[1] == "[1/4] system=tpi model.weights=q8"
+    assert said[2].startswith("tpi: debug in q8 on ")
+    assert said[2].endswith("virtual time (wifi network, 3 ms one way at least)")
+    assert [line for line in said if line.startswith("[")][3] == (
+        "[4/4] system=pipeline model.weights=float16"
+    )
+    assert done.stdout.count("token latency") == 4

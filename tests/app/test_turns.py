@@ -67,3 +67,22 @@ def test_who_waits_says_for_whom_and_goes_on(other_measurement: Lock, cache_dir:
     assert "token latency" in out
     assert "running the point took " in errors
     assert "probing the host again took " in errors
+
+
+@pytest.mark.parametrize(
+    ("mistake", "status", "line"),
+    [
+        (["network=wifi"], 2, "exists in virtual time only"),
+        (["model=hf", "model.path=/nowhere"], 2, "model folder /nowhere does not exist"),
+        (["device.memory_mb=5"], 3, "device.memory_mb=5 is too little for device 0"),
+        (["workload.prompt_ids=[100000]"], 2, "100000"),
+        (["task=chat", "system=transformers"], 2, "task=chat with system=transformers"),
+    ],
+)
+def test_a_mistake_is_told_without_waiting(
+    mistake: list[str], status: int, line: str, other_measurement: Lock, cache_dir: Path
+) -> None:
+    done = run(*MEASURED, *mistake, "wait=false", cache_dir=cache_dir)
+    assert done.returncode == status, done.stderr
+    assert line in done.stderr
+    assert "this host is measured by" not in done.stderr

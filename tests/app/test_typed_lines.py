@@ -207,6 +207,16 @@ def sentence_of(*typed: str) -> str | None:
         ),
         (["network.link_latency=1"], "there is no network.link_latency; did you mean "),
         (["prmpt=x"], "there is no prmpt; did you mean prompt?"),
+        (["num_devices=3"], "there is no num_devices; did you mean testbed.num_devices?"),
+        (["dtype=bfloat16"], "there is no dtype; did you mean model.dtype?"),
+        (["path=DIR"], "there is no path; did you mean model.path?"),
+        (["memory_mb=400"], "there is no memory_mb; did you mean device.memory_mb?"),
+        (
+            ["model=/home/me/llama"],
+            "there is no model=/home/me/llama; a model of yours is model=hf "
+            "model.path=/home/me/llama",
+        ),
+        (["model=tiny.gguf"], "a model of yours is model=hf model.path=tiny.gguf"),
         (["device.paper_emulated.coers=1"], "did you mean device.paper_emulated.cores?"),
         (["device.raspberry_pi_4.cores=1"], "add device=raspberry_pi_4"),
         (["device.raspbery_pi_4.cores=1"], "did you mean device.raspberry_pi_4?"),

@@ -112,6 +112,26 @@ def test_who_runs_out_in_virtual_time_is_told_what_fits(cache_dir: Path) -> None
         assert measure(prepare(again)).run.status == "ok", option
 
 
+def test_of_unequal_devices_the_one_with_the_least_to_spare_is_named(cache_dir: Path) -> None:
+    """What the largest holds says nothing of the smallest: each option stands beside a memory."""
+    laptops = "device=[macbook_air_i5,dell_i7_1165g7,raspberry_pi_5]"
+    given = ("testbed=virtual", laptops, "model=llama3.1_8b", "workload.prompt_tokens=32")
+    settings = settings_of(*given, f"cache_dir={cache_dir}")
+    devices = devices_of(settings, cache_dir)
+    model = load_model(settings.model, cache_dir)
+    job = planned_job(settings, model, request_of(settings, model), devices)
+    said = advice(settings, model, job, devices)
+    options = re.findall(r"(\S+) \((\d+) of (\d+) MB on device (\d)\)", said)
+    assert [name for name, *_ in options][-1] == "system.window=auto"
+    assert len(options) == 4
+    for _, needed, memory, rank in options:
+        assert int(needed) <= int(memory) == job.memory_of(int(rank)) / 1e6
+    (enough,) = re.findall(r"device\.memory_mb=\[(\d+),(\d+),(\d+)\]$", said)
+    assert int(enough[0]) > 8600
+    assert int(enough[1]) == job.memory_of(1) / 1e6  # it had enough
+    assert int(enough[2]) > 8600
+
+
 @pytest.mark.parametrize(("window", "is_noted"), [(10, True), (9, False)])
 def test_a_window_as_large_as_all_is_noted(window: int, is_noted: bool, cache_dir: Path) -> None:
     """Of 4 layers the master has 10 blocks."""

@@ -53,6 +53,12 @@ class Sweep(WatchesSweep):
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         is_shown = set_notices(config.verbosity, progress=bool(config.progress))
         if config.task != "measure":
+            jobs = all_jobs(config)
+            if jobs is not None and len(jobs) > 1:
+                self._jobs = jobs
+                _LOG.info(
+                    "note: task=%s leaves no rows and no table; task=measure does", config.task
+                )
             return
         folder = Path(config.hydra.sweep.dir)
         try:  # Hydra turns a callback's exceptions into warnings, and would go on
@@ -74,6 +80,9 @@ class Sweep(WatchesSweep):
             set_notices(config.verbosity, progress=False)
         if self._bar is not None:
             self._bar.set_description_str(" ".join(self._swept(config)[-3:]), refresh=True)
+        elif self._jobs is not None:
+            number = int(config.hydra.job.num) + 1
+            _LOG.info("[%d/%d] %s", number, len(self._jobs), " ".join(self._swept(config)))
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
         if self._bar is None:

@@ -9,6 +9,22 @@ from tpi_bench.measure.turns import measuring_turn
 from tpi_bench.report.results import Result
 
 
+def refuse_unread(settings: Settings) -> None:
+    """Raises ValueError for a device profile that was typed where no testbed reads it.
+
+    Sweeps may name one for their virtual points alone.
+    """
+    if "device" not in settings.testbed.ignores:
+        return
+    for text in settings.overrides:
+        key = text.partition("=")[0].lstrip("+")
+        if key.split(".")[0] == "device" and key != "device.memory_mb":
+            raise ValueError(
+                f"{text} changes nothing here, where devices are processes of this machine; "
+                "add testbed=virtual to simulate it"
+            )
+
+
 def run_point(
     settings: Settings,
     *,
@@ -19,13 +35,16 @@ def run_point(
 
     Pieces are the numbers of tokens where the model has no tokenizer.
 
-    Raises ValueError for what cannot be run and HostBusy where another program measures here and
-    `wait=false` was given; a device that fails is a result that says so.
+    Raises ValueError for what cannot be run, without waiting for a turn, and HostBusy where
+    another program measures here and `wait=false` was given; a device that fails is a result that
+    says so.
     """
     from tpi_bench.measure.point import measure
-    from tpi_bench.measure.prepare import describe, prepare
+    from tpi_bench.measure.prepare import describe, prepare, refuse_early
     from tpi_bench.models.tokenizer import TextStream
 
+    refuse_unread(settings)
+    refuse_early(settings)
     with measuring_turn(settings.testbed, wait=settings.wait):
         prepared = prepare(settings)
         if on_start is not None:

@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 from tpi_bench.app.compose import build_settings
 from tpi_bench.app.errors import ExitStatus, fail, fail_of, one_line, status_of_run
 from tpi_bench.app.place import InUse, open_place
-from tpi_bench.app.points import run_point
+from tpi_bench.app.points import refuse_unread, run_point
 from tpi_bench.contract.plan import DoesNotFit
 from tpi_bench.host import cache
 from tpi_bench.host.fork import HelperDied, InterpreterLost
@@ -89,8 +89,10 @@ def _generate(settings: Settings) -> None:
 def _chat(settings: Settings) -> None:
     """What was typed decides: a prompt is the first turn, and answers may be longer than one."""
     from tpi_bench.app.chat import chat
-    from tpi_bench.measure.talk import NEW_TOKENS
+    from tpi_bench.measure.talk import NEW_TOKENS, refuse_talk
 
+    refuse_unread(settings)
+    refuse_talk(settings)  # before it waits for its turn
     typed = {text.partition("=")[0] for text in HydraConfig.get().overrides.task}
     workload = settings.workload
     if "workload.num_new_tokens" not in typed:

@@ -33,6 +33,9 @@ def explained(error: BaseException, arguments: Sequence[str]) -> str | None:
 
 
 def _of_choice(path: str, options: Sequence[str]) -> str:
+    own = path.removeprefix("model/")
+    if own != path and ("/" in own or own.endswith(".gguf")):
+        return f"there is no model={own}; a model of yours is model=hf model.path={own}"
     group, _, name = path.rpartition("/")
     every = ", ".join(sorted(options))
     nearest = did_you_mean(name, options, f"{group}=")
@@ -49,6 +52,8 @@ def _whole(key: str, arguments: Sequence[str]) -> str:
 def _of_key(key: str, arguments: Sequence[str]) -> str:
     group, _, name = key.partition(".")
     if group not in GROUPS:
+        if inside := _with_groups(key):
+            return f"there is no {key}; did you mean {' or '.join(inside)}?"
         known = [plain.name for plain in PLAIN if "." not in plain.name]
         return f"there is no {key}; {did_you_mean(key, [*known, *GROUPS])}"
     if group == "device":
@@ -91,6 +96,15 @@ def _unlisted(values: Mapping[str, object], group: str) -> set[str]:
 def _owners(group: str, name: str) -> list[str]:
     """A few choices of a group that have a setting; those first that others build on."""
     return [choice for choice, values in choices_of(group).items() if name in values][:_MOST_NAMED]
+
+
+def _with_groups(name: str) -> list[str]:
+    """A setting's whole name, where its group was left out: that of what is chosen by default."""
+    plain = [known.name for known in PLAIN if known.name.endswith(f".{name}")]
+    groups = [group for group in GROUPS if group != "device"]
+    chosen = [group for group in groups if name in choices_of(group).get(defaults()[group], {})]
+    found = chosen or [group for group in groups if _owners(group, name)]
+    return plain + [f"{group}.{name}" for group in found]
 
 
 def _of_device(key: str) -> str:

@@ -196,6 +196,8 @@ class NetworkConfig:
     @property
     def words(self) -> str:
         """For people."""
+        if self.topology in TABLES or self.station_latency_ms:
+            return f"{self.topology} network, {self.one_way_ns / 1e6:g} ms one way at least"
         return f"{self.topology} network, {self.link_latency_ms:g} ms a hop"
 
     def transfer_ns(self, nbytes: int) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
+import operator
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -71,30 +72,40 @@ def refuse_too_little(settings: Settings, model: Model, job: Job, devices: Devic
 def advice(settings: Settings, model: Model, job: Job, devices: Devices) -> str:
     """What would fit instead of a job that does not."""
     ranks = range(job.num_devices)
-    now = max(_needed(job, rank) for rank in ranks)
+    each = [_needed(job, rank) for rank in ranks]
+    now = max(each)
     point = _Point(settings=settings, model=model, devices=devices, job=job)
     found = list(_that_fit(point, now))
-    cap = min(job.memory_of(rank) for rank in ranks)
-    if math.isfinite(cap):
-        is_known = now > cap and job.blocks
-        found.append(f"device.memory_mb={_mb(now)}" if is_known else "a larger device.memory_mb")
+    caps = [job.memory_of(rank) for rank in ranks]
+    if all(map(math.isfinite, caps)):
+        is_known = any(map(operator.gt, each, caps)) and job.blocks
+        enough = _mb(now)
+        if len(set(caps)) > 1:
+            enough = f"[{','.join(_mb(max(both)) for both in zip(each, caps, strict=True))}]"
+        found.append(f"device.memory_mb={enough}" if is_known else "a larger device.memory_mb")
     if not found:
         return "no setting of this system needs less; take a smaller model"
     return f"what fits: {', '.join(found[:-1])}{' or ' * (len(found) > 1)}{found[-1]}"
 
 
 def _that_fit(point: _Point, now: float) -> Iterator[str]:
-    """Other settings with which every device has enough, each with what the neediest needs."""
+    """Other settings with which every device has enough, each with what the neediest needs: that
+    with the least to spare, where they differ.
+    """
     for words, planned in _others(point):
         try:
             job = planned()
             needed = [_needed(job, rank) for rank in range(job.num_devices)]
         except ValueError:  # it cannot be divided or held so
             continue
-        fits = all(held <= job.memory_of(rank) for rank, held in enumerate(needed))
-        if not fits or max(needed) > _HELPS * now:
+        caps = [job.memory_of(rank) for rank in range(job.num_devices)]
+        if any(map(operator.gt, needed, caps)) or max(needed) > _HELPS * now:
             continue
-        yield f"{words} ({_mb(max(needed))} MB)"
+        if len(set(caps)) == 1:
+            yield f"{words} ({_mb(max(needed))} MB)"
+        else:
+            rank = max(range(job.num_devices), key=lambda rank: needed[rank] / caps[rank])
+            yield f"{words} ({_mb(needed[rank])} of {_mb(caps[rank])} MB on device {rank})"
         if words.startswith("testbed.num_devices"):
             return  # the fewest will do
 

@@ -38,21 +38,43 @@ def prepare(settings: Settings) -> Prepared:
     """
     cache_dir = cache.cache_folder(settings.cache_dir)
     system, testbed = settings.system, settings.testbed
+    _refuse_unfit(settings)
+    model, job = _planned(settings, cache_dir)
+    if job.plan is not None and testbed.opens_files:
+        job = replace(job, blocks=_blocks(model, job.plan, cache_dir))
+    path = system.checkpoint_path(model, cache_dir)
+    job = replace(job, checkpoint_path=None if path is None else str(path))
+    return Prepared(settings=settings, model=model, job=job)
+
+
+def refuse_early(settings: Settings) -> None:
+    """What is wrong with a point, before it waits for its turn to measure. Raises ValueError.
+
+    Where this host must be known for it, the rest is left to `prepare`, which measures it.
+    """
+    _refuse_unfit(settings)
+    if not settings.system.needs_profiles and settings.testbed.cost != "measured":
+        _planned(settings, cache.cache_folder(settings.cache_dir))
+
+
+def _refuse_unfit(settings: Settings) -> None:
+    """What the testbed cannot do."""
     refuse_text(settings)
     reads_text = settings.workload.text is not None
-    testbed.check(system, settings.network, needs_tokens=settings.check or reads_text)
+    needs_tokens = settings.check or reads_text
+    settings.testbed.check(settings.system, settings.network, needs_tokens=needs_tokens)
+
+
+def _planned(settings: Settings, cache_dir: Path) -> tuple[Model, Job]:
+    """The model and the job, which fits as far as can be said, without its files."""
     devices = devices_of(settings, cache_dir)
     model = load_model(settings.model, cache_dir)
     request = request_of(settings, model)
     job = planned_job(settings, model, request, devices)
     refuse_too_little(settings, model, job, devices)
     for rank in range(len(job.blocks)):
-        system.streaming(job, rank)  # raises where a device's memory is too small
-    if job.plan is not None and testbed.opens_files:
-        job = replace(job, blocks=_blocks(model, job.plan, cache_dir))
-    path = system.checkpoint_path(model, cache_dir)
-    job = replace(job, checkpoint_path=None if path is None else str(path))
-    return Prepared(settings=settings, model=model, job=job)
+        settings.system.streaming(job, rank)  # raises where a device's memory is too small
+    return model, job
 
 
 def advice_after(prepared: Prepared) -> str:
@@ -66,7 +88,8 @@ def describe(prepared: Prepared) -> str:
     """What is about to run, in one line."""
     settings = prepared.settings
     where = settings.testbed.where(prepared.job)
-    return f"{settings.system.name}: {prepared.model.name} on {where}"
+    model = prepared.model
+    return f"{settings.system.name}: {model.name} in {model.weights} on {where}"
 
 
 def _blocks(model: Model, plan: Plan, cache_dir: Path) -> list[list[BlockFile]]:

@@ -47,7 +47,7 @@ class Answer:
 
 def prepare_talk(settings: Settings) -> Prepared:
     """A job that talks, with everything on the disk. Raises ValueError; starts no device."""
-    _refuse(settings)
+    refuse_talk(settings)
     model = load_model(settings.model, cache.cache_folder(settings.cache_dir))
     workload = settings.workload
     positions = workload.positions or min(POSITIONS, model.config.context_length)
@@ -64,7 +64,7 @@ def prepare_talk(settings: Settings) -> Prepared:
     return replace(prepared, job=replace(prepared.job, talks=True, stream=True))
 
 
-def _refuse(settings: Settings) -> None:
+def refuse_talk(settings: Settings) -> None:
     """What cannot be talked with, before anything is made for it."""
     if not settings.testbed.can_talk:
         raise ValueError("task=chat talks with devices as they run; use testbed=processes")
