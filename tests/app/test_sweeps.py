@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pandas as pd
@@ -180,3 +181,26 @@ def test_what_cannot_fit_is_an_answer(
     runs = pd.read_parquet(folder / "runs.parquet")
     assert runs.status.tolist() == ["oom", "ok"]
     assert reason in runs.error[0]
+
+
+ANSWERS = ["-m", "model=debug", "testbed=virtual", "workload.prompt_tokens=3"]
+
+
+def test_answers_of_a_sweep_say_what_they_are_of(cache_dir: Path) -> None:
+    swept = [*ANSWERS, "workload.num_new_tokens=2", "testbed.num_devices=1,2"]
+    done = run(*swept, cache_dir=cache_dir)
+    assert done.returncode == 0, done.stderr
+    heads = [line for line in done.stdout.splitlines() if line.startswith("[")]
+    assert heads == ["[1/2] testbed.num_devices=1", "[2/2] testbed.num_devices=2"]
+
+
+def test_answers_of_a_sweep_are_an_object_a_line(cache_dir: Path) -> None:
+    swept = [*ANSWERS, "workload.num_new_tokens=2,3", "report=json"]
+    done = run(*swept, cache_dir=cache_dir)
+    assert done.returncode == 0, done.stderr
+    reports = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [len(report["token_ids"]) for report in reports] == [2, 3]
+    for report in reports:
+        own = f"workload.num_new_tokens={len(report['token_ids'])}"
+        assert own in report["overrides"]
+        assert "model=debug" in report["overrides"]

@@ -52,7 +52,8 @@ class Sweep(WatchesSweep):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         is_shown = set_notices(config.verbosity, progress=bool(config.progress))
-        if config.task != "measure":
+        if config.task != "measure":  # answers, one after another, with no folder and no table
+            self._jobs = all_jobs(config)
             return
         folder = Path(config.hydra.sweep.dir)
         try:  # Hydra turns a callback's exceptions into warnings, and would go on
@@ -72,6 +73,9 @@ class Sweep(WatchesSweep):
             set_notices(config.verbosity, progress=False)
         if self._bar is not None:
             self._bar.set_description_str(" ".join(self._swept(config)[-3:]), refresh=True)
+        elif self._jobs is not None and config.report == "text":
+            place = f"[{int(config.hydra.job.num) + 1}/{len(self._jobs)}]"
+            print(place, *self._swept(config), flush=True)
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
         if self._bar is None:
