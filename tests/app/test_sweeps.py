@@ -204,3 +204,16 @@ def test_answers_of_a_sweep_are_an_object_a_line(cache_dir: Path) -> None:
         own = f"workload.num_new_tokens={len(report['token_ids'])}"
         assert own in report["overrides"]
         assert "model=debug" in report["overrides"]
+
+
+@pytest.mark.parametrize(("num_devices", "status"), [("1,2", 0), ("2,64", 5), ("64,65", 5)])
+def test_a_measured_sweep_is_one_object(
+    num_devices: str, status: int, cache_dir: Path, tmp_path: Path
+) -> None:
+    """Its table, which a person may still want to see, is no part of standard output then."""
+    swept = [*ANSWERS, "task=measure", f"testbed.num_devices={num_devices}", "report=json"]
+    done = run(*swept, f"results_dir={tmp_path}", cache_dir=cache_dir)
+    assert done.returncode == status
+    report = json.loads(done.stdout)
+    assert (report["points"], report["status"] == "ok") == (2, status == 0)
+    assert "testbed.num_devices status" in done.stderr
