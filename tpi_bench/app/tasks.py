@@ -110,8 +110,13 @@ def _calibrate(settings: Settings) -> None:
     cache_dir = cache.cache_folder(settings.cache_dir)
     with measuring_turn(None, wait=settings.wait):
         found = calibrate.calibrate(cache_dir)
-    print(calibrate.calibration_text(found))
-    print(calibrate.calibration_file(cache_dir), file=sys.stderr)
+    file = calibrate.calibration_file(cache_dir)
+    if settings.report == "json":
+        said = {"status": "ok", "exit_reason": ExitStatus.OK.reason, "text": None}
+        print(json.dumps(said | {"results": str(file), "calibration": found}), flush=True)
+    else:
+        print(calibrate.calibration_text(found))
+    print(file, file=sys.stderr)
 
 
 def _perplexity(settings: Settings) -> None:
