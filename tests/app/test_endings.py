@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pty
 import signal
@@ -18,9 +19,11 @@ from hydra.errors import HydraException
 from tests.helpers.command_line import ROOT, report_of
 from tests.report.test_rows import RUN
 from tpi_bench.app.errors import ExitStatus, status_of_error, status_of_run
+from tpi_bench.app.main import main
 from tpi_bench.app.notices import set_notices
 from tpi_bench.contract.plan import DoesNotFit
 from tpi_bench.host.cache import CacheError, bars_hidden
+from tpi_bench.measure import calibrate
 from tpi_bench.measure.turns import HostBusy
 from tpi_bench.report.folder import CannotWrite
 
@@ -120,3 +123,34 @@ def test_helpers_show_no_bars_where_none_are_wanted(monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("TQDM_DISABLE", "1")
     set_notices("normal", progress=True)
     assert bars_hidden() is True
+
+
+@pytest.mark.parametrize("report", ["text", "json"])
+def test_a_calibration_is_told_as_asked(
+    report: str,
+    cache_dir: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    row = {"name": "latency_us", "median": 2.0, "min": 1.0, "max": 3.0}
+    found = {"threads": {"1": [row]}, "host": [row]}
+    monkeypatch.setattr(calibrate, "calibrate", lambda folder: found)
+    typed = ["tpi_bench", "task=calibrate", f"report={report}", f"cache_dir={cache_dir}"]
+    monkeypatch.setattr(sys, "argv", typed)
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        main()
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+    out, err = capsys.readouterr()
+    if report == "json":
+        assert json.loads(out) == {
+            "status": "ok",
+            "exit_reason": "ok",
+            "text": None,
+            "results": str(calibrate.calibration_file(cache_dir)),
+            "calibration": found,
+        }
+    else:
+        assert "latency_us" in out
+    assert err.strip().endswith(str(calibrate.calibration_file(cache_dir)))

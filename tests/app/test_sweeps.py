@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pandas as pd
@@ -217,10 +218,47 @@ def test_a_sweep_of_answers_says_which_is_which(cache_dir: Path, tmp_path: Path)
     assert done.returncode == 0, done.stderr
     said = done.stderr.splitlines()
     assert said[0] == "note: task=generate leaves no rows and no table; task=measure does"
-    assert said[1] == "[1/4] system=tpi model.weights=q8"
-    assert said[2].startswith("tpi: debug in q8 on ")
-    assert said[2].endswith("virtual time (wifi network, 3 ms one way at least)")
-    assert [line for line in said if line.startswith("[")][3] == (
-        "[4/4] system=pipeline model.weights=float16"
+    assert said[1].startswith("tpi: debug in q8 on ")
+    assert said[1].endswith("virtual time (wifi network, 3 ms one way at least)")
+    heads = [line for line in done.stdout.splitlines() if line.startswith("[")]
+    assert (heads[0], heads[3]) == (
+        "[1/4] system=tpi model.weights=q8",
+        "[4/4] system=pipeline model.weights=float16",
     )
     assert done.stdout.count("token latency") == 4
+
+
+ANSWERS = ["-m", "model=debug", "testbed=virtual", "workload.prompt_tokens=3"]
+
+
+def test_answers_of_a_sweep_say_what_they_are_of(cache_dir: Path) -> None:
+    swept = [*ANSWERS, "workload.num_new_tokens=2", "testbed.num_devices=1,2"]
+    done = run(*swept, cache_dir=cache_dir)
+    assert done.returncode == 0, done.stderr
+    heads = [line for line in done.stdout.splitlines() if line.startswith("[")]
+    assert heads == ["[1/2] testbed.num_devices=1", "[2/2] testbed.num_devices=2"]
+
+
+def test_answers_of_a_sweep_are_an_object_a_line(cache_dir: Path) -> None:
+    swept = [*ANSWERS, "workload.num_new_tokens=2,3", "report=json"]
+    done = run(*swept, cache_dir=cache_dir)
+    assert done.returncode == 0, done.stderr
+    reports = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [len(report["token_ids"]) for report in reports] == [2, 3]
+    for report in reports:
+        own = f"workload.num_new_tokens={len(report['token_ids'])}"
+        assert own in report["overrides"]
+        assert "model=debug" in report["overrides"]
+
+
+@pytest.mark.parametrize(("num_devices", "status"), [("1,2", 0), ("2,64", 5), ("64,65", 5)])
+def test_a_measured_sweep_is_one_object(
+    num_devices: str, status: int, cache_dir: Path, tmp_path: Path
+) -> None:
+    """Its table, which a person may still want to see, is no part of standard output then."""
+    swept = [*ANSWERS, "task=measure", f"testbed.num_devices={num_devices}", "report=json"]
+    done = run(*swept, f"results_dir={tmp_path}", cache_dir=cache_dir)
+    assert done.returncode == status
+    report = json.loads(done.stdout)
+    assert (report["points"], report["status"] == "ok") == (2, status == 0)
+    assert "testbed.num_devices status" in done.stderr

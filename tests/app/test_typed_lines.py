@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
-from tests.helpers.command_line import ROOT, run
+from tests.helpers.command_line import ROOT, run, run_module
 from tpi_bench.app.arguments import for_hydra, options_last, plain_text
 from tpi_bench.app.compose import build_settings
 from tpi_bench.app.sweeper import CONFIG_FOLDER
@@ -254,3 +255,64 @@ def test_other_errors_are_not_explained() -> None:
 def test_what_is_added_must_exist(typed: str, line: str) -> None:
     with pytest.raises(ValueError, match=line):
         settings_typed(typed, "workload.prompt_ids=[1]")
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        ("system=tpi,pipeline", "add -m to run each of them"),
+        (
+            "testbed.proportions=1,2",
+            "add -m to run each of them; a list is written testbed.proportions=[1,2]",
+        ),
+    ],
+)
+def test_several_values_without_a_sweep(typed: str, said: str) -> None:
+    with (
+        initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"),
+        pytest.raises(HydraException) as caught,
+    ):
+        compose("config", overrides=[typed])
+    assert explained(caught.value, [typed]) == f"{typed} has several values; {said}"
+
+
+def in_shell(*typed: str, streams: str) -> subprocess.CompletedProcess[str]:
+    """With standard streams as a service or a script of the shell gives them."""
+    command = shlex.join([sys.executable, "-m", "tpi_bench", *typed])
+    return subprocess.run(
+        ["bash", "-c", f"{command} {streams}"], capture_output=True, text=True, cwd=ROOT
+    )
+
+
+@pytest.mark.parametrize(
+    ("typed", "line"),
+    [
+        (["prompt=-"], "error: the prompt is empty; give "),
+        (["task=tell"], "error: task=tell is unknown; choose one of generate, "),
+    ],
+)
+def test_standard_input_may_be_closed(typed: list[str], line: str) -> None:
+    done = in_shell(*typed, streams="<&-")
+    assert done.returncode == 2
+    assert done.stderr.startswith(line)
+    assert done.stderr.count("\n") == 1
+
+
+def test_all_streams_may_be_closed() -> None:
+    done = in_shell("task=tell", "report=json", streams="<&- >&- 2>&-")
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", "")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device that is always full")
+def test_a_full_standard_output_keeps_the_status() -> None:
+    done = in_shell("task=tell", "report=json", streams="> /dev/full")
+    assert done.returncode == 2
+    first, second = done.stderr.splitlines()
+    assert first.startswith("error: task=tell is unknown")
+    assert second == "error: cannot write to standard output: No space left on device"
+
+
+def test_what_cannot_be_drawn_is_bad_usage() -> None:
+    done = run_module("experiments.fig_latency", "/nowhere")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: /nowhere holds no runs.parquet; give a results folder")

@@ -13,7 +13,8 @@ import pytest
 
 from tests.helpers.virtual import IDEAL, virtual_job
 from tpi_bench.engine.tpi import TpiSystem
-from tpi_bench.host.fork import HelperDied
+from tpi_bench.host.cache import CacheError
+from tpi_bench.host.fork import HelperDied, in_helper
 from tpi_bench.host.helper import SharedHelper
 from tpi_bench.virtual.testbed import VirtualTestbed
 
@@ -27,6 +28,10 @@ def helper() -> Iterator[SharedHelper]:
 
 def refuse(text: str) -> None:
     raise ValueError(text)
+
+
+def find_it_full(text: str) -> None:
+    raise CacheError(text)
 
 
 def break_down() -> None:
@@ -43,6 +48,8 @@ def test_calls_share_a_process_whatever_they_end_with(helper: SharedHelper) -> N
     assert first != os.getpid()
     with pytest.raises(ValueError, match="not like this"):
         helper.call(refuse, "not like this")
+    with pytest.raises(CacheError, match="which has no room"):  # nothing that was typed wrongly
+        helper.call(find_it_full, "which has no room")
     with pytest.raises(HelperDied, match="break_down failed: RuntimeError: broken"):
         helper.call(break_down)
     assert helper.call(os.getpid) == first
@@ -96,3 +103,12 @@ def test_modelled_runs_share_it_and_measured_ones_do_not(
         answers.append(outcomes[0].generation == outcomes[1].generation)
     assert (len(pids["modelled"]), len(pids["measured"])) == (1, 2)
     assert answers[0]  # what was traced before does not change what is charged
+
+
+def test_a_helper_of_its_own_ends_in_the_same_ways() -> None:
+    with pytest.raises(CacheError, match="which has no room"):
+        in_helper(find_it_full, "which has no room")
+    with pytest.raises(ValueError, match="not like this"):
+        in_helper(refuse, "not like this")
+    with pytest.raises(HelperDied, match="break_down failed: RuntimeError: broken"):
+        in_helper(break_down)

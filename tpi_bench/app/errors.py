@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 from enum import IntEnum
 from typing import NoReturn
@@ -94,8 +95,18 @@ def fail(report: str, message: str, status: ExitStatus = ExitStatus.ERROR) -> No
     """Say it, as JSON too where that was asked for, and end."""
     print(f"error: {message}", file=sys.stderr)
     if report == "json":
-        print(json.dumps(error_report(message, status.reason)))
+        say_failure(message, status)
     raise Failed(message, status)
+
+
+def say_failure(message: str, status: ExitStatus) -> None:
+    """As JSON. Where standard output takes no more, as on a full disk, the status still tells."""
+    try:
+        print(json.dumps(error_report(message, status.reason)), flush=True)
+    except OSError as error:
+        if not isinstance(error, BrokenPipeError):  # whoever read it has gone, as `head` does
+            print(f"error: cannot write to standard output: {error.strerror}", file=sys.stderr)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def fail_of(report: str, error: BaseException) -> NoReturn:

@@ -13,7 +13,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from hydra.core.utils import JobReturn
 from hydra.errors import HydraException
@@ -80,9 +80,9 @@ class Sweep(WatchesSweep):
             set_notices(config.verbosity, progress=False)
         if self._bar is not None:
             self._bar.set_description_str(" ".join(self._swept(config)[-3:]), refresh=True)
-        elif self._jobs is not None:
-            number = int(config.hydra.job.num) + 1
-            _LOG.info("[%d/%d] %s", number, len(self._jobs), " ".join(self._swept(config)))
+        elif self._jobs is not None and config.report == "text":
+            place = f"[{int(config.hydra.job.num) + 1}/{len(self._jobs)}]"
+            print(place, *self._swept(config), flush=True)
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
         if self._bar is None:
@@ -150,7 +150,9 @@ def finish(folder: Path, figure: str | None, report: str, num_left_out: int = 0)
     failed = [run for run in runs if run.status != "ok"]
     differing = [run for run in runs if run.differs_from_oracle]
     is_good = all(run.is_answer for run in runs) and not differing and not num_left_out
-    written = [folder / "runs.csv", *_show(results, figure if len(failed) < len(runs) else None)]
+    shown = sys.stderr if report == "json" else sys.stdout  # there only the object
+    figure = figure if len(failed) < len(runs) else None
+    written = [folder / "runs.csv", *_show(results, figure, shown)]
     swept = dict(zip((run.point for run in runs), varying(map(overrides_of, runs)), strict=True))
     for run in failed:
         _LOG.warning("failed: %s", point_line(run, swept[run.point]))
@@ -165,14 +167,14 @@ def finish(folder: Path, figure: str | None, report: str, num_left_out: int = 0)
     return status
 
 
-def _show(results: ResultsFolder, figure: str | None) -> list[Path]:
+def _show(results: ResultsFolder, figure: str | None, shown: TextIO) -> list[Path]:
     """Print the experiment's own table, or that of any sweep; returns the files drawn."""
     rows = read_runs(results.folder)
     if figure is None:
-        print(sweep_table(rows))
+        print(sweep_table(rows), file=shown)
         return []
     drawing = _drawing_of(figure)
-    print(drawing.text(rows))
+    print(drawing.text(rows), file=shown)
     with results.writing():
         return drawing.save(rows, results.folder)
 

@@ -8,7 +8,6 @@ Results go to standard output, everything else to standard error; bad input is o
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import os
 import signal
 import sys
@@ -19,17 +18,18 @@ from yaml import YAMLError
 
 from tpi_bench.app import hydra_app
 from tpi_bench.app.arguments import for_hydra, options_last, plain_text
-from tpi_bench.app.errors import HYDRA_ERRORS, ExitStatus, fail_of
+from tpi_bench.app.errors import HYDRA_ERRORS, ExitStatus, fail_of, say_failure
 from tpi_bench.app.place import ResultsPlace
 from tpi_bench.app.resolvers import register
 from tpi_bench.app.settings import help_text
+from tpi_bench.app.streams import open_closed
 from tpi_bench.app.tasks import run_task
 from tpi_bench.app.unknown import explained
-from tpi_bench.report.text import error_report
 
 
 def main() -> None:
     """Entry point."""
+    open_closed()
     signal.signal(signal.SIGTERM, _interrupt)
     typed = sys.argv[1:]
     if "--version" in typed:
@@ -46,7 +46,7 @@ def main() -> None:
     except KeyboardInterrupt:
         print(place.stopped_message(), file=sys.stderr)
         if report == "json":
-            print(json.dumps(error_report("stopped", ExitStatus.STOPPED.reason)))
+            say_failure("stopped", ExitStatus.STOPPED)
         sys.exit(ExitStatus.STOPPED)
     except BrokenPipeError:  # whoever read our output has gone, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

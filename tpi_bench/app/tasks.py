@@ -14,6 +14,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from tpi_bench.app.arguments import plain_text
 from tpi_bench.app.compose import build_settings
 from tpi_bench.app.errors import ExitStatus, fail, fail_of, one_line, status_of_run
 from tpi_bench.app.place import InUse, open_place
@@ -111,8 +112,13 @@ def _calibrate(settings: Settings) -> None:
     cache_dir = cache.cache_folder(settings.cache_dir)
     with measuring_turn(None, wait=settings.wait):
         found = calibrate.calibrate(cache_dir)
-    print(calibrate.calibration_text(found))
-    print(calibrate.calibration_file(cache_dir), file=sys.stderr)
+    file = calibrate.calibration_file(cache_dir)
+    if settings.report == "json":
+        said = {"status": "ok", "exit_reason": ExitStatus.OK.reason, "text": None}
+        print(json.dumps(said | {"results": str(file), "calibration": found}), flush=True)
+    else:
+        print(calibrate.calibration_text(found))
+    print(file, file=sys.stderr)
 
 
 def _perplexity(settings: Settings) -> None:
@@ -205,9 +211,16 @@ def _measure_alone(settings: Settings) -> None:
 
 
 def _print_report(result: Result, results: Path | None = None) -> None:
-    """`report=json` of a point by itself; its text where the model has a tokenizer."""
+    """`report=json` of a point by itself; its text where the model has a tokenizer.
+
+    A sweep of answers prints an object a line, which says what it is of.
+    """
     reason = status_of_run(result.row).reason
     report = run_report(result.record, reason, text=result.text, results=results)
+    config = HydraConfig.get()
+    if config.mode == RunMode.MULTIRUN:
+        typed = (str(text).partition("=") for text in config.overrides.task)
+        report["overrides"] = [f"{key}={plain_text(value)}" for key, _, value in typed]
     print(json.dumps(report), flush=True)
 
 

@@ -1,4 +1,4 @@
-"""Names that do not exist: which setting or choice was meant, in one line.
+"""Names that do not exist, and a sweep without -m: what was meant, in one line.
 
 Hydra refuses them while it composes the configuration; `main.py` asks here what to say of it.
 """
@@ -9,7 +9,7 @@ import dataclasses
 import difflib
 from collections.abc import Mapping, Sequence
 
-from hydra.errors import MissingConfigException
+from hydra.errors import HydraException, MissingConfigException
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from tpi_bench.app.choices import GROUPS, choices_of, defaults
@@ -17,10 +17,11 @@ from tpi_bench.app.settings import PLAIN
 from tpi_bench.app.typed import did_you_mean, load_class
 
 _MOST_NAMED = 5
+_COMMA = "Ambiguous value for argument '"  # how Hydra begins
 
 
 def explained(error: BaseException, arguments: Sequence[str]) -> str | None:
-    """A sentence of an unknown name among the `arguments`; None for other errors."""
+    """A sentence of an unknown name or a comma among the `arguments`; None for other errors."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, MissingConfigException) and cause.options is not None:
@@ -28,8 +29,17 @@ def explained(error: BaseException, arguments: Sequence[str]) -> str | None:
         if isinstance(cause, OmegaConfBaseException) and cause.full_key:
             is_unknown = isinstance(cause, ConfigKeyError) or "is not in struct" in str(cause)
             return _of_key(_whole(cause.full_key, arguments), arguments) if is_unknown else None
+        if isinstance(cause, HydraException) and str(cause).startswith(_COMMA):
+            return _of_comma(str(cause).removeprefix(_COMMA).partition("'\n")[0])
         cause = cause.__cause__
     return None
+
+
+def _of_comma(typed: str) -> str:
+    key, _, value = typed.partition("=")
+    is_choice = key.lstrip("+") in GROUPS and key.lstrip("+") != "device"
+    listed = "" if is_choice else f"; a list is written {key}=[{value}]"
+    return f"{typed} has several values; add -m to run each of them{listed}"
 
 
 def _of_choice(path: str, options: Sequence[str]) -> str:

@@ -22,6 +22,8 @@ from typing import Any, TypeVar
 
 from tqdm import tqdm
 
+from tpi_bench.host.cache import CacheError
+
 T = TypeVar("T")
 # The one name of a room above, by word and not by import: what devices need is loaded once.
 _PRELOADED = "tpi_bench.processes.preload"
@@ -89,8 +91,8 @@ def _disguised() -> Iterator[None]:
 def in_helper(fn: Callable[..., T], *args: Any, timeout_s: float | None = None) -> T:
     """Call the module-level function `fn(*args)` in a fresh process; its result is pickled.
 
-    ValueError and OSError come back as ValueError with the same text; nothing is left running.
-    Raises TimeoutError when there is no result after `timeout_s`.
+    Nothing is left running. Raises what `result_of` does, and TimeoutError when there is no result
+    after `timeout_s`.
     """
     context = fork_context()
     ours, theirs = context.Pipe()
@@ -113,11 +115,30 @@ def in_helper(fn: Callable[..., T], *args: Any, timeout_s: float | None = None) 
             process.join(5.0)
             process.kill()
         ours.close()
+    return result_of(fn, kind, value)
+
+
+def result_of(fn: Callable[..., Any], kind: str, value: Any) -> Any:
+    """What a helper answered. Its ValueError and OSError are a ValueError of the same text here.
+
+    One of the cache folder stays a CacheError: a full disk is nothing that was typed wrongly.
+    Raises HelperDied for a defect.
+    """
     if kind == "ok":
         return value
+    if kind == "cache":
+        raise CacheError(value)
     if kind == "invalid":
         raise ValueError(value)
     raise HelperDied(f"{fn.__name__} failed: {value}")
+
+
+def failure_of(error: Exception) -> tuple[str, str]:
+    """In the helper: what `result_of` is told. A defect is printed in full."""
+    if isinstance(error, (ValueError, OSError)):
+        return "cache" if isinstance(error, CacheError) else "invalid", str(error)
+    traceback.print_exc()
+    return "failed", f"{type(error).__name__}: {error}"
 
 
 def _work(fn: Callable[..., Any], args: tuple[Any, ...], answer: Connection) -> None:
@@ -129,13 +150,10 @@ def _work(fn: Callable[..., Any], args: tuple[Any, ...], answer: Connection) -> 
         answer.send(("ok", fn(*args)))
     except BrokenPipeError:
         os._exit(1)
-    except (ValueError, OSError) as error:
-        answer.send(("invalid", str(error)))
     except KeyboardInterrupt:
         os._exit(1)  # whoever asked is gone; what was half written is removed by now
     except Exception as error:
-        traceback.print_exc()
-        answer.send(("failed", f"{type(error).__name__}: {error}"))
+        answer.send(failure_of(error))
 
 
 def _end_with_the_launcher(answer: Connection) -> None:

@@ -11,13 +11,12 @@ import functools
 import os
 import signal
 import threading
-import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any
 
-from tpi_bench.host.fork import HelperDied, fork_context, start_process
+from tpi_bench.host.fork import HelperDied, failure_of, fork_context, result_of, start_process
 
 
 class SharedHelper:
@@ -36,8 +35,8 @@ class SharedHelper:
     def call(self, fn: Callable[..., Any], *args: Any, timeout_s: float | None = None) -> Any:
         """The result of the module-level function `fn(*args)`, pickled.
 
-        ValueError and OSError come back as ValueError with the same text. Raises TimeoutError when
-        there is no result after `timeout_s`; the process then ends.
+        Raises what `fork.result_of` does, and TimeoutError when there is no result after
+        `timeout_s`; the process then ends.
         """
         for is_last in (False, True):
             if self._jobs is None:
@@ -53,11 +52,7 @@ class SharedHelper:
                     raise HelperDied(f"{fn.__name__} ended with exit status {status}") from None
             else:
                 break
-        if kind == "ok":
-            return value
-        if kind == "invalid":
-            raise ValueError(value)
-        raise HelperDied(f"{fn.__name__} failed: {value}")
+        return result_of(fn, kind, value)
 
     def end(self) -> int | None:
         """End the process, if there is one; its exit status."""
@@ -120,11 +115,8 @@ def _serve(jobs: Connection, lifeline: Connection, idle_s: float) -> None:
 def _answer(fn: Callable[..., Any], args: tuple[Any, ...]) -> tuple[str, Any]:
     try:
         return "ok", fn(*args)
-    except (ValueError, OSError) as error:
-        return "invalid", str(error)
     except Exception as error:
-        traceback.print_exc()
-        return "failed", f"{type(error).__name__}: {error}"
+        return failure_of(error)
 
 
 def _end_with_the_launcher(lifeline: Connection) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tpi_bench.report.figures import save_figure
-from tpi_bench.report.folder import ResultsFolder, read_runs
+from tpi_bench.report.folder import CannotWrite, ResultsFolder, read_runs
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -68,7 +68,8 @@ class Drawing:
             with ResultsFolder(folder).writing():
                 print(*self.save(runs, folder), sep="\n")
         except ValueError as error:
-            sys.exit(f"error: {error}")
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(1 if isinstance(error, CannotWrite) else 2)  # as the program's own
 
     def _refuse_another(self, folder: Path) -> None:
         """A figure of this experiment beside rows of another would be wrong, and stay there."""

@@ -1,0 +1,23 @@
+"""Standard streams that whoever started the program has closed (`<&-`), as some services do."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+
+def open_closed() -> None:
+    """Connect them to the null device, for helpers and devices too.
+
+    Else the next file that is opened gets a stream's number and whatever is written to that; and
+    `sys.stdin` is None.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            assert os.open(os.devnull, os.O_RDWR) == number  # the lowest that is free
+            os.set_inheritable(number, True)
+    for name, number, mode in (("stdin", 0, "r"), ("stdout", 1, "w"), ("stderr", 2, "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(number, mode, encoding="utf-8", closefd=False))
