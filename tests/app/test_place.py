@@ -139,10 +139,10 @@ def test_a_sweep_of_which_all_fails_has_its_table(cache_dir: Path, tmp_path: Pat
         cache_dir=cache_dir,
     )
     assert done.returncode == 5
-    head, *lines = (line.split() for line in done.stdout.strip().split("\n")[:-1])
-    assert head[:2] == ["testbed.num_devices", "status"]
-    assert [line[:2] for line in lines] == [["20", "error"], ["30", "error"]]
-    report = report_of(done)
+    told = [line.split() for line in done.stderr.split("\n")]  # the object has stdout for itself
+    head = next(i for i, line in enumerate(told) if line[:1] == ["testbed.num_devices"])
+    assert [line[:2] for line in told[head + 1 : head + 3]] == [["20", "error"], ["30", "error"]]
+    report = json.loads(done.stdout)
     assert (report["exit_reason"], report["failed"]) == ("points_failed", 2)
     assert "[1/2] testbed.num_devices=20: error: " in done.stderr
 
