@@ -14,6 +14,7 @@ import pytest
 from tests.helpers.command_line import ROOT, report_of, run
 from tpi_bench.host.locks import Lock
 
+LARGE = ["model.num_layers=24", "model.hidden=480", "model.intermediate=2048"]
 MEASURED = ["model=debug", "workload.prompt_ids=[1,2]", "workload.num_new_tokens=2"]
 
 
@@ -74,7 +75,7 @@ def test_who_waits_says_for_whom_and_goes_on(other_measurement: Lock, cache_dir:
     [
         (["network=wifi"], 2, "exists in virtual time only"),
         (["model=hf", "model.path=/nowhere"], 2, "model folder /nowhere does not exist"),
-        (["device.memory_mb=5"], 3, "device.memory_mb=5 is too little for device 0"),
+        ([*LARGE, "device.memory_mb=200"], 3, "device.memory_mb=200 is too little for device 0"),
         (["workload.prompt_ids=[100000]"], 2, "100000"),
         (["task=chat", "system=transformers"], 2, "task=chat with system=transformers"),
     ],
