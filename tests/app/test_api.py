@@ -213,7 +213,8 @@ def test_a_system_of_the_script_itself_is_refused(tmp_path: Path) -> None:
 def test_the_example_that_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """That of `experiments/README.md`, as it stands there but for smaller models."""
     text = (ROOT / "experiments" / "README.md").read_text()
-    example = textwrap.dedent(text.partition("```python\n")[2].partition("```")[0])
+    blocks = [part.partition("```")[0] for part in text.split("```python\n")[1:]]
+    (example,) = (textwrap.dedent(block) for block in blocks if "sweep(" in block)
     smaller = {
         '"prompt=Name three colours."': '"model=debug", "workload.prompt_ids=[1]", "repeat=1"',
         '"model=llama2_70b"': '"model=debug", "workload.num_new_tokens=2"',

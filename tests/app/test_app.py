@@ -78,7 +78,7 @@ BAD = [
     (["workload.prompt_ids=[300]"], "outside the model's vocabulary (0 to 299)"),
     (["workload.prompt_ids=null"], "holds no tokenizer"),
     (["model.path=/nowhere"], "/nowhere does not exist"),
-    (["model.dtype=int4"], "model.dtype=int4 is not supported"),
+    (["model.dtype=int4"], "model.dtype=int4 is unknown"),
     (["network=nope"], "there is no network=nope; did you mean network=none? It is one of "),
     (["network.link_latency_ms=-1"], "must be a number of at least 0"),
     (["task=nope"], "task=nope is unknown; choose one of generate, chat, measure"),

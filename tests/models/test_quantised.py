@@ -112,12 +112,11 @@ GROUPED = ("model.hidden=128", "model.num_heads=8", "model.num_kv_heads=4")  # h
         ),
         (
             ("model.weights=q5",),
-            "model.weights=q5 is not supported; choose one of auto, float32, float16, bfloat16, "
-            "q8, q4",
+            "model.weights=q5 is unknown; choose one of auto, float32, float16, bfloat16, q8, q4",
         ),
         (
             ("model.dtype=q8",),
-            "model.dtype=q8 is not supported; choose one of auto, float32, float16, bfloat16",
+            "model.dtype=q8 is unknown; choose one of auto, float32, float16, bfloat16",
         ),
     ],
 )

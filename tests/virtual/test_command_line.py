@@ -51,7 +51,7 @@ def test_a_plan_follows_strength(cache_dir: Path) -> None:
     [
         (("system=transformers",), "its stand-in there is system=tpi testbed.num_devices=1"),
         (("check=true", "task=measure"), "testbed.cost=modelled has none"),
-        (("testbed.cost=guessed",), "choose modelled or measured"),
+        (("testbed.cost=guessed",), "choose one of modelled, measured"),
         (("testbed.proportions=weakness",), "must be a list of numbers, strength or null"),
         (("device=[dell_i7_1165g7,macbook_pro_m1]", "testbed.num_devices=3"), "names 2 devices"),
         (("testbed.num_devices=2", "testbed.fail_rank=2"), "fail_rank=2 must be 0 to 1"),

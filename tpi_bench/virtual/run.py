@@ -22,7 +22,7 @@ from tpi_bench.virtual.runtime import OutOfMemory, VirtualRuntime, World
 from tpi_bench.virtual.scheduler import Deadlock
 
 _MAX_REHEARSALS = 5
-_COSTS_VERSION = 3  # goes up with what a key means, or what computes it: older costs are forgotten
+_COSTS_VERSION = 4  # goes up with what a key means, or what computes it: older costs are forgotten
 
 
 def run_virtual(
