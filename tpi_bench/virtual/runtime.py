@@ -155,7 +155,7 @@ class VirtualRuntime:
         return result
 
     def alloc(self, kind: str, nbytes: int) -> torch.Tensor:
-        """As a device has it, in huge pages: in small ones products took a quarter longer."""
+        """As a device has it, in huge pages: in small ones products took a fifth longer."""
         self.hold(kind, nbytes)
         room = torch.empty(nbytes, dtype=torch.uint8)
         return room if room.is_meta else torch.from_numpy(anonymous_area(nbytes))
