@@ -90,7 +90,9 @@ def draw(rows: pd.DataFrame) -> Figure:
         for _, line in alone.groupby("line"):
             _draw_flat(axes, line, latencies, unit)
         figures.log_milliseconds(axes)
-        _name_at_right(axes, alone.groupby("line").token_latency_s.median() * unit)
+        times = alone.groupby("line").token_latency_s.median() * unit
+        shared = set(own[own.num_devices > 1].line)  # names that several devices have, too
+        _name_at_right(axes, times.rename({name: f"{name},\nalone" for name in shared}))
         _name_hidden(axes, own[own.num_devices > 1])
         axes.set_ylabel(f"token latency ({'s' if unit == 1 else 'ms'})", fontsize=7)
         topology = own.loc[own.num_devices > 1, "topology"]
@@ -181,8 +183,13 @@ def _name_hidden(axes: Axes, rows: pd.DataFrame) -> None:
         ratio = (first / second).dropna()
         if len(ratio) > 1 and (ratio - 1).abs().max() < _SAME:
             words.append(f"{below} is under\n{above}")
-    text = axes.text(0.02, 0.02, "\n".join(words), transform=axes.transAxes, fontsize=4.5)
-    text.set_in_layout(False)
+    if words:  # on a ground of its own: limits may cross it
+        ground = {"facecolor": "white", "edgecolor": "none", "pad": 1.0, "alpha": 0.85}
+        where = axes.transAxes
+        text = axes.text(
+            0.02, 0.02, "\n".join(words), fontsize=4.5, bbox=ground, transform=where, zorder=5
+        )
+        text.set_in_layout(False)
 
 
 def _without_window(label: str) -> str:

@@ -285,6 +285,8 @@ def test_a_step_may_go_back(checkpoints: dict[str, Path], cache_dir: Path) -> No
     model = device_model(checkpoints, cache_dir)
     for num_new, position in ((4, 0), (4, 4), (2, 3), (3, 0)):
         model.begin(num_new, position)
+    with pytest.raises(ValueError, match=r"begin at 0 to 3 \(what the KV cache holds\)"):
+        model.begin(1, 4)  # what was behind it is forgotten
 
 
 def test_blocks_out_of_order(checkpoints: dict[str, Path], cache_dir: Path) -> None:

@@ -16,7 +16,8 @@ def open_closed() -> None:
         try:
             os.fstat(number)
         except OSError:
-            assert os.open(os.devnull, os.O_RDWR) == number  # the lowest that is free
+            lowest = os.open(os.devnull, os.O_RDWR)  # of the numbers that are free
+            assert lowest == number
             os.set_inheritable(number, True)
     for name, number, mode in (("stdin", 0, "r"), ("stdout", 1, "w"), ("stderr", 2, "w")):
         if getattr(sys, name) is None:
