@@ -41,7 +41,7 @@ def run_point(
     """
     from tpi_bench.measure.point import measure
     from tpi_bench.measure.prepare import describe, prepare, refuse_early
-    from tpi_bench.models.tokenizer import TextStream, has_tokenizer
+    from tpi_bench.models.tokenizer import TextStream
 
     refuse_unread(settings)
     refuse_early(settings)
@@ -57,7 +57,7 @@ def run_point(
             on_text(stream.add(token) if stream else f"{token} ")
 
         record = measure(prepared, None if on_text is None else show)
-    if folder is None or not has_tokenizer(folder) or record.run.cost == "modelled":
+    answer = TextStream(folder) if folder else None
+    if answer is None or not answer.is_text or record.run.cost == "modelled":
         return Result(record)
-    answer = TextStream(folder)
     return Result(record, "".join(answer.add(token.token_id) for token in record.tokens))

@@ -61,6 +61,11 @@ class TextStream:
         self._ids: list[int] = []
         self._text = ""
 
+    @property
+    def is_text(self) -> bool:
+        """Whether pieces are text, and not numbers of tokens."""
+        return self._tokenizer is not None
+
     def add(self, token: int) -> str:
         """The text that `token` adds; its number where the model has no fast tokenizer."""
         if self._tokenizer is None:
