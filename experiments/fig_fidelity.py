@@ -2,26 +2,31 @@
 
 Every case runs in real processes, on cores that no two devices share, and in virtual time in both
 ways: with measured cost, where operators run and are timed, and with modelled cost, the roofline of
-this host's profile, which larger testbeds need. Run it with
-`python -m tpi_bench +experiment=fig_fidelity`; draw it again with
-`python -m experiments.fig_fidelity FOLDER`.
+this host's profile, which larger testbeds need. The cases are drawn from all systems that run on
+both clocks. A case whose wall-clock runs were disturbed is marked and counts in no summary. Run it
+with `python -m tpi_bench +experiment=fig_fidelity`, with other cases by `hydra.sweeper.seed=2`;
+draw it again with `python -m experiments.fig_fidelity FOLDER`.
 """
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import pandas as pd
 
 from tpi_bench.report import figures, names
 from tpi_bench.report.drawing import Drawing, succeeded
+from tpi_bench.report.rows import BUSY_SHARE, STOLEN_SHARE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-BOUND = 0.10  # what is asked of every case
-MEDIAN_BOUND = 0.05  # and of the median of cases
+MEDIAN_BOUND = 0.04  # asked of the median of cases,
+BOUND = 0.08  # of nine in ten,
+WORST_BOUND = 0.12  # and of all of them
+INSIDE = (0.70, 0.90)  # of intervals of 80 %, so many should hold the wall-clock median
 COSTS = ("measured", "modelled")
 TIMES = {"token_latency_s": "token latency", "ttft_s": "TTFT"}
 
@@ -33,60 +38,85 @@ def table(rows: pd.DataFrame) -> str:
         for time, shown_time in TIMES.items()
         if time in set(rows.time)
     ]
-    for (time, cost), each in rows.groupby(["time", "cost"], sort=False):
-        worst = each.loc[each.error.abs().idxmax()]
-        inside = int((each.error.abs() <= BOUND).sum())
-        lines.append(
-            f"{TIMES[str(time)]}, {cost} cost: {inside} of {len(each)} cases within {BOUND:.0%}; "
-            f"median error {each.error.abs().median():.1%} (asked: {MEDIAN_BOUND:.0%}), worst "
-            f"{worst.error:+.1%}: {worst.case}"
-        )
+    lines.append("* disturbed: others took much of the host in some wall-clock run; not counted")
+    for (time, cost), each in rows[~rows.disturbed].groupby(["time", "cost"], sort=False):
+        lines.append(f"{TIMES[str(time)]}, {cost} cost: {_summary(each)}")
     return "\n".join(lines)
+
+
+def _summary(rows: pd.DataFrame) -> str:
+    worst = rows.loc[rows.error.abs().idxmax()]
+    near = (rows.error.abs() <= BOUND).mean()
+    held = rows.inside.dropna()
+    words = (
+        f"median error {rows.error.abs().median():.1%} (asked: {MEDIAN_BOUND:.0%}), {near:.0%} of "
+        f"{len(rows)} cases within {BOUND:.0%} (asked: 90%), worst {worst.error:+.1%} (asked: "
+        f"{WORST_BOUND:.0%}): {worst.case}"
+    )
+    if len(held):
+        low, high = INSIDE
+        words += (
+            f"; {held.mean():.0%} of the 80% intervals hold the wall-clock median (asked: {low:.0%}"
+            f" to {high:.0%})"
+        )
+    return words
 
 
 def _table_of(rows: pd.DataFrame) -> str:
     errors = rows.pivot(index="case", columns="cost", values="error")
-    wall = rows.drop_duplicates("case").set_index("case")[["wall_ms", "low_ms", "high_ms"]]
-    shown = wall.join(errors[[cost for cost in COSTS if cost in errors]]).reset_index()
-    times = dict.fromkeys(wall.columns, "{:.1f}".format)
+    wall = rows.drop_duplicates("case").set_index("case")
+    shown = wall[["wall_ms", "low_ms", "high_ms"]].join(errors[[c for c in COSTS if c in errors]])
+    shown.insert(0, "", wall.disturbed.map({True: "*", False: ""}))
+    times = dict.fromkeys(("wall_ms", "low_ms", "high_ms"), "{:.1f}".format)
     relative = dict.fromkeys(errors.columns, "{:+.1%}".format)
-    return shown.to_string(index=False, formatters=times | relative)
+    return shown.reset_index().to_string(index=False, formatters=times | relative)
 
 
 def draw(rows: pd.DataFrame) -> Figure:
-    """Virtual over wall-clock time, one line a case, with the range of the wall-clock repeats."""
+    """Virtual over wall-clock time, one line a case: points with their interval of 80 %, and the
+    range of the wall-clock repeats behind them.
+    """
     cases = list(dict.fromkeys(rows.case))
-    figure = figures.new_figure(1.1 + 0.13 * len(cases), num_columns=2)
+    figure = figures.new_figure(1.3 + 0.13 * len(cases), num_columns=2)
     times = [time for time in TIMES if time in set(rows.time)]
     panels = figure.subplots(1, len(times), sharey=True, squeeze=False)[0]
     for axes, time in zip(panels, times, strict=True):
         _draw_errors(axes, rows[rows.time == time], cases)
         axes.set_xlabel(f"virtual / wall-clock {TIMES[time]}")
-    panels[0].set_yticks(range(len(cases)), cases)
+    marked = set(rows[rows.disturbed].case)
+    panels[0].set_yticks(range(len(cases)), [f"{c} *" if c in marked else c for c in cases])
     panels[0].tick_params(axis="y", labelsize=6)
     panels[0].invert_yaxis()
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
-    figure.suptitle("bars: range of the wall-clock repeats; grey: within 10 %", fontsize=6.5)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    figure.suptitle(
+        f"grey: within {BOUND:.0%}; bars: 80 % interval of the prediction; * disturbed host",
+        fontsize=6.5,
+    )
     return figure
 
 
 def _draw_errors(axes: Axes, rows: pd.DataFrame, cases: list[str]) -> None:
     colours = figures.palette(COSTS)
+    wall = rows.drop_duplicates("case")
+    places = [cases.index(case) for case in wall.case]
+    low, high = wall.low_ms / wall.wall_ms, wall.high_ms / wall.wall_ms
+    axes.barh(places, high - low, left=low, height=0.8, color="0.75", label="wall-clock range")
     for number, (cost, marker) in enumerate(figures.with_markers(COSTS)):
         each = rows[rows.cost == cost]
         ratio = each.virtual_ms / each.wall_ms
-        spread = [ratio - each.virtual_ms / each.high_ms, each.virtual_ms / each.low_ms - ratio]
+        ends = [ratio - each.interval_low_ms / each.wall_ms, each.interval_high_ms / each.wall_ms]
+        ends[1] = ends[1] - ratio
         axes.errorbar(
             ratio,
             [cases.index(case) + 0.3 * (number - 0.5) for case in each.case],
-            xerr=[s.clip(lower=0) for s in spread],
+            xerr=[end.clip(lower=0) for end in ends],
             fmt=marker,
-            capsize=1.5,
+            markersize=2.5,
             color=colours[cost],
             label=f"{cost} cost",
         )
     axes.axvline(1.0, color="0.3", linewidth=0.7)
-    axes.axvspan(1 - BOUND, 1 + BOUND, color="0.85", zorder=0)
+    axes.axvspan(1 - BOUND, 1 + BOUND, color="0.9", zorder=0)
 
 
 def cases(runs: pd.DataFrame) -> pd.DataFrame:
@@ -104,20 +134,39 @@ def cases(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def _errors(time: str, cost: str, wall: pd.DataFrame, virtual: pd.DataFrame) -> pd.DataFrame:
-    rows = wall.groupby("case", sort=False)[time].agg(["median", "min", "max"]) * 1e3
+    by_case = wall.groupby("case", sort=False)
+    rows = by_case[time].agg(["median", "min", "max"]) * 1e3
     rows.columns = ["wall_ms", "low_ms", "high_ms"]
-    rows["virtual_ms"] = virtual.groupby("case")[time].median() * 1e3
+    rows["disturbed"] = _disturbed(wall).groupby(wall.case).any()
+    predicted = virtual.groupby("case")
+    rows["virtual_ms"] = predicted[time].median() * 1e3
+    for end in ("low", "high"):
+        column = time.replace("_s", f"_{end}_s")
+        rows[f"interval_{end}_ms"] = (
+            predicted[column].median() * 1e3 if column in virtual else math.nan
+        )
     rows["error"] = rows.virtual_ms / rows.wall_ms - 1
+    is_inside = rows.wall_ms.between(rows.interval_low_ms, rows.interval_high_ms).astype(float)
+    rows["inside"] = is_inside.where(rows.interval_low_ms.notna())
     rows.insert(0, "time", time)
     rows.insert(1, "cost", cost)
     return rows.dropna(subset=["virtual_ms"]).reset_index()
 
 
+def _disturbed(wall: pd.DataFrame) -> pd.Series:
+    """Rows during which others took much of the host, as `RunRow.was_disturbed` has it."""
+    busy = wall.busy_cores_start > BUSY_SHARE * wall.cores
+    return busy | (wall.steal_share > STOLEN_SHARE) if "steal_share" in wall else busy
+
+
 def _name(row: dict) -> str:
-    name = names.system_label(row)
-    if row["num_devices"] == 1:
-        return f"{name}, 1 device"
-    return f"{name}, {row['num_devices']} devices, {row['link_latency_ms']:g} ms"
+    """What was drawn of it."""
+    words = [names.system_label(row).removesuffix(", 1 device"), f"{row['num_devices']} dev."]
+    if row["num_devices"] > 1:
+        words.append(f"{row['link_latency_ms']:g} ms")
+        words += [f"{row['bandwidth_mbps']:g} Mbit/s"] if row["bandwidth_mbps"] else []
+    words += [] if math.isnan(row["memory_mb"]) else [f"{row['memory_mb']:g} MB"]
+    return ", ".join([*words, row["weights"], f"prompt {row['prompt_tokens']:.0f}"])
 
 
 DRAWING = Drawing(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tpi_bench.app.sweeper import jobs_of_grids
 
 
@@ -75,3 +77,19 @@ def test_a_system_takes_part_where_it_is_named() -> None:
         ["m=3", "system=pipeline"],
         ["m=3", "system=mmap"],
     ]
+
+
+def test_cases_are_drawn_from_one_grid_after_the_other() -> None:
+    """A case keeps all choices of what everything sweeps; the same seed draws the same."""
+    params = {"testbed": "processes,twin", "repeat": "0,1"}
+    grids = [{"a": "1,2,3,4,5"}, {"b": "1,2,3,4,5"}, {"c": "1"}]
+    jobs, _ = jobs_of_grids(params, grids, [], draw=5, seed=1)
+    cases = [job[2] for job in jobs if job[:2] == ["testbed=processes", "repeat=0"]]
+    assert len(jobs) == 5 * 4
+    assert [case[0] for case in cases] == ["a", "a", "b", "b", "c"]
+    assert jobs == jobs_of_grids(params, grids, [], draw=5, seed=1)[0]
+    others = {tuple(jobs_of_grids(params, grids, [], draw=5, seed=n)[0][0]) for n in range(20)}
+    assert len(others) > 1
+    assert len(jobs_of_grids(params, grids, [], draw=99)[0]) == 11 * 4
+    with pytest.raises(ValueError, match="draw=0 must be at least 1"):
+        jobs_of_grids(params, grids, [], draw=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,9 @@ import pytest
 import torch
 
 from tpi_bench.contract.model import WEIGHTS
-from tpi_bench.measure import calibrate
+from tpi_bench.measure import calibrate, host_rates
 from tpi_bench.measure.calibrate import ThisHost, calibration_file
+from tpi_bench.measure.program_costs import program_costs
 
 HOST = {"disk_gb_per_s": 2.0, "disk_latency_us": 80.0, "message_overhead_us": 12.0}
 PLAIN = {"memory_gb_per_s": 40.0, "peak_gflops": 90.0, "op_overhead_us": 1.0}
@@ -19,7 +21,11 @@ RATES = {"q8_gb_per_s": 38.0, "q4_gb_per_s": 30.0, "bfloat16_gflops": 200.0}
 
 
 def rows_of(values: dict[str, float]) -> list[dict[str, Any]]:
-    return [{"name": name, "median": value, "min": 0, "max": 0} for name, value in values.items()]
+    """Three rounds, of which the second is a tenth slower and the third a tenth faster."""
+    return [
+        {"name": name, "median": v, "min": 0, "max": 0, "rounds": [v, 0.9 * v, 1.1 * v]}
+        for name, v in values.items()
+    ]
 
 
 def keep(cache_dir: Path, **threads: dict[str, float]) -> None:
@@ -37,39 +43,95 @@ def test_the_profile_has_what_was_measured_with_so_many_threads(tmp_path: Path) 
     assert [one.read_bps(held) for held in ("float32", "q8", "q4")] == [40e9] * 3
     assert [two.read_bps(held) for held in ("float32", "q8", "q4")] == [50e9, 38e9, 30e9]
     assert (two.flops_per_s("bfloat16"), two.flops_per_s("q4")) == (200e9, 90e9)
+    assert [two.in_round(number).q8_gb_per_s for number in range(3)] == pytest.approx(
+        [38, 34.2, 41.8]
+    )
+    assert two.in_round(1).rounds == ()
     with pytest.raises(ValueError, match=r"this_host\.threads=3 was not calibrated; .* 1, 2"):
         ThisHost(threads=3).load(tmp_path)
 
 
+def test_a_profile_has_the_medians_of_rounds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each round measures everything once; all of it is fields of a profile."""
+    rates = itertools.count(1)
+    monkeypatch.setattr(calibrate, "NUM_ROUNDS", 3)
+    monkeypatch.setattr(calibrate, "in_helper", lambda fn, threads: PLAIN | RATES)
+    monkeypatch.setattr(
+        calibrate, "disk_rates", lambda folder: HOST | {"disk_gb_per_s": next(rates)}
+    )
+    monkeypatch.setattr(calibrate, "program_costs", lambda folder: {"step_overhead_us": 5.0})
+    found = calibrate.calibrate(tmp_path)
+    disk = next(row for row in found["host"] if row["name"] == "disk_gb_per_s")
+    assert disk == {"name": "disk_gb_per_s", "median": 2, "min": 1, "max": 3, "rounds": [1, 2, 3]}
+    profile = ThisHost(threads=1).load(tmp_path)
+    assert profile.disk_gb_per_s == 2
+    assert (profile.step_ns, profile.receive_ns) == (5_000, profile.message_ns)
+    assert [profile.in_round(number).disk_gb_per_s for number in range(3)] == [1, 2, 3]
+    assert "disk_gb_per_s" in calibrate.calibration_text(found)
+
+
 def test_products_are_measured_in_every_precision(monkeypatch: pytest.MonkeyPatch) -> None:
-    small = {"_MEMORY_BYTES": 1 << 20, "_SWEPT_BYTES": 1 << 20, "_COLUMNS": 256, "_PASSES": 2}
+    small = {"_MEMORY_BYTES": 1 << 19, "_MATRIX_BYTES": 1 << 18, "_SWEPT_BYTES": 1 << 18}
     for name, value in small.items():
-        monkeypatch.setattr(calibrate, name, value)
+        monkeypatch.setattr(host_rates, name, value)
     num_threads = torch.get_num_threads()
-    rows = calibrate._measure_compute(1)
+    found = host_rates.compute_rates(1)
     torch.set_num_threads(num_threads)
     of_precisions = [f"{w}_{unit}" for w in WEIGHTS[1:] for unit in ("gb_per_s", "gflops")]
-    names = ["memory_gb_per_s", "peak_gflops", *of_precisions, "op_overhead_us"]
-    assert [row["name"] for row in rows] == names
-    assert all(0 < row["min"] <= row["median"] <= row["max"] for row in rows)
+    assert list(found) == ["memory_gb_per_s", "peak_gflops", *of_precisions, "op_overhead_us"]
+    assert all(value > 0 for value in found.values())
 
 
-def test_the_time_of_bytes_is_left_out_of_arithmetic(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Reading takes 1 s and many rows 3, so that their arithmetic takes 2; at least half of it."""
-    monkeypatch.setattr(calibrate, "_MEMORY_BYTES", 1 << 20)
-    monkeypatch.setattr(calibrate, "_COLUMNS", 256)
-    monkeypatch.setattr(calibrate, "_ROWS", 10)
-    flops = 2 * 10 * (1 << 18)
-    for both_s, computing_s in ((3.0, 2.0), (1.5, 0.75)):
-        times = iter([[1.0], [both_s]])
-        monkeypatch.setattr(calibrate, "_times", lambda fn, times=times: next(times))
-        reading, computing = calibrate._measure_products("float32")
-        assert reading["median"] == (1 << 20) / 1e9
-        assert computing["median"] == flops / computing_s / 1e9
+def test_what_is_no_reading_and_no_arithmetic_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two matrices, 0.1 s a call. A vector takes 1.2 s, so reading 1; many rows 3.2, of which 2 are
+    arithmetic; at least half of each is left.
+    """
+    monkeypatch.setattr(host_rates, "_MEMORY_BYTES", 2 << 18)
+    monkeypatch.setattr(host_rates, "_MATRIX_BYTES", 1 << 18)
+    monkeypatch.setattr(host_rates, "_ROWS", 10)
+    flops = 2 * 2 * 10 * (1 << 16)
+    for vector_s, rows_s, reading_s, computing_s in (
+        (1.2, 3.2, 1.0, 2.0),
+        (1.2, 1.4, 1.0, 0.6),
+        (0.2, 3.2, 0.1, 2.9),
+    ):
+        times = iter([[vector_s], [rows_s]])
+        monkeypatch.setattr(host_rates, "_times", lambda fn, times=times: next(times))
+        found = host_rates._products("float32", 0.1)
+        assert found["memory_gb_per_s"] == pytest.approx((2 << 18) / reading_s / 1e9)
+        assert found["peak_gflops"] == pytest.approx(flops / computing_s / 1e9)
 
 
 @pytest.mark.parametrize("held", WEIGHTS)
 def test_what_is_multiplied_has_the_bytes_that_were_asked_for(held: str) -> None:
-    tensors = calibrate._stored(held, 1 << 22)
+    tensors = host_rates._stored(held, 1 << 22)
     nbytes = sum(tensor.nbytes for tensor in tensors)
     assert 1 << 22 <= nbytes < 1.2 * (1 << 22)  # scales come on top
+
+
+def test_a_disk_is_read_alone_and_beside_products(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(host_rates, "_DISK_BYTES", 8 << 20)
+    monkeypatch.setattr(host_rates, "_READING_S", 0.05)
+    found = host_rates.disk_rates(tmp_path)
+    assert list(found)[:3] == ["disk_gb_per_s", "disk_latency_us", "disk_computing_gb_per_s"]
+    assert all(value > 0 for value in found.values())
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_a_rank_program_takes_besides_computing(cache_dir: Path) -> None:
+    """Of the engine on two real devices; each is between nothing and a millisecond."""
+    found = program_costs(cache_dir)
+    assert list(found) == [
+        "message_overhead_us",
+        "receive_overhead_us",
+        "step_overhead_us",
+        "cold_overhead_us",
+        "wake_overhead_us",
+    ]
+    assert all(0 <= value < 1000 for value in found.values())
+    assert found["message_overhead_us"] > 0
+    assert found["step_overhead_us"] > 0

@@ -61,11 +61,13 @@ def test_the_best_of_several_probes_counts(
     monkeypatch.setattr(point.time, "sleep", lambda seconds: None)
     prepared: Any = SimpleNamespace(settings=SimpleNamespace(testbed=None, system=None), job=None)
     outcome = Outcome(status="ok")
-    found = point._limits_seen_again(prepared, outcome, SPEED, first)
+    found, right_after = point._limits_seen_again(prepared, outcome, SPEED, first)
+    assert right_after == later[0]
     assert (found.memory_bps, len(asked)) == (best, num_probes)
     assert found.busy_cores_probe == least_busy
     failed = Outcome(status="oom")
-    assert point._limits_seen_again(prepared, failed, SPEED, first).memory_bps == first.memory_bps
+    found, right_after = point._limits_seen_again(prepared, failed, SPEED, first)
+    assert (found.memory_bps, right_after) == (first.memory_bps, None)
     assert len(asked) == num_probes
 
 
@@ -77,6 +79,8 @@ def test_the_best_of_several_probes_counts(
         ({"busy_cores_probe": 0.5}, True),
         ({"busy_cores_start": 0.5, "cores": None}, False),
         ({"busy_cores_start": math.nan}, False),
+        ({"busy_cores_start": 0.0, "steal_share": 0.05}, True),
+        ({"busy_cores_start": 0.0, "steal_share": 0.01}, False),
     ],
 )
 def test_a_busy_host_is_told(changes: dict, is_told: bool) -> None:

@@ -188,7 +188,7 @@ def test_packing_is_charged(name: str, ends: list[int]) -> None:
 
 def test_packing_is_charged_by_the_profile() -> None:
     """Modelled, without data: bytes over memory bandwidth, and a share for every operator."""
-    slow = replace(IDEAL, memory_gb_per_s=1.0, op_overhead_us=3.0)
+    slow = replace(IDEAL, memory_gb_per_s=1.0, op_overhead_us=3.0, step_overhead_us=0.0)
 
     def program(rt: VirtualRuntime) -> int:
         end = make_wire(rt, "q8", torch.float32, 8192)

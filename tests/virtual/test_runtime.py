@@ -127,7 +127,7 @@ def test_messages_and_computations_cost_their_own_device_alone() -> None:
     assert totals == [
         {"sync": 30 * US},
         {"compute": 5 * MS, "sync": 40 * US},
-        {"sync": 2070 * US, "load_wait": 40 * US, "read": 0},
+        {"sync": 2070 * US, "load_wait": 40 * US},  # nobody has looked whether the read is over
     ]
 
 
@@ -157,3 +157,35 @@ def test_a_message_of_another_size_is_refused() -> None:
 
     with pytest.raises(DeviceLost, match="rank 0 sent 8 bytes where 12 were due"):
         world_of(IDEAL, IDEAL).run(program)
+
+
+def test_what_a_device_does_besides_its_verbs() -> None:
+    """Python takes 2 us before each verb, and is no part of it. Rank 1 sleeps 5 ms for its message,
+    which wakes it for 30 us of the sender's time; being cold, it sends its answer in 10 + 7.
+    """
+    device = replace(
+        IDEAL,
+        message_overhead_us=10,
+        receive_overhead_us=3,
+        step_overhead_us=2,
+        wake_overhead_us=30,
+        cold_overhead_us=7,
+    )
+    world = world_of(device, device, costs=Scripted(work=5 * MS, look=US))
+    ping = torch.zeros(1)
+
+    def program(rt: VirtualRuntime) -> list[int]:
+        if rt.rank == 0:
+            rt.compute(("work",), no_work)
+            rt.send(1, ping)
+            return [rt.now() // US]
+        rt.recv(0, torch.zeros(1))
+        received = rt.now() // US
+        rt.compute(("look",), no_work)
+        rt.send(0, ping)
+        return [received, rt.now() // US]
+
+    sent = 2 + 5000 + 2 + 10 + 30
+    answered = sent + 3 + (2 + 1) + (2 + 10 + 7)
+    assert world.run(program) == [[sent], [sent + 3, answered]]
+    assert dict(world.runtimes[0].log.totals_ns) == {"compute": 5 * MS, "sync": 40 * US}

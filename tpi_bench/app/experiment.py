@@ -215,7 +215,12 @@ def all_jobs(config: DictConfig) -> list[list[str]] | None:
     arguments = [str(text) for text in config.hydra.overrides.task]
     try:
         jobs, _ = jobs_of_grids(
-            parts.get("params") or {}, parts.get("grids") or [{}], arguments, folders_of(config)
+            parts.get("params") or {},
+            parts.get("grids") or [{}],
+            arguments,
+            folders_of(config),
+            draw=parts.get("draw"),
+            seed=parts.get("seed", 0),
         )
     except HydraException:
         return None

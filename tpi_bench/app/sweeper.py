@@ -5,6 +5,8 @@ them adds or changes; the command line overrides both. Systems given there that 
 take part in the grids that name them, others in all. Two grids can then name the same point, which
 is run once, and one can set what another system has and this one has not: such points are left out.
 `repeat` varies slowest over all grids, so that everything is measured in turns.
+With `hydra.sweeper.draw` only so many cases are run, drawn by `hydra.sweeper.seed` from one grid
+after the other; a case is a choice of what its grid sweeps, and has all choices of `params`.
 Without grids it does what Hydra's basic sweeper does, and launcher plug-ins work as with that one.
 """
 
@@ -12,6 +14,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import random
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -44,9 +47,13 @@ class GridSweeper(Sweeper):
         self,
         params: Mapping[str, Any] | None = None,
         grids: Sequence[Mapping[str, Any]] | None = None,
+        draw: int | None = None,
+        seed: int = 0,
     ) -> None:
         self._params = params or {}
         self._grids = grids or [{}]
+        self._draw = draw
+        self._seed = seed
         self.config: DictConfig | None = None
         self.launcher: Launcher | None = None
 
@@ -77,7 +84,12 @@ class GridSweeper(Sweeper):
         folder.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(self.config, folder / "multirun.yaml")
         jobs, left_out = jobs_of_grids(
-            self._params, self._grids, arguments, folders_of(self.config)
+            self._params,
+            self._grids,
+            arguments,
+            folders_of(self.config),
+            draw=self._draw,
+            seed=self._seed,
         )
         for reason, count in left_out.items():
             print(f"{count} points are left out: {reason}", file=sys.stderr)
@@ -105,15 +117,22 @@ def jobs_of_grids(
     grids: Sequence[Mapping[str, Any]],
     arguments: Sequence[str],
     folders: Sequence[Path] = (CONFIG_FOLDER,),
+    *,
+    draw: int | None = None,
+    seed: int = 0,
 ) -> tuple[list[list[str]], dict[str, int]]:
     """The overrides of every job, and how many points are left out for which reason.
 
     For each grid the product of all choices, the last key fastest; then all of them in the order
-    of their repeat. A key that is given again keeps its place and takes the later choices.
+    of their repeat. A key that is given again keeps its place and takes the later choices. With
+    `draw` only so many cases (see the module). Raises ValueError.
     """
+    if draw is not None and draw < 1:
+        raise ValueError(f"hydra.sweeper.draw={draw} must be at least 1, or null for all cases")
     parser = OverridesParser.create()
     given = {override.get_key_element() for override in parser.parse_overrides(list(arguments))}
     jobs: dict[frozenset[str], list[str]] = {}
+    drawn: list[dict[frozenset[str], list[frozenset[str]]]] = []  # jobs of each case of each grid
     left_out: dict[str, int] = {}
     named = {name for grid in grids for name in _systems(parser, grid)}
     for grid in grids:
@@ -125,12 +144,29 @@ def jobs_of_grids(
         if own:
             elsewhere = {f"system={name}" for name in named - own}
             choices["system"] = [name for name in choices["system"] if name not in elsewhere]
+        cases: dict[frozenset[str], list[frozenset[str]]] = {}
         for job in itertools.product(*choices.values()):
             if reason := _misfit(job, given, folders):
                 left_out[reason] = left_out.get(reason, 0) + 1
-            else:
-                jobs.setdefault(frozenset(job), list(job))
+            elif frozenset(job) not in jobs:
+                jobs[frozenset(job)] = list(job)
+                case = (text for text in job if text.partition("=")[0] not in params)
+                cases.setdefault(frozenset(case), []).append(frozenset(job))
+        drawn.append(cases)
+    if draw is not None:
+        kept = _draw(drawn, draw, random.Random(seed))
+        jobs = {key: job for key, job in jobs.items() if key in kept}
     return sorted(jobs.values(), key=_repeat_of), left_out
+
+
+def _draw(
+    grids: Sequence[Mapping[frozenset[str], list[frozenset[str]]]], number: int, rng: random.Random
+) -> set[frozenset[str]]:
+    """The jobs of so many cases: one of each grid in turn, as long as there are any."""
+    shuffled = [rng.sample(list(cases), len(cases)) for cases in grids]
+    in_turn = itertools.chain.from_iterable(itertools.zip_longest(*shuffled))
+    cases = [case for case in in_turn if case is not None][:number]
+    return {job for jobs in grids for case in cases for job in jobs.get(case, ())}
 
 
 def _repeat_of(job: Sequence[str]) -> int:

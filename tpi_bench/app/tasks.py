@@ -108,7 +108,7 @@ def _chat(settings: Settings) -> None:
 def _calibrate(settings: Settings) -> None:
     from tpi_bench.measure import calibrate
 
-    print("calibrating; leave the machine alone for a minute", file=sys.stderr)
+    print("calibrating; leave the machine alone for two minutes", file=sys.stderr)
     cache_dir = cache.cache_folder(settings.cache_dir)
     with measuring_turn(None, wait=settings.wait):
         found = calibrate.calibrate(cache_dir)

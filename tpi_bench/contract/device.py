@@ -12,16 +12,23 @@ may be slower than memory, half precision has a peak of its own.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from math import inf
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from tpi_bench.contract.model import WEIGHTS
 from tpi_bench.contract.setting import needed, setting
 
 _OF_PRECISION = [f"{name}_{unit}" for unit in ("gb_per_s", "gflops") for name in WEIGHTS[1:]]
+_OF_DISK = ("disk_computing_gb_per_s", "disk_shared_gb_per_s")
+_OVERHEADS = (
+    "receive_overhead_us",
+    "wake_overhead_us",
+    "step_overhead_us",
+    "cold_overhead_us",
+)
 
 
 class Operator(NamedTuple):
@@ -67,6 +74,28 @@ class DeviceProfile:
     message_overhead_us: float = needed(
         "CPU time to send or receive a message, or to ask for a read"
     )
+    disk_computing_gb_per_s: float | None = setting(
+        None, "rate of large reads while the device computes; null: disk_gb_per_s"
+    )
+    disk_shared_gb_per_s: float | None = setting(
+        None,
+        "rate of large reads for all devices together that read from one disk at once; null: "
+        "disk_gb_per_s",
+    )
+    receive_overhead_us: float | None = setting(
+        None, "CPU time to receive a message that is there; null: message_overhead_us"
+    )
+    wake_overhead_us: float = setting(
+        0.0, "CPU time that a message to a device that sleeps takes its sender on top"
+    )
+    step_overhead_us: float | None = setting(
+        None,
+        "Python of a rank program between two computations, messages or reads; null: "
+        "op_overhead_us",
+    )
+    cold_overhead_us: float = setting(
+        0.0, "of each computation and message after the device has waited for some ms, on top"
+    )
     source: str = setting("", "where the numbers come from")
     used_cores: int | None = setting(None, "fewer than all, to see what cores are worth")
     float16_gb_per_s: float | None = setting(
@@ -97,6 +126,9 @@ class DeviceProfile:
         None, "arithmetic of products with many vectors in q4; null: peak_gflops"
     )
 
+    # What each round of its calibration found, by name of the number; none where it was given.
+    rounds: tuple[tuple[tuple[str, float], ...], ...] = field(default=(), repr=False)
+
     def __post_init__(self) -> None:
         for name in ("cores", "disk_queue_depth"):
             if getattr(self, name) < 1:
@@ -104,13 +136,14 @@ class DeviceProfile:
         for name in ("memory_gb", "memory_gb_per_s", "peak_gflops", "disk_gb_per_s"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"device.{name}={getattr(self, name)} must be above 0")
-        for name in _OF_PRECISION:
+        for name in (*_OF_PRECISION, *_OF_DISK):
             rate = getattr(self, name)
             if rate is not None and not 0 < rate < inf:
                 usual = "memory_gb_per_s" if name.endswith("gb_per_s") else "peak_gflops"
+                usual = "disk_gb_per_s" if name in _OF_DISK else usual
                 raise ValueError(f"device.{name}={rate} must be above 0, or null for {usual}")
-        for name in ("op_overhead_us", "disk_latency_us", "message_overhead_us"):
-            if not 0 <= getattr(self, name) < inf:
+        for name in ("op_overhead_us", "disk_latency_us", "message_overhead_us", *_OVERHEADS):
+            if not 0 <= (getattr(self, name) or 0.0) < inf:
                 raise ValueError(f"device.{name}={getattr(self, name)} must be at least 0")
         if self.memory_gb == inf:
             raise ValueError("device.memory_gb=inf must be a number of GB")
@@ -122,6 +155,13 @@ class DeviceProfile:
     def load(self, cache_dir: Path) -> DeviceProfile:
         """As a `ProfileSource`: it is there."""
         return self
+
+    def in_round(self, number: int) -> DeviceProfile:
+        """The device as a round of its calibration found it; itself where there were none."""
+        if not self.rounds:
+            return self
+        found: dict[str, Any] = dict(self.rounds[number % len(self.rounds)])
+        return replace(self, **found, rounds=())
 
     @property
     def memory_bps(self) -> float:
@@ -144,6 +184,24 @@ class DeviceProfile:
     @property
     def message_ns(self) -> int:
         return round(self.message_overhead_us * 1e3)
+
+    @property
+    def receive_ns(self) -> int:
+        given = self.receive_overhead_us
+        return self.message_ns if given is None else round(given * 1e3)
+
+    @property
+    def wake_ns(self) -> int:
+        return round(self.wake_overhead_us * 1e3)
+
+    @property
+    def step_ns(self) -> int:
+        given = self.step_overhead_us
+        return round((self.op_overhead_us if given is None else given) * 1e3)
+
+    @property
+    def cold_ns(self) -> int:
+        return round(self.cold_overhead_us * 1e3)
 
     @property
     def strength(self) -> float:

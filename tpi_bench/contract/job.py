@@ -137,6 +137,7 @@ class Outcome:
     generation: Generation | None = None
     devices: list[DeviceReport] = field(default_factory=list)
     round_trips_ns: list[int] = field(default_factory=list)
+    by_round: list[Generation] = field(default_factory=list)  # in virtual time, see `testbed.py`
     num_events: int = 0  # of a virtual run
     memory_cap: str = "none"  # what enforces the caps
     peak_cgroup_bytes: float = math.nan  # the largest of any device, also of one that died

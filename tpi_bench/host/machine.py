@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
+import math
 import os
 import platform
 import subprocess
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +54,41 @@ def busy_cores(interval_s: float) -> float:
     load = OthersLoad()
     time.sleep(interval_s)
     return load.cores()
+
+
+@dataclass(frozen=True)
+class HostState:
+    """This host at a moment: who is busy on it, and how fast its cores run.
+
+    `steal_s` is the CPU time, of all cores since the start of the host, that a virtual machine
+    wanted and others of its machine got; NaN where the system does not count it. `clock_mhz` is NaN
+    where it is not told.
+    """
+
+    time_s: float
+    busy_cores: float
+    steal_s: float
+    clock_mhz: float
+
+    @classmethod
+    def look(cls, interval_s: float) -> HostState:
+        """Takes the interval, in which this process sleeps."""
+        busy = busy_cores(interval_s)
+        steal_s = getattr(psutil.cpu_times(), "steal", math.nan)
+        return cls(time.monotonic(), busy, steal_s, _clock_mhz())
+
+    def stolen_share(self, later: HostState) -> float:
+        """The share of all cores' time from this moment to a later one that others got."""
+        cores = os.cpu_count() or 1
+        return (later.steal_s - self.steal_s) / max(1e-3, cores * (later.time_s - self.time_s))
+
+
+def _clock_mhz() -> float:
+    try:
+        frequency = psutil.cpu_freq()
+    except (AttributeError, OSError, NotImplementedError):  # not every platform has it
+        return math.nan
+    return math.nan if frequency is None else float(frequency.current)
 
 
 def _busy_s() -> float:

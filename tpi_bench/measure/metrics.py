@@ -40,14 +40,20 @@ def speed_of(outcome: Outcome) -> Speed:
     if generation is None or outcome.status != "ok":
         return Speed.unmeasured()
     gaps = token_gaps_s(generation)
+    first_s, latencies_s = zip(*map(_times_s, [generation, *outcome.by_round]), strict=True)
+    has_interval = bool(outcome.by_round)
     warmup_ns = generation.warmup_ttft_ns
     later = [row for row in token_rows(generation)[1:] if row.gap_s > 0]
     return Speed(
-        ttft_s=(generation.token_ns[0] - generation.request_ns) / 1e9,
+        ttft_s=first_s[0],
         warmup_ttft_s=math.nan if warmup_ns is None else warmup_ns / 1e9,
-        token_latency_s=statistics.fmean(gaps) if gaps else math.nan,
+        token_latency_s=latencies_s[0],
         token_latency_p50_s=percentile(gaps, 0.5),
         token_latency_p95_s=percentile(gaps, 0.95),
+        ttft_low_s=min(first_s[1:]) if has_interval else math.nan,
+        ttft_high_s=max(first_s[1:]) if has_interval else math.nan,
+        token_latency_low_s=min(latencies_s[1:]) if has_interval else math.nan,
+        token_latency_high_s=max(latencies_s[1:]) if has_interval else math.nan,
         num_tokens=len(generation.token_ids),
         compute_share=_median([row.compute_s / row.gap_s for row in later]),
         sync_share=_median([row.sync_s / row.gap_s for row in later]),
@@ -55,6 +61,13 @@ def speed_of(outcome: Outcome) -> Speed:
         sampling_share=_median([row.sampling_s / row.gap_s for row in later]),
         unexplained_share=_median([row.unexplained_s / row.gap_s for row in later]),
     )
+
+
+def _times_s(generation: Generation) -> tuple[float, float]:
+    """TTFT and token latency."""
+    gaps = token_gaps_s(generation)
+    first_s = (generation.token_ns[0] - generation.request_ns) / 1e9
+    return first_s, statistics.fmean(gaps) if gaps else math.nan
 
 
 def perplexity_of(generation: Generation | None) -> float:

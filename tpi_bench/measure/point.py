@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import datetime
 import logging
-import math
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -14,9 +13,10 @@ from pathlib import Path
 
 from tpi_bench.contract.job import Outcome
 from tpi_bench.host import cache
-from tpi_bench.host.machine import available_cpus, busy_cores
+from tpi_bench.host.machine import available_cpus
 from tpi_bench.measure.limits import host_limits, point_limits
 from tpi_bench.measure.metrics import speed_of
+from tpi_bench.measure.noise import look_at_host, noise_of
 from tpi_bench.measure.oracle import compare_with_oracle
 from tpi_bench.measure.prepare import Prepared, advice_after
 from tpi_bench.measure.probe import HostLimits
@@ -24,7 +24,6 @@ from tpi_bench.measure.record import begin_page_cache, make_record
 from tpi_bench.report.rows import BUSY_SHARE, Exactness, Limits, Record, Speed
 
 _LOG = logging.getLogger(__name__)
-_LOOK_S = 0.1  # at how busy the host is
 _PAUSES_S = (0.0, 0.5, 1.0)  # before each further probe of it
 
 
@@ -34,7 +33,7 @@ def measure(prepared: Prepared, on_token: Callable[[int], None] | None = None) -
     system, testbed = settings.system, settings.testbed
     job = replace(prepared.job, stream=on_token is not None)
     started = datetime.datetime.now(datetime.UTC).isoformat()
-    busy_at_start = busy_cores(_LOOK_S) if testbed.measures_here else math.nan
+    before = look_at_host(testbed)
     with _step("probing the host"):
         host = host_limits(testbed, system, job)
     page_cache = begin_page_cache(testbed, job, settings.cache)
@@ -48,20 +47,21 @@ def measure(prepared: Prepared, on_token: Callable[[int], None] | None = None) -
             outcome.error = f"{outcome.error}; {advice_after(prepared)}"
         if settings.check and outcome.status == "ok":
             exactness = compare_with_oracle(settings, prepared.model, job, outcome)
+    after = look_at_host(testbed)
     speed = speed_of(outcome)
     with _step("probing the host again"):
-        limits = _limits_seen_again(prepared, outcome, speed, host)
+        limits, probed_after = _limits_seen_again(prepared, outcome, speed, host)
+    noise = noise_of(before, after, host, probed_after)
     least_s = limits.limit_token_s * (1 - limits.limit_spread)
     limits = replace(limits, beats_limit=speed.token_latency_s < least_s)
-    return make_record(
-        prepared, outcome, started, speed, limits, exactness, page_cache, busy_at_start
-    )
+    return make_record(prepared, outcome, started, speed, limits, exactness, page_cache, noise)
 
 
 def _limits_seen_again(
     prepared: Prepared, outcome: Outcome, speed: Speed, host: HostLimits | None
-) -> Limits:
-    """The limits with the best that the host did before the point and after it.
+) -> tuple[Limits, HostLimits | None]:
+    """The limits with the best that the host did before the point and after it, and what it did
+    right after.
 
     Where it was busy each time, or the point was faster than that, it is asked again a bit later.
     """
@@ -69,17 +69,19 @@ def _limits_seen_again(
     testbed, system = settings.testbed, settings.system
     limits = point_limits(testbed, system, job, outcome, host)
     if host is None or outcome.status != "ok":
-        return limits
+        return limits, None
+    first = None
     for pause_s in _PAUSES_S:
         time.sleep(pause_s)
         again = host_limits(testbed, system, job)
         assert again is not None
+        first = first or again
         host = host.best(again)
         limits = point_limits(testbed, system, job, outcome, host)
         is_busy = host.busy_cores > BUSY_SHARE * len(available_cpus())
         if not is_busy and not speed.token_latency_s < limits.limit_token_s:  # it may be NaN
             break
-    return limits
+    return limits, first
 
 
 @contextlib.contextmanager

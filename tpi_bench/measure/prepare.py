@@ -8,18 +8,14 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from tpi_bench.contract.blocks import BlockFile
 from tpi_bench.contract.job import Job
 from tpi_bench.contract.model import Model
-from tpi_bench.contract.plan import Plan
 from tpi_bench.host import cache
-from tpi_bench.host.fork import in_helper
+from tpi_bench.measure.blocks import made_blocks
 from tpi_bench.measure.fits import advice, refuse_too_little
 from tpi_bench.measure.planned import devices_of, load_model, planned_job, request_of
 from tpi_bench.measure.settings import Settings
 from tpi_bench.measure.texts import refuse_text
-from tpi_bench.models.block_files import rank_blocks
-from tpi_bench.models.sharder import find_shards, shard, shard_folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +37,7 @@ def prepare(settings: Settings) -> Prepared:
     _refuse_unfit(settings)
     model, job = _planned(settings, cache_dir)
     if job.plan is not None and testbed.opens_files:
-        job = replace(job, blocks=_blocks(model, job.plan, cache_dir))
+        job = replace(job, blocks=made_blocks(model, job.plan, cache_dir))
     path = system.checkpoint_path(model, cache_dir)
     job = replace(job, checkpoint_path=None if path is None else str(path))
     return Prepared(settings=settings, model=model, job=job)
@@ -90,18 +86,3 @@ def describe(prepared: Prepared) -> str:
     where = settings.testbed.where(prepared.job)
     model = prepared.model
     return f"{settings.system.name}: {model.name} in {model.weights} on {where}"
-
-
-def _blocks(model: Model, plan: Plan, cache_dir: Path) -> list[list[BlockFile]]:
-    """Every rank's block files, made if they are missing."""
-    weights, dtype = model.weights, model.dtype
-    folder = shard_folder(cache_dir, model.checkpoint, plan, weights, dtype)
-    manifest, bad = find_shards(folder)
-    if manifest is None or bad:
-        in_helper(shard, folder, model.checkpoint, plan, weights, dtype)
-        manifest, bad = find_shards(folder)
-    if manifest is None or bad:
-        raise ValueError(
-            f"the block files in {folder} do not stay as written: {bad or 'no manifest'}"
-        )
-    return [rank_blocks(folder, manifest, rank) for rank in range(plan.num_devices)]

@@ -23,6 +23,7 @@ from tpi_bench.report.rows import (
     DeviceRow,
     Ended,
     Exactness,
+    HostNoise,
     Limits,
     Links,
     Memory,
@@ -44,7 +45,7 @@ def make_record(
     limits: Limits,
     exactness: Exactness,
     cached: PageCache,
-    busy_cores_start: float = math.nan,
+    noise: HostNoise,
 ) -> Record:
     """The record of a point that was run, however that ended."""
     settings, job = prepared.settings, prepared.job
@@ -58,7 +59,8 @@ def make_record(
             settings.system.note(job),
         ),
         _ended(started, outcome),
-        _circumstances(settings.testbed, job, outcome.devices, busy_cores_start),
+        _circumstances(settings.testbed, job, outcome.devices),
+        noise,
         speed,
         _links(job, outcome),
         limits,
@@ -152,9 +154,7 @@ def _ended(started: str, outcome: Outcome) -> Ended:
     )
 
 
-def _circumstances(
-    testbed: Testbed, job: Job, devices: Sequence[DeviceReport], busy_cores_start: float
-) -> Circumstances:
+def _circumstances(testbed: Testbed, job: Job, devices: Sequence[DeviceReport]) -> Circumstances:
     machines = testbed.machines(job)
     return Circumstances(
         hidden=job.config.hidden,
@@ -165,7 +165,6 @@ def _circumstances(
         pinned=job.cpus is not None,
         cores=len(available_cpus()),
         devices_share_cores=machines.share_cores,
-        busy_cores_start=busy_cores_start,
         device=machines.names,
         kernel=next((device.kernel for device in devices if device.rank == 0), None),
         cores_per_device=machines.cores_per_device,

@@ -16,6 +16,7 @@ from typing import Any, Self
 SETTINGS = "system_settings"  # the field that stands for a column a setting
 SETTING_PREFIX = "system_"
 BUSY_SHARE = 0.2  # of the cores: a host of which others take more is called busy
+STOLEN_SHARE = 0.02  # and one whose hypervisor gives more of its time to others
 
 
 def column(unit: str, meaning: str) -> Any:
@@ -97,12 +98,28 @@ class Circumstances(Row):
     devices_share_cores: bool | None = column(
         "", "more threads than cores: real devices would be faster"
     )
-    busy_cores_start: float = column(
-        "", "cores of this host that others kept busy just before it was measured"
-    )
     device: str | None = column("", "device profiles, or `this host`")
     kernel: str | None = column("", "what multiplies a weight with one vector on the master")
     cores_per_device: float = column("", "cores of the first profile that compute")
+
+
+@dataclass(kw_only=True)
+class HostNoise(Row):
+    """What else this host did, where its speed is in the row; `measure/noise.py` looks."""
+
+    busy_cores_start: float = column(
+        "", "cores of this host that others kept busy just before it was measured"
+    )
+    busy_cores_end: float = column("", "the same just after")
+    steal_share: float = column(
+        "", "share of its cores' time, from before to after, that the hypervisor gave to others"
+    )
+    clock_mhz_start: float = column("MHz", "clock rate just before, as the system tells it")
+    clock_mhz_end: float = column("MHz", "the same just after")
+    memory_bps_start: float = column("bytes/s", "memory bandwidth as probed just before")
+    memory_bps_end: float = column("bytes/s", "the same just after")
+    disk_bps_start: float = column("bytes/s", "disk bandwidth as probed just before")
+    disk_bps_end: float = column("bytes/s", "the same just after")
 
 
 @dataclass(kw_only=True)
@@ -114,6 +131,14 @@ class Speed(Row):
     token_latency_s: float = column("s", "mean gap between later tokens: (last - first) / (n - 1)")
     token_latency_p50_s: float = column("s", "median of these gaps")
     token_latency_p95_s: float = column("s", "95th percentile of these gaps")
+    ttft_low_s: float = column(
+        "s",
+        "low end of an 80 % interval: virtual time with what a device did in each round of its "
+        "calibration (`testbed.interval`)",
+    )
+    ttft_high_s: float = column("s", "its high end")
+    token_latency_low_s: float = column("s", "low end of the same for the token latency")
+    token_latency_high_s: float = column("s", "its high end")
     num_tokens: int | None = column("", "tokens that were generated")
     compute_share: float = column("", "median share of a gap that the master computes")
     sync_share: float = column("", "the same of sending, receiving and adding up")
@@ -236,6 +261,7 @@ PARTS = (
     Asked,
     Ended,
     Circumstances,
+    HostNoise,
     Speed,
     Links,
     Limits,
@@ -257,6 +283,7 @@ class RunRow(
     Limits,
     Links,
     Speed,
+    HostNoise,
     Circumstances,
     Ended,
     Asked,
@@ -304,8 +331,9 @@ class RunRow(
 
     @property
     def was_disturbed(self) -> bool:
-        """Whether others kept much of the host busy just before it was measured."""
-        return self.busy_cores_start > BUSY_SHARE * (self.cores or math.inf)
+        """Whether others took much of the host just before it was measured, or meanwhile."""
+        is_busy = self.busy_cores_start > BUSY_SHARE * (self.cores or math.inf)
+        return is_busy or self.steal_share > STOLEN_SHARE
 
     @property
     def probe_was_disturbed(self) -> bool:

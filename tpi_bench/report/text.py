@@ -127,8 +127,10 @@ def _notes(run: RunRow) -> list[str]:
     """What must be known of a row before its numbers are used."""
     notes = [run.note] if run.note else []
     if run.was_disturbed:
+        stolen = f", and took {run.steal_share:.0%} of its time" if run.steal_share > 0 else ""
         notes.append(
             f"others kept {run.busy_cores_start:.1f} of {run.cores} cores busy when this began"
+            + stolen
         )
     if run.probe_was_disturbed:
         notes.append(

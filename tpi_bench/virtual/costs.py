@@ -25,7 +25,8 @@ from tpi_bench.virtual.operators import count_work
 
 T = TypeVar("T")
 
-_WAITS_MS = (8, 2, 1)
+_WAITS_MS = (16, 8, 2, 1)
+_COLD_AFTER_NS = 1_000_000  # a modelled device is cold after such a wait
 
 
 class Costs(Protocol):
@@ -56,7 +57,7 @@ class ModelledCosts:
         price = self._priced.get((key, profile))
         if price is None:
             price = self._priced[key, profile] = profile.work_ns(known[1])
-        return known[0], price
+        return known[0], price + (profile.cold_ns if idle_ns >= _COLD_AFTER_NS else 0)
 
 
 class Typical(NamedTuple):
@@ -94,11 +95,8 @@ class MeasuredCosts:
     def run(
         self, key: Key, fn: Callable[[], T], profile: DeviceProfile, idle_ns: int = 0
     ) -> tuple[T, int]:
-        wait_ms = next((ms for ms in _WAITS_MS if idle_ns >= ms * 1e6), 0)
-        name = self._names.get((key, wait_ms))
-        if name is None:
-            name = f"{self._circumstances}, after {wait_ms} ms, {key}"
-            self._names[key, wait_ms] = name
+        wait_ms = _wait_ms(idle_ns)
+        name = self._name(key, wait_ms)
         known = self._typical.get(name)
         if known is not None:
             return fn(), round(known.ns * self._ratio(name, known.work, profile))
@@ -118,6 +116,24 @@ class MeasuredCosts:
         self._works = {name: self._works[name] for name in once}
         _write_costs(self._path, self._typical)
 
+    def recall_ns(self, key: Key, profile: DeviceProfile, idle_ns: int) -> int:
+        """What the file says that a computation costs the device, after such a wait if it knows."""
+        wait_ms = _wait_ms(idle_ns)
+        for ms in sorted((0, *_WAITS_MS), key=lambda ms: abs(ms - wait_ms)):
+            name = self._name(key, ms)
+            known = self._typical.get(name)
+            if known is not None:
+                return round(known.ns * self._ratio(name, known.work, profile))
+        raise KeyError(f"no cost of {key} is known")
+
+    def _name(self, key: Key, wait_ms: int) -> str:
+        """Of a computation in the file."""
+        name = self._names.get((key, wait_ms))
+        if name is None:
+            name = f"{self._circumstances}, after {wait_ms} ms, {key}"
+            self._names[key, wait_ms] = name
+        return name
+
     def _count(self, name: str, fn: Callable[[], T]) -> tuple[T, int]:
         """Counting slows it down: this one is charged, but no sample."""
         start = time.perf_counter_ns()
@@ -136,13 +152,37 @@ class MeasuredCosts:
 
     def _ratio(self, name: str, work: Work, profile: DeviceProfile) -> float:
         """How much longer the roofline says that the device takes than this host."""
-        if profile.name == self._host.name:
-            return 1.0
         ratio = self._ratios.get((name, profile))
         if ratio is None:
-            ratio = profile.work_ns(work) / max(1, self._host.work_ns(work))
+            taken_ns, here_ns = profile.work_ns(work), self._host.work_ns(work)
+            ratio = 1.0 if taken_ns == here_ns else taken_ns / max(1, here_ns)
             self._ratios[name, profile] = ratio
         return ratio
+
+
+class RecalledCosts:
+    """What `MeasuredCosts` knows, without computing again: on the meta device, each key once."""
+
+    def __init__(self, measured: MeasuredCosts) -> None:
+        self._measured = measured
+        self._results: dict[Key, Any] = {}
+        self._priced: dict[tuple[Key, DeviceProfile, int], int] = {}
+
+    def run(
+        self, key: Key, fn: Callable[[], T], profile: DeviceProfile, idle_ns: int = 0
+    ) -> tuple[T, int]:
+        if key not in self._results:
+            self._results[key] = fn()
+        named = (key, profile, _wait_ms(idle_ns))
+        price = self._priced.get(named)
+        if price is None:
+            price = self._priced[named] = self._measured.recall_ns(key, profile, idle_ns)
+        return self._results[key], price
+
+
+def _wait_ms(idle_ns: int) -> int:
+    """The longest of `_WAITS_MS` that a core has idled for, or 0."""
+    return next((ms for ms in _WAITS_MS if idle_ns >= ms * 1e6), 0)
 
 
 def typical_ns(samples: list[int]) -> int:

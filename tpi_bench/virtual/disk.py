@@ -5,6 +5,11 @@ The runtime asks the disk when a read ends, and the cache how much of a mapped f
 
 from __future__ import annotations
 
+import math
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
 from tpi_bench.contract.device import DeviceProfile
 
 # Linux reads 128 KiB ahead (read_ahead_kb), and twice that of a file that is advised as sequential.
@@ -13,6 +18,9 @@ ADVISED_BYTES = 2 * READ_AHEAD_BYTES
 READS_IN_FLIGHT = 2  # the part that is waited for, and the next
 # Of a new mapping of pages that are in memory: 24 ms a GB on a host of ours, in large folios.
 FAULT_NS_PER_BYTE = 0.024
+
+
+_ROUNDING_NS = 0.01  # sums of floats that ought to be equal
 
 
 class PageCache:
@@ -62,37 +70,114 @@ class PageCache:
                 del self._held[file]
 
 
+@dataclass(eq=False)
+class DiskRead:
+    """A read that a disk was asked for. `end_ns` is known once it is over."""
+
+    device: int
+    left: float  # bytes
+    on_end: Callable[[int], None]
+    ready_ns: float | None = None  # when its latency is over; None: the disk has not begun with it
+    end_ns: int | None = None
+
+
 class DiskQueue:
-    """In order; latencies of up to `disk_queue_depth` requests overlap, transfers do not."""
+    """In order; latencies of up to `disk_queue_depth` requests overlap, transfers do not.
+
+    What it gives depends on what goes on beside it: less while devices compute, and another rate
+    for several devices that read at once. So a read's end is known when it has come; until then
+    `expected_end` says when it would come if nothing changed any more.
+    """
 
     def __init__(self, profile: DeviceProfile) -> None:
         self._latency_ns = round(profile.disk_latency_us * 1e3)
-        self._gb_per_s = profile.disk_gb_per_s
-        self._recent = [0] * profile.disk_queue_depth  # ends of the last requests, oldest first
+        self._depth = profile.disk_queue_depth
+        self._alone = profile.disk_gb_per_s
+        self._beside_computing = profile.disk_computing_gb_per_s or profile.disk_gb_per_s
+        self._shared = profile.disk_shared_gb_per_s or profile.disk_gb_per_s
+        self._reads: deque[DiskRead] = deque()
+        self._time_ns = 0.0  # until when transfers are accounted for
+        self._num_computing = 0
 
-    def read(self, now_ns: int, nbytes: int) -> int:
-        """When a read of `nbytes` that is asked for now has ended."""
-        admitted = max(now_ns, self._recent[0])
-        start = max(admitted + self._latency_ns, self._recent[-1])
-        end = start + round(nbytes / self._gb_per_s)
-        self._recent = [*self._recent[1:], end]
-        return end
+    def read(
+        self, now_ns: int, nbytes: int, device: int = 0, on_end: Callable[[int], None] | None = None
+    ) -> DiskRead:
+        """Ask for so many bytes. `on_end` is told the end as soon as it is known."""
+        self.advance(now_ns)
+        asked = DiskRead(device, nbytes, on_end or (lambda end_ns: None))
+        self._reads.append(asked)
+        if len(self._reads) <= self._depth:
+            asked.ready_ns = now_ns + self._latency_ns
+        return asked
+
+    def computing(self, now_ns: int, change: int) -> None:
+        """One device more (1) computes, or one less (-1)."""
+        if self._reads:
+            self.advance(now_ns)
+        self._num_computing += change
+
+    def advance(self, now_ns: int) -> None:
+        """Account for everything until now."""
+        reads = self._reads
+        while reads and self._time_ns <= now_ns:
+            head = reads[0]
+            assert head.ready_ns is not None
+            start_ns = max(self._time_ns, head.ready_ns)
+            end_ns = start_ns + head.left / self._gb_per_s()
+            if end_ns > now_ns + _ROUNDING_NS:
+                if now_ns > start_ns:
+                    head.left -= (now_ns - start_ns) * self._gb_per_s()
+                break
+            self._end(end_ns)
+        self._time_ns = max(self._time_ns, now_ns)
+
+    def expected_end(self, read: DiskRead) -> int:
+        """When a read that is not over would end. Call `advance` first."""
+        time_ns, rate = self._time_ns, self._gb_per_s()
+        ends: list[float] = []
+        for number, each in enumerate(self._reads):
+            admitted_ns = ends[number - self._depth] if number >= self._depth else 0.0
+            ready_ns = admitted_ns + self._latency_ns if each.ready_ns is None else each.ready_ns
+            time_ns = max(time_ns, ready_ns) + each.left / rate
+            ends.append(time_ns)
+            if each is read:
+                break
+        return math.ceil(round(time_ns, 3))
 
     def stream(self, now_ns: int, nbytes: int, part_bytes: int, in_flight: int) -> int:
         """When `nbytes` have come that are read in parts, so many at once, one after another.
 
         A part is asked for when the one `in_flight` before it has come; whole rounds of them take a
-        latency and a transfer where the latency is longer than the transfers that hide it.
+        latency and a transfer where the latency is longer than the transfers that hide it. Nothing
+        else is read meanwhile.
         """
-        in_flight = min(in_flight, len(self._recent))
-        start = max(now_ns, self._recent[-1])
+        self.advance(now_ns)
+        in_flight = min(in_flight, self._depth)
+        start = max(now_ns, self._time_ns)
+        if self._reads:
+            start = max(start, self.expected_end(self._reads[-1]))
         num_parts = -(-nbytes // part_bytes)
-        part_ns = part_bytes / self._gb_per_s
+        part_ns = part_bytes / self._alone
         if self._latency_ns <= (in_flight - 1) * part_ns:
             took = self._latency_ns + num_parts * part_ns
         else:
             rounds, last = divmod(num_parts - 1, in_flight)
             took = (rounds + 1) * (self._latency_ns + part_ns) + last * part_ns
-        end = start + round(took - (num_parts * part_bytes - nbytes) / self._gb_per_s)
-        self._recent = [end] * len(self._recent)
-        return end
+        end = start + round(took - (num_parts * part_bytes - nbytes) / self._alone)
+        self._time_ns = end
+        return round(end)
+
+    def _gb_per_s(self) -> float:
+        """What the disk gives right now, in bytes a nanosecond."""
+        if len(self._reads) > 1 and any(r.device != self._reads[0].device for r in self._reads):
+            return self._shared
+        return self._beside_computing if self._num_computing else self._alone
+
+    def _end(self, end_ns: float) -> None:
+        """The first read is over; another one's latency begins."""
+        head = self._reads.popleft()
+        self._time_ns = end_ns
+        if len(self._reads) >= self._depth:
+            self._reads[self._depth - 1].ready_ns = end_ns + self._latency_ns
+        head.end_ns = math.ceil(round(end_ns, 3))
+        head.on_end(head.end_ns)

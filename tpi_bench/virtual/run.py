@@ -13,16 +13,17 @@ from pathlib import Path
 import torch
 
 from tpi_bench.contract.job import DeviceReport, Job, Outcome
+from tpi_bench.contract.request import Generation
 from tpi_bench.contract.runtime import BlockReadError, DeviceLost
 from tpi_bench.engine.matrix import kernel_name
 from tpi_bench.engine.rank import run_rank
 from tpi_bench.host import cache, machine
-from tpi_bench.virtual.costs import Costs, MeasuredCosts, ModelledCosts
+from tpi_bench.virtual.costs import Costs, MeasuredCosts, ModelledCosts, RecalledCosts
 from tpi_bench.virtual.runtime import OutOfMemory, VirtualRuntime, World
 from tpi_bench.virtual.scheduler import Deadlock
 
 _MAX_REHEARSALS = 5
-_COSTS_VERSION = 4  # goes up with what a key means, or what computes it: older costs are forgotten
+_COSTS_VERSION = 5  # goes up with what a key means, or what computes it: older costs are forgotten
 
 
 def run_virtual(
@@ -32,16 +33,21 @@ def run_virtual(
     cost: str,
     shares_disk: bool = False,
     failure: tuple[int, float] | None = None,
+    interval: bool = False,
 ) -> Outcome:
     """The job, and rehearsals of it where costs are measured.
 
-    `failure` is a rank and the time, in seconds, at which it is gone.
+    `failure` is a rank and the time, in seconds, at which it is gone. With `interval` it is run
+    again with what devices did in each round of their calibration.
     """
     torch.set_num_threads(job.threads_per_device)
     if cost == "modelled":
-        job = replace(job, request=replace(job.request, eos_ids=()))  # tokens mean nothing
         with torch.device("meta"):
-            return _run(job, ModelledCosts(), shares_disk, failure)
+            modelled = ModelledCosts()
+            outcome = _run(_without_meaning(job), modelled, shares_disk, failure)
+            if interval and outcome.status == "ok":
+                outcome.by_round = _by_round(job, modelled, shares_disk)
+            return outcome
     path = cost_file(cache_dir)
     with cache.locked(path):
         kernel = kernel_name(job.weights)
@@ -53,7 +59,28 @@ def run_virtual(
             if costs.is_complete or outcome.status != "ok":
                 break
             costs.save()
+    if interval and outcome.status == "ok" and costs.is_complete:
+        with torch.device("meta"):
+            outcome.by_round = _by_round(job, RecalledCosts(costs), shares_disk)
     return outcome
+
+
+def _without_meaning(job: Job) -> Job:
+    """On the meta device no token ends an answer."""
+    return replace(job, request=replace(job.request, eos_ids=()))
+
+
+def _by_round(job: Job, costs: Costs, shares_disk: bool) -> list[Generation]:
+    """The run with the devices as each round of their calibration found them."""
+    job = _without_meaning(job)
+    num_rounds = max(len(profile.rounds) for profile in job.profiles)
+    found = []
+    for number in range(num_rounds):
+        profiles = tuple(profile.in_round(number) for profile in job.profiles)
+        outcome = _run(replace(job, profiles=profiles, trace=False), costs, shares_disk, None)
+        if outcome.generation is not None:
+            found.append(outcome.generation)
+    return found
 
 
 def cost_file(cache_dir: Path) -> Path:

@@ -39,12 +39,19 @@ from tpi_bench.virtual.disk import (
     READ_AHEAD_BYTES,
     READS_IN_FLIGHT,
     DiskQueue,
+    DiskRead,
     PageCache,
 )
 from tpi_bench.virtual.network import Fabric
 from tpi_bench.virtual.scheduler import Deadlock, Scheduler
 
 T = TypeVar("T")
+# A device that waits polls for a moment, then it sleeps (`processes/mesh.py`).
+_ASLEEP_NS = 200_000
+# A core that has waited so long is slow at first: the next computation and, for longer, messages.
+_LONG_WAIT_NS = 500_000
+_COLD_NS = 300_000
+_WARM_NS = 1_000_000
 
 
 class OutOfMemory(RuntimeError):
@@ -61,14 +68,18 @@ class Arrival(NamedTuple):
 
 @dataclass
 class TimedRead:
-    """Handle of a read: over at a time that is known when it begins."""
+    """Handle of a read: over when its disk says so, which depends on what goes on meanwhile."""
 
     scheduler: Scheduler
-    end_ns: int
+    disk: DiskQueue
+    read: DiskRead
     error: BlockReadError | None
 
     def wait(self) -> None:
-        self.scheduler.sleep_until(self.end_ns)
+        self.disk.advance(self.scheduler.now_ns)
+        while self.read.end_ns is None:
+            self.scheduler.sleep_until(self.disk.expected_end(self.read))
+            self.disk.advance(self.scheduler.now_ns)
         if self.error:
             raise self.error
 
@@ -91,8 +102,13 @@ class VirtualRuntime:
         self._disk = disk
         self._scheduler = world.scheduler
         self._message_ns = profile.message_ns
+        self._receive_ns = profile.receive_ns
+        self._step_ns = profile.step_ns  # Python before each verb
         self._inbox: dict[int, deque[Arrival]] = defaultdict(deque)
         self._computed_ns = 0  # when the last computation ended
+        self._idle_ns = 0  # of the last long wait before a computation,
+        self._warm_ns = 0  # and how long it has computed since
+        self._waits_since_ns = 0  # where it waits for a peer
         self._page_cache = PageCache()
         self._paged_in_ns = 0  # when what the next computation touches is all there
         self._faults_ns = 0  # of the next computation
@@ -106,11 +122,16 @@ class VirtualRuntime:
 
     def send(self, dst: int, buffer: torch.Tensor) -> None:
         check_message(buffer)
-        start = self._scheduler.now_ns
-        self._busy(self._message_ns)
+        start = self._scheduler.now_ns + self._step_ns
+        receiver = self.world.runtimes[dst]
+        cost_ns = self._message_ns
+        if receiver.is_asleep(start):
+            cost_ns += self.profile.wake_ns
+        if self._idle_ns and self._warm_ns < _WARM_NS:
+            cost_ns += self.profile.cold_ns
+        self._busy(self._step_ns + cost_ns)
         nbytes, data = buffer.nbytes, None if buffer.is_meta else buffer.clone()
         self.bytes_sent += nbytes
-        receiver = self.world.runtimes[dst]
         self.world.fabric.send(
             self.rank,
             dst,
@@ -129,27 +150,36 @@ class VirtualRuntime:
 
     def recv(self, src: int, out: torch.Tensor) -> None:
         check_message(out)
-        start = self._scheduler.now_ns
+        start = self._scheduler.now_ns + self._step_ns
         inbox = self._inbox[src]
         if inbox:
-            self._scheduler.sleep_until(inbox[0].time_ns)
+            self._scheduler.sleep_until(max(start, inbox[0].time_ns))
         else:
-            self.waiting_for = src
+            self.waiting_for, self._waits_since_ns = src, start
             self._scheduler.wait()
+            self._scheduler.sleep_until(start)
         _, nbytes, data = inbox.popleft()
         if nbytes != out.nbytes:
             raise DeviceLost(src, f"sent {nbytes} bytes where {out.nbytes} were due")
         self.bytes_received += nbytes
         if data is not None:
             out.copy_(data.view(out.shape))
-        self._busy(self._message_ns)
+        self._busy(self._receive_ns)
         self.log.add("sync", "recv", start, self._scheduler.now_ns)
 
     def compute(self, key: Key, fn: Callable[[], T]) -> T:
-        start = self._scheduler.now_ns
-        result, ns = self.world.costs.run(key, fn, self.profile, start - self._computed_ns)
-        self._busy(max(ns + self._faults_ns, self._paged_in_ns - start))
+        waited_ns = self._scheduler.now_ns - self._computed_ns
+        if waited_ns >= _LONG_WAIT_NS:
+            self._idle_ns, self._warm_ns = waited_ns, 0
+        begin = self._scheduler.now_ns
+        start = begin + self._step_ns
+        idle_ns = self._idle_ns if self._warm_ns < _COLD_NS else 0
+        result, ns = self.world.costs.run(key, fn, self.profile, idle_ns)
+        self._disk.computing(begin, +1)
+        self._busy(max(self._step_ns + ns + self._faults_ns, self._paged_in_ns - begin))
+        self._disk.computing(self._scheduler.now_ns, -1)
         self._faults_ns = 0
+        self._warm_ns += ns
         self._computed_ns = self._scheduler.now_ns
         self.log.add(kind_of(key), str(key[0]), start, self._scheduler.now_ns)
         return result
@@ -174,10 +204,11 @@ class VirtualRuntime:
         start = self._scheduler.now_ns
         self._busy(self._message_ns)
         self.log.add("load_wait", "request", start, self._scheduler.now_ns)
-        end = self._disk.read(self._scheduler.now_ns, block.nbytes)
+        asked_ns = self._scheduler.now_ns
+        note = functools.partial(self.log.add, "read", block.key, asked_ns)
+        asked = self._disk.read(asked_ns, block.nbytes, self.rank, note)
         self.bytes_read += block.nbytes
-        self.log.add("read", block.key, self._scheduler.now_ns, end)
-        return TimedRead(self._scheduler, end, _read_now(block, out))
+        return TimedRead(self._scheduler, self._disk, asked, _read_now(block, out))
 
     def map(self, block: BlockFile, nbytes: int, *, anew: bool = False) -> torch.Tensor:
         """The next computation lasts at least until the missing pages are there.
@@ -199,6 +230,10 @@ class VirtualRuntime:
         if data is None:
             data = self._mapped[file] = _map_now(block)
         return data
+
+    def is_asleep(self, now_ns: int) -> bool:
+        """Whether it has waited for a message long enough to have gone to sleep."""
+        return self.waiting_for is not None and now_ns - self._waits_since_ns > _ASLEEP_NS
 
     def waiting(self, handle: ReadHandle, key: str) -> None:
         start = self._scheduler.now_ns

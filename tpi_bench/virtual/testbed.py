@@ -51,6 +51,10 @@ class VirtualTestbed(Testbed):
         ("null", "strength", "[2,1,1]"),
     )
     shares_disk: bool = setting(False, "all devices read from one disk")
+    interval: bool = setting(
+        False,
+        "also run with what each round of the devices' calibration found, for an 80 % interval",
+    )
     fail_rank: int | None = setting(None, "this device fails at fail_at_s of virtual time")
     fail_at_s: float = setting(0.0, "when it fails")
     trace: bool = setting(False, "also store every span of compute, sync, load wait and read")
@@ -130,7 +134,12 @@ class VirtualTestbed(Testbed):
                 f"testbed.fail_rank={self.fail_rank} must be 0 to {job.num_devices - 1}"
             )
         failure = None if self.fail_rank is None else (self.fail_rank, self.fail_at_s)
-        settings = {"cost": self.cost, "shares_disk": self.shares_disk, "failure": failure}
+        settings = {
+            "cost": self.cost,
+            "shares_disk": self.shares_disk,
+            "failure": failure,
+            "interval": self.interval,
+        }
         start_s = time.monotonic()
         try:
             call = shared_helper().call if self.cost == "modelled" else in_helper

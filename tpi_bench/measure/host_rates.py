@@ -1,0 +1,248 @@
+"""Rates of this host's cores and disk, one round of a calibration (`calibrate.py`).
+
+All rates of computing are those of the engine's own products.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import os
+import statistics
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tpi_bench.contract.blocks import PAGE, Extent
+from tpi_bench.contract.model import GROUP, WEIGHTS, resolve_types
+from tpi_bench.host import cache
+from tpi_bench.host.fork import in_helper
+from tpi_bench.host.machine import available_cpus
+from tpi_bench.measure.probe import read_all, seconds
+
+if TYPE_CHECKING:
+    import torch
+
+    from tpi_bench.host.disk import PendingRead
+
+_PASSES = 3
+_MEMORY_BYTES = 96 << 20
+_MATRIX_BYTES = 4 << 20
+_SWEPT_BYTES = 8 << 20
+_COLUMNS = 1024
+_ROWS = 128  # of a prompt
+_SMALL_OPERATORS = 32
+_DISK_BYTES = 256 << 20
+_BLOCK_BYTES = 4 << 20
+_QUEUED = 4  # blocks, so that the reader has as many reads in flight as it makes
+_READERS = 2
+_READING_S = 0.4
+
+
+def _times(fn: Callable[[], object]) -> list[float]:
+    """Seconds of a few calls, after one that does not count."""
+    fn()
+    return [seconds(fn) for _ in range(_PASSES)]
+
+
+def compute_rates(threads: int) -> dict[str, float]:
+    """The engine's products with a vector and with a prompt's rows in each precision, and what an
+    operator costs besides.
+    """
+    import torch
+
+    from tpi_bench.engine.matrix import prepare_kernels
+
+    torch.set_num_threads(threads)
+    prepare_kernels()
+    found: dict[str, float] = {}
+    with torch.inference_mode():
+        overhead_us = _overhead_us()
+        for held in WEIGHTS:
+            found |= _products(held, overhead_us * 1e-6)
+    return found | {"op_overhead_us": overhead_us}
+
+
+def _products(held: str, overhead_s: float) -> dict[str, float]:
+    """Bytes a second of matrices times one vector, operations a second of them times `_ROWS`.
+
+    The matrices are of a block's size, and so many that none is in a cache. What a call costs
+    besides is left out, and of the time of many rows also what the bytes take, at most half of it:
+    the roofline adds both again (`contract/device.py`).
+    """
+    import torch
+
+    from tpi_bench.engine.matrix import Matrix
+
+    dtype = getattr(torch, resolve_types("auto", held)[0])
+    stored = [_stored(held, _MATRIX_BYTES) for _ in range(_MEMORY_BYTES // _MATRIX_BYTES)]
+    nbytes = sum(tensor.nbytes for tensors in stored for tensor in tensors)
+    matrices = [Matrix(*map(_as_on_a_device, tensors)) for tensors in stored]
+    calls_s = len(matrices) * overhead_s
+
+    def swept_s(rows: torch.Tensor) -> float:
+        def sweep() -> None:
+            for matrix in matrices:
+                matrix(rows)
+
+        taken_s = statistics.median(_times(sweep))
+        return max(taken_s - calls_s, taken_s / 2)
+
+    reading_s = swept_s(torch.ones(1, _COLUMNS, dtype=dtype))
+    both_s = swept_s(torch.ones(_ROWS, _COLUMNS, dtype=dtype))
+    computing_s = max(both_s - reading_s, both_s / 2)
+    flops = sum(2 * _ROWS * matrix.shape[0] * matrix.shape[1] for matrix in matrices)
+    names = ("memory_gb_per_s", "peak_gflops")
+    if held != WEIGHTS[0]:
+        names = (f"{held}_gb_per_s", f"{held}_gflops")
+    return {names[0]: nbytes / reading_s / 1e9, names[1]: flops / computing_s / 1e9}
+
+
+def _overhead_us() -> float:
+    """Of a small operator that follows a product, which leaves little of torch in the caches.
+
+    One after the other a thousand would take a tenth of it.
+    """
+    import torch
+
+    from tpi_bench.engine.matrix import Matrix
+
+    product = Matrix(*_stored(WEIGHTS[0], _SWEPT_BYTES))
+    vector, few = torch.ones(1, _COLUMNS), torch.ones(8)
+
+    def small_s() -> float:
+        product(vector)
+        return seconds(lambda: torch.add(few, few))
+
+    small_s()
+    return 1e6 * statistics.median(small_s() for _ in range(_SMALL_OPERATORS))
+
+
+def _as_on_a_device(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy in memory of the kind that weights of a device lie in: huge pages."""
+    import torch
+
+    from tpi_bench.host.memory import anonymous_area
+
+    room = torch.from_numpy(anonymous_area(tensor.nbytes)).view(tensor.dtype).view(tensor.shape)
+    return room.copy_(tensor)
+
+
+def _stored(held: str, nbytes: int) -> list[torch.Tensor]:
+    """A matrix of about so many bytes as block files hold it: its values, and scales if it has."""
+    import torch
+
+    shape = nbytes // _COLUMNS, _COLUMNS
+    if held == "q8":
+        scales = torch.ones(shape[0], _COLUMNS // GROUP, dtype=torch.float16)
+        return [torch.ones(shape, dtype=torch.int8), scales]
+    if held == "q4":
+        scales = torch.ones(2 * shape[0], _COLUMNS // GROUP, dtype=torch.float16)
+        return [torch.ones(2 * shape[0], _COLUMNS // 2, dtype=torch.uint8), scales]
+    dtype: torch.dtype = getattr(torch, held)
+    return [torch.ones(shape[0] // dtype.itemsize, _COLUMNS, dtype=dtype)]
+
+
+def disk_rates(cache_dir: Path) -> dict[str, float]:
+    """Direct reads of a file written for it: one reader that does nothing else, one whose core
+    computes, several that compute, and single pages.
+    """
+    cache.require_space(cache_dir, 2 * _DISK_BYTES, "calibrating the disk")
+    path = cache_dir / ".calibration"
+    try:
+        in_helper(_write_random, path)
+        alone = in_helper(_reading_bps, path, False)
+        found = {
+            "disk_gb_per_s": alone / 1e9,
+            "disk_latency_us": in_helper(_page_s, path) * 1e6,
+            "disk_computing_gb_per_s": in_helper(_reading_bps, path, True) / 1e9,
+        }
+        if len(available_cpus()) > 1:
+            with ThreadPoolExecutor(_READERS) as pool:
+                both = pool.map(lambda _: in_helper(_reading_bps, path, True), range(_READERS))
+                found["disk_shared_gb_per_s"] = sum(both) / 1e9
+    finally:
+        path.unlink(missing_ok=True)
+    return found
+
+
+def _write_random(path: Path) -> None:
+    import numpy as np
+
+    with path.open("wb") as file:
+        file.write(np.random.default_rng(0).bytes(_DISK_BYTES))
+        os.fsync(file.fileno())  # else it is written while it is read
+
+
+def _reading_bps(path: Path, computes: bool) -> float:
+    """Bytes a second with blocks always queued; where it computes, beside products of its core with
+    matrices that come from memory, as the blocks do that go there.
+    """
+    import torch
+
+    from tpi_bench.engine.matrix import Matrix, prepare_kernels
+    from tpi_bench.host.disk import DirectReader
+    from tpi_bench.host.memory import anonymous_area
+
+    torch.set_num_threads(1)
+    prepare_kernels()
+    stored = [_stored(WEIGHTS[0], _MATRIX_BYTES) for _ in range(_MEMORY_BYTES // _MATRIX_BYTES)]
+    matrices = itertools.cycle(Matrix(*map(_as_on_a_device, tensors)) for tensors in stored)
+    vector = torch.ones(1, _COLUMNS)
+    area = anonymous_area(_QUEUED * _BLOCK_BYTES)
+    area.fill(0)
+    reader = DirectReader()
+    reader.open([str(path)])
+    pending: deque[tuple[PendingRead, list[int]]] = deque()
+    num_asked = num_read = 0
+
+    def ask() -> None:
+        nonlocal num_asked
+        start = num_asked % (_DISK_BYTES // _BLOCK_BYTES) * _BLOCK_BYTES
+        place = num_asked % _QUEUED * _BLOCK_BYTES
+        block = Extent(str(path), start, _BLOCK_BYTES)
+        ended: list[int] = []
+        read = reader.read(block, area[place : place + _BLOCK_BYTES], lambda a, b: ended.append(b))
+        pending.append((read, ended))
+        num_asked += 1
+
+    try:
+        for _ in range(_QUEUED):
+            ask()
+        start_s = time.perf_counter()
+        with torch.inference_mode():
+            while (elapsed_s := time.perf_counter() - start_s) < _READING_S:
+                if computes:
+                    next(matrices)(vector)
+                    reader.notice()
+                else:
+                    pending[0][0].wait()
+                while pending and pending[0][1]:
+                    pending.popleft()
+                    num_read += 1
+                    ask()
+    finally:
+        for read, _ in pending:
+            read.wait()
+        reader.close()
+    return num_read * _BLOCK_BYTES / elapsed_s
+
+
+def _page_s(path: Path) -> float:
+    """A page by itself."""
+    from tpi_bench.host.disk import DirectReader
+    from tpi_bench.host.memory import anonymous_area
+
+    starts = range(0, _DISK_BYTES, _BLOCK_BYTES)
+    pages = [Extent(str(path), start, PAGE) for start in starts]
+    area = anonymous_area(PAGE)
+    reader = DirectReader()
+    try:
+        reader.open([str(path)])
+        reads = [functools.partial(read_all, reader, [page], area) for page in pages]
+        return statistics.median(map(seconds, reads))
+    finally:
+        reader.close()

@@ -1,0 +1,34 @@
+"""What this host did beside a point that was measured on it: before, meanwhile and after."""
+
+from __future__ import annotations
+
+from tpi_bench.contract.testbed import Testbed
+from tpi_bench.host.machine import HostState
+from tpi_bench.measure.probe import HostLimits
+from tpi_bench.report.rows import HostNoise
+
+_LOOK_S = 0.1
+
+
+def look_at_host(testbed: Testbed) -> HostState | None:
+    """None where this host's speed is not in the rows."""
+    return HostState.look(_LOOK_S) if testbed.measures_here else None
+
+
+def noise_of(
+    before: HostState | None,
+    after: HostState | None,
+    probed_before: HostLimits | None,
+    probed_after: HostLimits | None,
+) -> HostNoise:
+    """The columns; those of probes are empty where the testbed knows its devices' rates."""
+    noise = HostNoise.unmeasured()
+    if before is not None and after is not None:
+        noise.busy_cores_start, noise.busy_cores_end = before.busy_cores, after.busy_cores
+        noise.steal_share = before.stolen_share(after)
+        noise.clock_mhz_start, noise.clock_mhz_end = before.clock_mhz, after.clock_mhz
+    if probed_before is not None and probed_after is not None:
+        noise.memory_bps_start = probed_before.memory_bps
+        noise.memory_bps_end = probed_after.memory_bps
+        noise.disk_bps_start, noise.disk_bps_end = probed_before.disk_bps, probed_after.disk_bps
+    return noise
