@@ -80,28 +80,26 @@ def test_products_are_measured_in_every_precision(monkeypatch: pytest.MonkeyPatc
     found = host_rates.compute_rates(1)
     torch.set_num_threads(num_threads)
     of_precisions = [f"{w}_{unit}" for w in WEIGHTS[1:] for unit in ("gb_per_s", "gflops")]
-    assert list(found) == ["memory_gb_per_s", "peak_gflops", *of_precisions, "op_overhead_us"]
+    of_rows = [f"{w}_rows_gb_per_s" for w in WEIGHTS]
+    plain = ["memory_gb_per_s", "peak_gflops", "op_overhead_us"]
+    assert set(found) == {*plain, *of_precisions, *of_rows}
     assert all(value > 0 for value in found.values())
 
 
 def test_what_is_no_reading_and_no_arithmetic_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two matrices, 0.1 s a call. A vector takes 1.2 s, so reading 1; many rows 3.2, of which 2 are
-    arithmetic; at least half of each is left.
+    """Two matrices, 0.1 s a call. A vector takes 1.2 s, so reading 1. Of 8 and 128 rows each takes
+    0.01 s of arithmetic, and the bytes 2 s before it; at least half of the few is theirs.
     """
     monkeypatch.setattr(host_rates, "_MEMORY_BYTES", 2 << 18)
     monkeypatch.setattr(host_rates, "_MATRIX_BYTES", 1 << 18)
-    monkeypatch.setattr(host_rates, "_ROWS", 10)
-    flops = 2 * 2 * 10 * (1 << 16)
-    for vector_s, rows_s, reading_s, computing_s in (
-        (1.2, 3.2, 1.0, 2.0),
-        (1.2, 1.4, 1.0, 0.6),
-        (0.2, 3.2, 0.1, 2.9),
-    ):
-        times = iter([[vector_s], [rows_s]])
+    flops, nbytes = 2 * 2 * (1 << 16), 2 << 18
+    for few_s, many_s, row_s, before_s in ((2.28, 3.48, 0.01, 2.0), (0.4, 12.2, 0.1, 0.1)):
+        times = iter([[1.2], [few_s], [many_s]])
         monkeypatch.setattr(host_rates, "_times", lambda fn, times=times: next(times))
         found = host_rates._products("float32", 0.1)
-        assert found["memory_gb_per_s"] == pytest.approx((2 << 18) / reading_s / 1e9)
-        assert found["peak_gflops"] == pytest.approx(flops / computing_s / 1e9)
+        assert found["memory_gb_per_s"] == pytest.approx(nbytes / 1e9)
+        assert found["peak_gflops"] == pytest.approx(flops / row_s / 1e9, rel=0.02)
+        assert found["float32_rows_gb_per_s"] == pytest.approx(nbytes / before_s / 1e9, rel=0.02)
 
 
 @pytest.mark.parametrize("held", WEIGHTS)

@@ -160,8 +160,8 @@ def test_a_message_of_another_size_is_refused() -> None:
 
 
 def test_what_a_device_does_besides_its_verbs() -> None:
-    """Python takes 2 us before each verb, and is no part of it. Rank 1 sleeps 5 ms for its message,
-    which wakes it for 30 us of the sender's time; being cold, it sends its answer in 10 + 7.
+    """Python takes 2 us before each verb, and is no part of it. Rank 1 sleeps 15 ms for its
+    message, which wakes it for 30 us of the sender's time.
     """
     device = replace(
         IDEAL,
@@ -169,9 +169,8 @@ def test_what_a_device_does_besides_its_verbs() -> None:
         receive_overhead_us=3,
         step_overhead_us=2,
         wake_overhead_us=30,
-        cold_overhead_us=7,
     )
-    world = world_of(device, device, costs=Scripted(work=5 * MS, look=US))
+    world = world_of(device, device, costs=Scripted(work=15 * MS, look=US))
     ping = torch.zeros(1)
 
     def program(rt: VirtualRuntime) -> list[int]:
@@ -185,7 +184,7 @@ def test_what_a_device_does_besides_its_verbs() -> None:
         rt.send(0, ping)
         return [received, rt.now() // US]
 
-    sent = 2 + 5000 + 2 + 10 + 30
-    answered = sent + 3 + (2 + 1) + (2 + 10 + 7)
+    sent = 2 + 15_000 + 2 + 10 + 30
+    answered = sent + 3 + (2 + 1) + (2 + 10)
     assert world.run(program) == [[sent], [sent + 3, answered]]
-    assert dict(world.runtimes[0].log.totals_ns) == {"compute": 5 * MS, "sync": 40 * US}
+    assert dict(world.runtimes[0].log.totals_ns) == {"compute": 15 * MS, "sync": 40 * US}

@@ -5,8 +5,9 @@ the one of this host. A computation costs what the roofline says: each operator 
 its bytes over the rate at which it reads them and its floating-point operations over the peak rate,
 plus a fixed overhead (Williams et al., "Roofline", CACM 2009). A product with several rows takes
 both, one after the other: with the longer of both, a prompt of 49 came out at 0.6 of its time on a
-host of ours, with their sum at 0.8. Both rates are those of the precision: unpacking 4-bit weights
-may be slower than memory, half precision has a peak of its own.
+host of ours. Its bytes have a rate of their own, as it may widen them or lay them out anew: with
+that of one vector, a prompt of 8 in 4 bit came out at a third. All rates are those of the
+precision: unpacking 4-bit weights may be slower than memory, half precision has a peak of its own.
 """
 
 from __future__ import annotations
@@ -21,7 +22,10 @@ from typing import Any, NamedTuple, Protocol
 from tpi_bench.contract.model import WEIGHTS
 from tpi_bench.contract.setting import needed, setting
 
-_OF_PRECISION = [f"{name}_{unit}" for unit in ("gb_per_s", "gflops") for name in WEIGHTS[1:]]
+_OF_PRECISION = [
+    *(f"{name}_{unit}" for unit in ("gb_per_s", "gflops") for name in WEIGHTS[1:]),
+    *(f"{name}_rows_gb_per_s" for name in WEIGHTS),
+]
 _OF_DISK = ("disk_computing_gb_per_s", "disk_shared_gb_per_s")
 _OVERHEADS = (
     "receive_overhead_us",
@@ -86,7 +90,7 @@ class DeviceProfile:
         None, "CPU time to receive a message that is there; null: message_overhead_us"
     )
     wake_overhead_us: float = setting(
-        0.0, "CPU time that a message to a device that sleeps takes its sender on top"
+        0.0, "CPU time that a message to a device that has slept for long takes its sender on top"
     )
     step_overhead_us: float | None = setting(
         None,
@@ -94,7 +98,7 @@ class DeviceProfile:
         "op_overhead_us",
     )
     cold_overhead_us: float = setting(
-        0.0, "of each computation and message after the device has waited for some ms, on top"
+        0.0, "of a computation after the device has waited for some ms, on top"
     )
     source: str = setting("", "where the numbers come from")
     used_cores: int | None = setting(None, "fewer than all, to see what cores are worth")
@@ -124,6 +128,32 @@ class DeviceProfile:
     )
     q4_gflops: float | None = setting(
         None, "arithmetic of products with many vectors in q4; null: peak_gflops"
+    )
+
+    float32_rows_gb_per_s: float | None = setting(
+        None,
+        "bytes a second of float32 weights in products with several rows, before any arithmetic "
+        "(laid out anew, or widened); null: as with one vector",
+    )
+    float16_rows_gb_per_s: float | None = setting(
+        None,
+        "bytes a second of float16 weights in products with several rows, before any arithmetic "
+        "(laid out anew, or widened); null: as with one vector",
+    )
+    bfloat16_rows_gb_per_s: float | None = setting(
+        None,
+        "bytes a second of bfloat16 weights in products with several rows, before any arithmetic "
+        "(laid out anew, or widened); null: as with one vector",
+    )
+    q8_rows_gb_per_s: float | None = setting(
+        None,
+        "bytes a second of q8 weights in products with several rows, before any arithmetic "
+        "(laid out anew, or widened); null: as with one vector",
+    )
+    q4_rows_gb_per_s: float | None = setting(
+        None,
+        "bytes a second of q4 weights in products with several rows, before any arithmetic "
+        "(laid out anew, or widened); null: as with one vector",
     )
 
     # What each round of its calibration found, by name of the number; none where it was given.
@@ -213,6 +243,11 @@ class DeviceProfile:
         given = self._given(weights, "gb_per_s")
         return self.memory_bps if given is None else given * 1e9 * self._used_share
 
+    def rows_bps(self, weights: str | None = None) -> float:
+        """Bytes a second of a product with several rows, before any arithmetic."""
+        given = self._given(f"{weights}_rows" if weights else None, "gb_per_s")
+        return self.read_bps(weights) if given is None else given * 1e9 * self._used_share
+
     def flops_per_s(self, precision: str = "float32") -> float:
         """Operations a second of products with matrices held in `precision`."""
         given = self._given(precision, "gflops")
@@ -231,8 +266,10 @@ class DeviceProfile:
         total_s = 0.0
         for flops, nbytes, weights, dtype, num_rows in work:
             computing_s = flops / self.flops_per_s(weights or dtype)
-            reading_s = nbytes / self.read_bps(weights)
-            total_s += computing_s + reading_s if num_rows > 1 else max(computing_s, reading_s)
+            if num_rows > 1:
+                total_s += computing_s + nbytes / self.rows_bps(weights)
+            else:
+                total_s += max(computing_s, nbytes / self.read_bps(weights))
             total_s += self.op_overhead_us * 1e-6
         return round(total_s * 1e9)
 

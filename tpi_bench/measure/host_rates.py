@@ -29,11 +29,11 @@ if TYPE_CHECKING:
     from tpi_bench.host.disk import PendingRead
 
 _PASSES = 3
-_MEMORY_BYTES = 96 << 20
+_MEMORY_BYTES = 256 << 20
 _MATRIX_BYTES = 4 << 20
 _SWEPT_BYTES = 8 << 20
 _COLUMNS = 1024
-_ROWS = 128  # of a prompt
+_ROWS = (8, 128)  # of prompts
 _SMALL_OPERATORS = 32
 _DISK_BYTES = 256 << 20
 _BLOCK_BYTES = 4 << 20
@@ -67,11 +67,11 @@ def compute_rates(threads: int) -> dict[str, float]:
 
 
 def _products(held: str, overhead_s: float) -> dict[str, float]:
-    """Bytes a second of matrices times one vector, operations a second of them times `_ROWS`.
+    """Bytes a second of matrices times one vector and times several rows, and arithmetic a second.
 
     The matrices are of a block's size, and so many that none is in a cache. What a call costs
-    besides is left out, and of the time of many rows also what the bytes take, at most half of it:
-    the roofline adds both again (`contract/device.py`).
+    besides is left out. What few and many rows take differs by their arithmetic; the rest is what
+    the bytes take with any number of them, which the roofline adds (`contract/device.py`).
     """
     import torch
 
@@ -83,7 +83,9 @@ def _products(held: str, overhead_s: float) -> dict[str, float]:
     matrices = [Matrix(*map(_as_on_a_device, tensors)) for tensors in stored]
     calls_s = len(matrices) * overhead_s
 
-    def swept_s(rows: torch.Tensor) -> float:
+    def swept_s(num_rows: int) -> float:
+        rows = torch.ones(num_rows, _COLUMNS, dtype=dtype)
+
         def sweep() -> None:
             for matrix in matrices:
                 matrix(rows)
@@ -91,14 +93,19 @@ def _products(held: str, overhead_s: float) -> dict[str, float]:
         taken_s = statistics.median(_times(sweep))
         return max(taken_s - calls_s, taken_s / 2)
 
-    reading_s = swept_s(torch.ones(1, _COLUMNS, dtype=dtype))
-    both_s = swept_s(torch.ones(_ROWS, _COLUMNS, dtype=dtype))
-    computing_s = max(both_s - reading_s, both_s / 2)
-    flops = sum(2 * _ROWS * matrix.shape[0] * matrix.shape[1] for matrix in matrices)
+    reading_s, few_s, many_s = (swept_s(number) for number in (1, *_ROWS))
+    few, many = _ROWS
+    row_s = (many_s - few_s) / (many - few)
+    before_s = max(few_s - few * row_s, few_s / 2)
+    flops = sum(2 * matrix.shape[0] * matrix.shape[1] for matrix in matrices)
     names = ("memory_gb_per_s", "peak_gflops")
     if held != WEIGHTS[0]:
         names = (f"{held}_gb_per_s", f"{held}_gflops")
-    return {names[0]: nbytes / reading_s / 1e9, names[1]: flops / computing_s / 1e9}
+    return {
+        names[0]: nbytes / reading_s / 1e9,
+        names[1]: flops / row_s / 1e9,
+        f"{held}_rows_gb_per_s": nbytes / before_s / 1e9,
+    }
 
 
 def _overhead_us() -> float:

@@ -54,8 +54,7 @@ def program_costs(cache_dir: Path) -> dict[str, float]:
     cold = _spans(model, NetworkConfig(topology="switch", link_latency_ms=_HOP_MS), cache_dir)
     sending_ns = _typical(_lengths(hot, "send"))
     colder = [
-        _typical(_lengths(cold, key)) - _typical(_lengths(hot, key))
-        for key in ("attn", "ffn", "send")
+        _typical(_lengths(cold, key)) - _typical(_lengths(hot, key)) for key in ("attn", "ffn")
     ]
     receiving = sorted(_lengths(hot, "recv"))
     return {
