@@ -3,30 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from tests.helpers.calibration import HOST, PLAIN, keep
 from tpi_bench.contract.model import WEIGHTS
+from tpi_bench.host.fork import in_helper
 from tpi_bench.measure import calibrate
 from tpi_bench.measure.calibrate import ThisHost, calibration_file
 
-HOST = {"disk_gb_per_s": 2.0, "disk_latency_us": 80.0, "message_overhead_us": 12.0}
-PLAIN = {"memory_gb_per_s": 40.0, "peak_gflops": 90.0, "op_overhead_us": 1.0}
 RATES = {"q8_gb_per_s": 38.0, "q4_gb_per_s": 30.0, "bfloat16_gflops": 200.0}
-
-
-def rows_of(values: dict[str, float]) -> list[dict[str, Any]]:
-    return [{"name": name, "median": value, "min": 0, "max": 0} for name, value in values.items()]
-
-
-def keep(cache_dir: Path, **threads: dict[str, float]) -> None:
-    path = calibration_file(cache_dir)
-    path.parent.mkdir()
-    kept = {number.removeprefix("t"): rows_of(values) for number, values in threads.items()}
-    path.write_text(json.dumps({"threads": kept, "host": rows_of(HOST)}))
 
 
 def test_the_profile_has_what_was_measured_with_so_many_threads(tmp_path: Path) -> None:
@@ -41,10 +31,45 @@ def test_the_profile_has_what_was_measured_with_so_many_threads(tmp_path: Path) 
         ThisHost(threads=3).load(tmp_path)
 
 
-def test_products_are_measured_in_every_precision(monkeypatch: pytest.MonkeyPatch) -> None:
-    small = {"_MEMORY_BYTES": 1 << 20, "_SWEPT_BYTES": 1 << 20, "_COLUMNS": 256, "_PASSES": 2}
-    for name, value in small.items():
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Less to read and to multiply."""
+    sizes = {"_MEMORY_BYTES": 1 << 20, "_SWEPT_BYTES": 1 << 20, "_COLUMNS": 256, "_PASSES": 2}
+    for name, value in (sizes | {"_DISK_BYTES": 16 << 20}).items():
         monkeypatch.setattr(calibrate, name, value)
+
+
+def test_this_host_is_calibrated_when_it_is_first_asked_for(
+    small: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All that is measured, in this process but for the messages; then it is found."""
+    called: list[Any] = []
+
+    def here(measure: Callable[..., Any], *given: Any) -> Any:
+        called.append(measure)
+        before = torch.get_num_threads()
+        found = measure(*given)
+        torch.set_num_threads(before)
+        return found
+
+    monkeypatch.setattr(calibrate, "in_helper", here)
+    profile = ThisHost().load(tmp_path)
+    measured = json.loads(calibration_file(tmp_path).read_text())
+    assert set(measured["threads"]) == {"1", str(len(calibrate.available_cpus()))}
+    assert [row["name"] for row in measured["host"]] == list(HOST)
+    assert profile.disk_bps > 0
+    assert 0 < profile.message_overhead_us < 1e5
+    assert [path.name for path in tmp_path.iterdir()] == ["hosts"]  # its file for reads is gone
+    assert called.count(calibrate._measure_disk) == 1
+    assert ThisHost().load(tmp_path) == profile
+    assert called.count(calibrate._measure_disk) == 1
+
+
+def test_what_is_measured_comes_from_a_process_of_its_own() -> None:
+    assert in_helper(calibrate._overheads_us)[0] > 0
+
+
+def test_products_are_measured_in_every_precision(small: None) -> None:
     num_threads = torch.get_num_threads()
     rows = calibrate._measure_compute(1)
     torch.set_num_threads(num_threads)
