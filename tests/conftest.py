@@ -29,10 +29,10 @@ def one_thread() -> None:
 @pytest.fixture(scope="session", autouse=True)
 def probes() -> Iterator[tuple[float, ...]]:
     """What a host that is busy is probed again with: here other workers' tests keep it so."""
-    pauses_s = point._PAUSES_S
-    point._PAUSES_S = (0.0,)
+    pauses_s, point._PAUSES_S = point._PAUSES_S, (0.0,)
+    look_s, point._LOOK_S = point._LOOK_S, 0.02
     yield pauses_s
-    point._PAUSES_S = pauses_s
+    point._PAUSES_S, point._LOOK_S = pauses_s, look_s
 
 
 @pytest.fixture(scope="session", autouse=True)
