@@ -36,7 +36,7 @@ test: $(STAMP)  ## All tests, TEST_WORKERS=2 at a time
 	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist worksteal
 
 test_product: $(STAMP)  ## Every variant x devices x collective x window x prompt against Transformers (an hour)
-	$(BIN)/python -m pytest -m product tests/engine/test_exact.py
+	$(BIN)/python -m pytest -m product
 
 validate_network: $(STAMP)  ## The virtual network against SimGrid, which others wrote (a minute)
 	$(BIN)/python -m tests.network_check --simgrid-python $(SIMGRID_PYTHON)

@@ -4,11 +4,41 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
+# As many workers as cores, each with a torch whose threads would wait for each other awake.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+import pytest
+import torch
+
+from tests.helpers.calibration import PLAIN, keep
 from tests.helpers.models_zoo import VARIANTS, WIDE, Variant, make_checkpoint
+from tpi_bench.host import helper
+from tpi_bench.host.machine import available_cpus
+from tpi_bench.measure import point
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """Of torch in this process: models of tests are small, and each worker has a core."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def probes() -> Iterator[tuple[float, ...]]:
+    """What a host that is busy is probed again with: here other workers' tests keep it so."""
+    pauses_s, point._PAUSES_S = point._PAUSES_S, (0.0,)
+    look_s, point._LOOK_S = point._LOOK_S, 0.02
+    yield pauses_s
+    point._PAUSES_S, point._LOOK_S = pauses_s, look_s
+
+
+@pytest.fixture(scope="session", autouse=True)
+def modelled_runs() -> None:
+    """Their process stays for all tests of this worker, that have others in between."""
+    helper.shared_helper()._idle_s = 3600.0
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -28,7 +58,10 @@ def ctrl_c_is_heard() -> None:
 
 @pytest.fixture(scope="session")
 def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
+    """With a calibration of this host, which takes half a minute (`measure/test_calibrate.py`)."""
+    folder = tmp_path_factory.mktemp("cache")
+    keep(folder, **{f"t{threads}": PLAIN for threads in (1, 2, len(available_cpus()))})
+    return folder
 
 
 @pytest.fixture(scope="session")

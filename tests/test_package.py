@@ -78,6 +78,7 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (site,) = environment.glob("lib/python*/site-packages")
     ours = [path for path in sys.path if path.endswith("site-packages")]
     write(site / "libraries.pth", "\n".join(ours))
+    write(site / "numba.py", "raise ImportError('compiling takes longer than all that is tested')")
     executable = environment / "bin" / "python"
     offline = ["--no-index", "--no-build-isolation", "--no-deps", "--quiet"]
     pip = [sys.executable, "-m", "pip", "--python", executable, "--disable-pip-version-check"]

@@ -11,6 +11,7 @@ import pytest
 
 from tests.helpers.command_line import ROOT, report_of, run, run_here
 from tests.helpers.models_zoo import oracle
+from tpi_bench.app.errors import MEANINGS
 from tpi_bench.app.main import main
 
 
@@ -28,6 +29,8 @@ def test_help_is_quick_and_names_the_groups() -> None:
     )  # loose here; the imports it must not make are in test_house
     assert "pipeline, products, tpi, tpi_auto, tpi_direct" in done.stdout
     assert "+experiment=fig_latency" in done.stdout
+    for status, words in MEANINGS.items():
+        assert f"\n{int(status):<5}{words}\n" in done.stdout
 
 
 def test_the_contract_for_scripts(checkpoints: dict[str, Path], cache_dir: Path) -> None:

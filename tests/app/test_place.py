@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -14,8 +15,11 @@ import pytest
 
 from tests.helpers.command_line import ROOT, report_of, run
 from tests.report.test_rows import RUN
+from tpi_bench import load
 from tpi_bench.app.place import ResultsPlace, open_place
 from tpi_bench.host.locks import Lock
+from tpi_bench.measure import point
+from tpi_bench.measure.prepare import Prepared
 from tpi_bench.report.folder import CannotWrite, ResultsFolder
 from tpi_bench.report.rows import Record
 
@@ -88,7 +92,10 @@ def test_a_sweep_is_locked_and_taken_up_as_it_was(cache_dir: Path, tmp_path: Pat
     free = ["timeout_s=600", "report=json", "verbosity=normal"]
     done = run(f"resume={folder}", *free, cache_dir=cache_dir)
     assert done.returncode == 0, done.stderr
-    assert "4 points are done and are not run again, among them 2 out of memory" in done.stderr
+    kept = "4 points are done and are not run again, among them 2 out of memory"
+    said = done.stderr.splitlines()
+    assert len([line for line in said if line.startswith(kept)]) == 1
+    assert not [line for line in said if re.match(r"\[\d/4\]", line)]  # none a point
     assert report_of(done) == {
         "status": "ok",
         "exit_reason": "ok",
@@ -112,18 +119,18 @@ def test_a_single_point_is_taken_up_too(cache_dir: Path, tmp_path: Path) -> None
     done = run(*VIRTUAL, f"output_dir={folder}", bound, "report=json", cache_dir=cache_dir)
     assert done.returncode == 4, done.stderr
     assert report_of(done)["exit_reason"] == "timeout"
-    (point,) = (folder / "points").glob("*.json")
-    first = point.read_text()
+    (file,) = (folder / "points").glob("*.json")
+    first = file.read_text()
 
     again = run(f"resume={folder}", "report=json", cache_dir=cache_dir)
     assert again.returncode == 4
     assert "done already, and not run again" in again.stderr
-    assert point.read_text() == first
+    assert file.read_text() == first
 
     longer = run(f"resume={folder}", "timeout_s=600", "report=json", cache_dir=cache_dir)
     assert longer.returncode == 0, longer.stderr
     assert report_of(longer)["results"] == str(folder)
-    assert json.loads(point.read_text())["run"]["status"] == "ok"
+    assert json.loads(file.read_text())["run"]["status"] == "ok"
     assert pd.read_csv(folder / "runs.csv").status.tolist() == ["ok"]
 
 
@@ -145,6 +152,31 @@ def test_a_sweep_of_which_all_fails_has_its_table(cache_dir: Path, tmp_path: Pat
     report = json.loads(done.stdout)
     assert (report["exit_reason"], report["failed"]) == ("points_failed", 2)
     assert "[1/2] testbed.num_devices=20: error: " in done.stderr
+
+
+def test_a_sweep_that_is_stopped_says_which_rows_there_are(
+    cache_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To a script, too; Ctrl-C comes while the third point runs."""
+    measured: list[object] = []
+
+    def measure(prepared: Prepared, *others: object) -> Record:
+        if len(measured) == 2:
+            raise KeyboardInterrupt
+        measured.append(prepared)
+        return of_a_point(prepared, *others)
+
+    of_a_point = point.measure
+    monkeypatch.setattr(point, "measure", measure)
+    folder = tmp_path / "out"
+    sweep = ["-m", *VIRTUAL, "testbed.num_devices=1,20,2,3", f"output_dir={folder}", "report=json"]
+    done = run(*sweep, cache_dir=cache_dir)
+    assert done.returncode == 130
+    assert done.stderr.endswith(f"stopped; go on with: python -m tpi_bench resume={folder}\n")
+    report = report_of(done)
+    assert (report["exit_reason"], report["results"]) == ("stopped", str(folder))
+    assert (report["points"], report["failed"]) == (3, 1)
+    assert len(load(folder)) == 3
 
 
 # In one process.

@@ -10,7 +10,7 @@ import yaml
 
 from tests.helpers.command_line import ROOT
 from tpi_bench.app import settings
-from tpi_bench.app.choices import GROUPS, choices_of
+from tpi_bench.app.choices import GROUPS, choices_of, defaults
 from tpi_bench.app.sweeper import CONFIG_FOLDER
 from tpi_bench.app.typed import fits, load_class
 from tpi_bench.measure.settings import Settings
@@ -74,7 +74,22 @@ def test_the_help_shows_what_is_in_force() -> None:
     assert lines["device.raspberry_pi_4.cores"].startswith("device.raspberry_pi_4.cores=4 ")
     assert "a price of $$5" in text  # Hydra makes one of two
     assert "system.collective" not in text  # of another system
+    assert "alone; its settings" not in text
     assert max(map(len, text.split("\n"))) <= 110
+
+
+def test_the_help_says_which_testbed_reads_a_profile() -> None:
+    """Real processes read none, so its settings would only be in the way."""
+    chosen = {group: choices_of(group)[defaults()[group]] for group in GROUPS}
+    values = chosen | {"device": {"paper_emulated": chosen["device"], "memory_mb": 5}}
+    lines = settings.help_text(values).split("\n")
+    place = lines.index("-- device.paper_emulated --")
+    assert lines[place + 1].startswith("read by testbed=virtual")
+    assert lines[place + 1].endswith(" alone; its settings: --help testbed=virtual")
+    assert lines[place + 2 : place + 4] == ["", "-- network --"]
+    assert any(line.startswith("device.memory_mb=5 ") for line in lines)
+    assert settings.readers_of("cache") == ["processes"]
+    assert set(settings.readers_of("network")) == set(choices_of("testbed"))
 
 
 def test_the_table_in_conf_is_made_of_it() -> None:

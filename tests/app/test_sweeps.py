@@ -135,29 +135,6 @@ def test_different_configurations_are_different_lines(
     assert {"compute", "sync", "read"} <= set(spans.kind)
 
 
-def test_values_that_do_not_go_together_are_left_out(
-    checkpoints: dict[str, Path], cache_dir: Path, tmp_path: Path
-) -> None:
-    """The others are measured, and the exit status says that not all is there."""
-    done = run(
-        "-m",
-        "task=measure",
-        "name=sweep",
-        "model=hf",
-        f"model.path={checkpoints['gqa']}",
-        "workload.prompt_ids=[1,2,3]",
-        "workload.num_new_tokens=2",
-        "system.window=2",
-        "system.loading=overlapped,mmap",
-        f"results_dir={tmp_path}",
-        cache_dir=cache_dir,
-    )
-    assert done.returncode == 5
-    assert "left out: with system.loading=mmap" in done.stderr
-    (folder,) = (tmp_path / "sweep").iterdir()
-    assert pd.read_parquet(folder / "runs.parquet").system_loading.tolist() == ["overlapped"]
-
-
 @pytest.mark.parametrize(
     ("figure", "reason"),
     [

@@ -70,6 +70,20 @@ def test_who_waits_says_for_whom_and_goes_on(other_measurement: Lock, cache_dir:
     assert "probing the host again took " in errors
 
 
+def test_a_row_of_a_mistake_waits_for_nobody(
+    other_measurement: Lock, cache_dir: Path, tmp_path: Path
+) -> None:
+    """In a sweep: what the model is too small for is known without the host."""
+    done = run(
+        *("-m", "task=measure", *MEASURED, "testbed.num_devices=64,65", "wait=false"),
+        f"output_dir={tmp_path / 'out'}",
+        cache_dir=cache_dir,
+    )
+    assert done.returncode == 5, done.stderr
+    assert done.stderr.count("error: testbed.num_devices=6") >= 2
+    assert "this host is measured by" not in done.stderr
+
+
 @pytest.mark.parametrize(
     ("mistake", "status", "line"),
     [

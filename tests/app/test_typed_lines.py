@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
 from tests.helpers.command_line import ROOT, run, run_module
-from tpi_bench.app.arguments import for_hydra, options_last, plain_text
+from tpi_bench import load
+from tpi_bench.app.arguments import as_typed, for_hydra, options_last, plain_text
 from tpi_bench.app.compose import build_settings
 from tpi_bench.app.sweeper import CONFIG_FOLDER
 from tpi_bench.app.unknown import explained
@@ -106,6 +108,72 @@ def test_a_prompt_that_was_stored_is_left_as_it_is() -> None:
     assert for_hydra(stored, nothing) == stored == ["prompt=%text:It%27s late"]
 
 
+SIGNS = ["a (1), [b] {c}", 'it\'s ${x} \\ "d"', "1", "true", "a=b,c", " é~#", "%41"]
+
+
+@pytest.mark.parametrize("name", SIGNS)
+def test_a_path_is_text(name: str) -> None:
+    """Whatever its signs mean to Hydra; and so it is typed again from what was stored."""
+    for key in ("output_dir", "results_dir", "cache_dir", "resume"):
+        (argument,) = for_hydra([f"{key}={name}"], nothing)
+        with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
+            composed = compose("config", overrides=["model=debug", "results_dir=x", argument])
+            assert build_settings(composed).raw[key] == name
+        parser = OverridesParser.create()
+        of_the_job = parser.parse_override(argument).get_value_element_as_str()
+        assert plain_text(parser.parse_override(f"{key}={of_the_job}").value()) == name
+        assert for_hydra([argument], nothing) == [argument]
+        for text in (argument, f"{key}={of_the_job}"):
+            assert as_typed(text) == f"{key}={name}"
+
+
+def test_a_path_of_letters_stays_as_it_is() -> None:
+    typed = ["output_dir=/tmp/a-b_c.d/e f", "cache_dir=null", "resume=", "model.path=org/name:x"]
+    assert for_hydra(typed, nothing) == typed
+    quoted = ["output_dir='a, b'", 'model.path="a (b)"', "model.path=choice(a,b)"]
+    assert for_hydra(quoted, nothing) == quoted  # by who knows the grammar
+
+
+def test_of_paths_between_commas_each_is_text(tmp_path: Path) -> None:
+    """But for one that is there with its comma."""
+    typed = for_hydra(["model.path=/a (1),/b,~/c"], nothing)
+    assert typed == [f"model.path=%text:/a %281%29,/b,{Path.home()}/c"]
+    one = tmp_path / "a,b"
+    one.mkdir()
+    (argument,) = for_hydra([f"model.path={one}"], nothing)
+    assert plain_text(argument.removeprefix("model.path=")) == str(one)
+
+
+def test_signs_in_every_path_of_a_sweep(
+    checkpoints: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is made, shown, stopped short, taken up again with the line that was said, and kept."""
+    model = shutil.copytree(checkpoints["gqa"], tmp_path / "model (7B), [v2]")
+    folder, cache = tmp_path / "out (1), it's", tmp_path / "cache [x]"
+    typed = ["-m", "task=measure", "testbed=virtual", "model=hf", f"model.path={model}"]
+    typed += ["workload.prompt_ids=[1]", "testbed.num_devices=1,2", f"output_dir={folder}"]
+    done = run(*typed, cache_dir=cache)
+    assert done.returncode == 0, done.stderr
+    rows = load(folder).rows
+    assert [row.num_devices for row in rows] == [1, 2]
+    assert f"model.path={model}" in shlex.split(rows[0].overrides or "")
+    assert rows[0].model == model.name
+    next((folder / "points").glob("*.json")).unlink()
+    begun = run(*typed, cache_dir=cache)
+    assert begun.returncode == 2
+    (_, _, again) = begun.stderr.strip().partition("; go on with ")
+    done = run(*shlex.split(again), cache_dir=cache)
+    assert done.returncode == 0, done.stderr
+    assert len(load(folder)) == 2
+    assert not (tmp_path / "out").exists()
+
+
+def test_signs_in_the_name_of_a_prompts_file(tmp_path: Path) -> None:
+    file = tmp_path / "a (1), [b]=c.txt"
+    file.write_text("said", encoding="utf-8")
+    assert settings_typed(f"prompt_file={file}").workload.prompt == "said"
+
+
 def test_options_may_stand_anywhere() -> None:
     assert options_last(["-m", "a=1", "resume=x"]) == ["a=1", "resume=x", "-m"]
     assert for_hydra(["a=1", "-m", "b=2,3"], nothing) == ["a=1", "b=2,3", "-m"]
@@ -160,8 +228,9 @@ def test_version_is_ours() -> None:
     ("typed", "read"),
     [
         ("model.path=~/a b.gguf", "model.path=HOME/a b.gguf"),
-        ("model.path=~/a,/b/~/c,~/d", "model.path=HOME/a,/b/~/c,HOME/d"),
-        ("results_dir=~x", "results_dir=~x"),
+        ("model.path=~/a,/b/~/c,~/d", "model.path=HOME/a,%text:/b/%7E/c,HOME/d"),
+        ("results_dir=~x", "results_dir=%text:%7Ex"),
+        ("workload.text=~/a/b,c", "workload.text=HOME/a/b,c"),
         ("prompt=~/a", "prompt=%text:%7E/a"),
         ("~network", "~network"),
     ],

@@ -213,7 +213,12 @@ def test_a_kernel_is_there(weights: str) -> None:
     assert kernel_name(weights) == f"numba {weights}"
 
 
-FEATURES = ["+avxvnni,+avx2,+fma,+avx,+f16c", "+avx2,+fma,+avx,+f16c", "+avx,+f16c", ""]
+FEATURES = [
+    "+avxvnni,+avx2,+fma,+avx,+f16c",
+    "+avx2,+fma,+avx,+f16c",
+    pytest.param("+avx,+f16c", marks=pytest.mark.product),  # as they were ten years ago
+    "",
+]
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="names of x86 processors")

@@ -87,9 +87,9 @@ TINY = {
         "model=debug",
         "prompt=one",
         "model.weights=float32,q8",
-        "system=tpi,galaxy,llamacpp",
+        "system=galaxy,llamacpp",
     ],
-    "exactness": ["model=debug", "system=tpi,tpi_direct,pipeline"],
+    "exactness": ["model=debug", "system=tpi_direct,pipeline"],
     "exactness_product": [
         "model=debug",
         "system=tpi",

@@ -15,7 +15,7 @@ from tpi_bench.contract.system import System
 from tpi_bench.measure.rounding import logit_bound
 from tpi_bench.models.hf_folder import held_folder
 
-NUM_NEW = 64
+NUM_NEW = 32
 MAX_LOGIT_DIFFERENCE = 1e-3
 
 

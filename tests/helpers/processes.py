@@ -27,15 +27,11 @@ def timed(job: Job) -> tuple[Outcome, float]:
 
 
 def no_children_left() -> bool:
-    """Only the fork server and the resource tracker may be there.
-
-    The process of modelled runs, which another test may have left, ends when nobody asks it.
-    """
-    shared_helper().end()
+    """Only the fork server, the resource tracker and the process of modelled runs may be there."""
     names = [
         " ".join(child.cmdline())
         for child in psutil.Process().children(recursive=True)
-        if child.status() != psutil.STATUS_ZOMBIE
+        if child.status() != psutil.STATUS_ZOMBIE and child.pid != shared_helper().pid
     ]
     return len([name for name in names if "resource_tracker" not in name]) <= 1
 

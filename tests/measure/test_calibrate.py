@@ -10,29 +10,13 @@ from typing import Any
 import pytest
 import torch
 
+from tests.helpers.calibration import HOST, PLAIN, keep
 from tpi_bench.contract.model import WEIGHTS
 from tpi_bench.measure import calibrate, host_rates
 from tpi_bench.measure.calibrate import ThisHost, calibration_file
 from tpi_bench.measure.program_costs import program_costs
 
-HOST = {"disk_gb_per_s": 2.0, "disk_latency_us": 80.0, "message_overhead_us": 12.0}
-PLAIN = {"memory_gb_per_s": 40.0, "peak_gflops": 90.0, "op_overhead_us": 1.0}
 RATES = {"q8_gb_per_s": 38.0, "q4_gb_per_s": 30.0, "bfloat16_gflops": 200.0}
-
-
-def rows_of(values: dict[str, float]) -> list[dict[str, Any]]:
-    """Three rounds, of which the second is a tenth slower and the third a tenth faster."""
-    return [
-        {"name": name, "median": v, "min": 0, "max": 0, "rounds": [v, 0.9 * v, 1.1 * v]}
-        for name, v in values.items()
-    ]
-
-
-def keep(cache_dir: Path, **threads: dict[str, float]) -> None:
-    path = calibration_file(cache_dir)
-    path.parent.mkdir()
-    kept = {number.removeprefix("t"): rows_of(values) for number, values in threads.items()}
-    path.write_text(json.dumps({"threads": kept, "host": rows_of(HOST)}))
 
 
 def test_the_profile_has_what_was_measured_with_so_many_threads(tmp_path: Path) -> None:

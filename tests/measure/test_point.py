@@ -38,6 +38,7 @@ def test_the_best_of_several_probes_counts(
     best: float,
     num_probes: int,
     least_busy: float,
+    probes: tuple[float, ...],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Of two cores; a token of this model reads one byte, in one second."""
@@ -58,12 +59,15 @@ def test_the_best_of_several_probes_counts(
     monkeypatch.setattr(point, "host_limits", probe)
     monkeypatch.setattr(point, "point_limits", limits_of)
     monkeypatch.setattr(point, "available_cpus", lambda: [0, 1])
-    monkeypatch.setattr(point.time, "sleep", lambda seconds: None)
+    slept: list[float] = []
+    monkeypatch.setattr(point, "_PAUSES_S", probes)
+    monkeypatch.setattr(point.time, "sleep", slept.append)
     prepared: Any = SimpleNamespace(settings=SimpleNamespace(testbed=None, system=None), job=None)
     outcome = Outcome(status="ok")
     found, right_after = point._limits_seen_again(prepared, outcome, SPEED, first)
     assert right_after == later[0]
     assert (found.memory_bps, len(asked)) == (best, num_probes)
+    assert slept == [0.0, 0.5, 1.0][:num_probes]
     assert found.busy_cores_probe == least_busy
     failed = Outcome(status="oom")
     found, right_after = point._limits_seen_again(prepared, failed, SPEED, first)

@@ -86,9 +86,9 @@ def test_one_who_thinks_longer_than_a_time_out_is_waited_for(
     checkpoints: dict[str, Path], cache_dir: Path
 ) -> None:
     folder = checkpoints["gqa"]
-    job = job_of(TpiSystem(), folder, cache_dir, 2, network=NetworkConfig(timeout_s=0.3))
+    job = job_of(TpiSystem(), folder, cache_dir, 2, network=NetworkConfig(timeout_s=0.2))
     answers: list[list[int]] = []
-    outcome = run_job(job, None, asked(folder, answers, wait_s=1.0))
+    outcome = run_job(job, None, asked(folder, answers, wait_s=0.5))
     assert outcome.status == "ok", outcome.error
     assert answers == expected_of(folder)
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from baselines.pipeline import PipelineSystem
+from tests.helpers.command_line import run
 from tests.helpers.models_zoo import oracle
 from tests.helpers.running import make_job, run_ok
 from tpi_bench.contract.request import Request
@@ -21,7 +21,6 @@ from tpi_bench.models.hf_config import read_config
 from tpi_bench.models.sources import DemoModel, HuggingFaceModel
 from tpi_bench.models.tokenizer import TextStream, encode_prompt
 
-ROOT = Path(__file__).resolve().parents[2]
 QUESTION = "What is the capital of France?"
 
 
@@ -45,9 +44,11 @@ def test_shape_and_no_leftovers(demo_folder: Path) -> None:
 @pytest.mark.parametrize(
     ("system", "num_devices"),
     [
-        (TpiSystem(collective="direct"), 5),
+        pytest.param(TpiSystem(collective="direct"), 5, marks=pytest.mark.product),
         (TpiSystem(collective="star", window=2, retain_every=3), 5),
-        (TpiSystem(collective="ring", window=4, resident_io=True), 5),
+        pytest.param(
+            TpiSystem(collective="ring", window=4, resident_io=True), 5, marks=pytest.mark.product
+        ),
         (PipelineSystem(window=2), 3),
     ],
     ids=["direct", "window", "ring", "pipeline"],
@@ -68,13 +69,7 @@ def test_tokens_are_those_of_transformers(
 
 
 def test_generate_streams_the_answer_and_ends_with_speed_and_memory(demo_folder: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "tpi_bench", "task=generate", f"prompt={QUESTION}"],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        timeout=120,
-    )
+    done = run("task=generate", f"prompt={QUESTION}", cache_dir=cache.cache_folder(None))
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("The capital of France is Paris.\n")
     for part in (

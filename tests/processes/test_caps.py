@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -202,9 +203,28 @@ def test_a_cap_below_what_a_device_starts_with_is_one_line(
     checkpoints: dict[str, Path], cache_dir: Path
 ) -> None:
     outcome = run_job(job_of(TpiSystem(), checkpoints, cache_dir, memory_bytes=(20 * MB,)))
-    assert outcome.status == "error"
+    assert outcome.status == "oom"
     assert outcome.error is not None
-    assert outcome.error.startswith("rank 0 failed: device.memory_mb=20 is not above the ")
+    said = "rank 0 ran out of memory: device.memory_mb=20 is not above the "
+    assert outcome.error.startswith(said)
+    assert outcome.error.endswith(" MB that a device has before it loads anything")
+
+
+@pytest.mark.parametrize("system", ["tpi", "tpi_auto", "transformers"])
+def test_a_cap_that_nothing_starts_within_is_told_with_what_fits(
+    system: str, checkpoints: dict[str, Path], cache_dir: Path
+) -> None:
+    """Before a device starts, in one line, by the engine and by a library."""
+    typed = [f"system={system}", "model=hf", f"model.path={checkpoints['gqa']}"]
+    done = run(*typed, "workload.prompt_ids=[1,2]", "device.memory_mb=1", cache_dir=cache_dir)
+    assert done.returncode == 3
+    (line,) = done.stderr.splitlines()
+    assert "device.memory_mb=1 is too little for " in line
+    if system == "transformers":
+        assert line.endswith("what fits: a larger device.memory_mb")
+    else:
+        (least,) = re.findall(r"(?:what fits: |at least )device\.memory_mb=(\d+)", line)
+        assert 100 < int(least) < 400
 
 
 def test_what_is_said_of_who_ran_out(checkpoints: dict[str, Path], cache_dir: Path) -> None:

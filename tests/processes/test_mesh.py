@@ -23,7 +23,10 @@ SECRET = bytes(range(32))
 
 
 def make_meshes(
-    world_size: int, network: NetworkConfig, secret_of: dict[int, bytes] | None = None
+    world_size: int,
+    network: NetworkConfig,
+    secret_of: dict[int, bytes] | None = None,
+    within_s: float = 3.0,
 ) -> list[Mesh]:
     """Meshes of all ranks in this process, formed by threads as processes would."""
     listeners = [Listener() for _ in range(world_size)]
@@ -34,7 +37,7 @@ def make_meshes(
     def join(rank: int) -> None:
         secret = (secret_of or {}).get(rank, SECRET)
         try:
-            sockets = connect_mesh(rank, ports, listeners[rank], secret, 3.0)
+            sockets = connect_mesh(rank, ports, listeners[rank], secret, within_s)
             meshes[rank] = Mesh(rank, sockets, network)
         except DeviceLost as error:
             errors.append(error)
@@ -160,7 +163,7 @@ def test_strangers_are_refused_and_logged(data: bytes, caplog: pytest.LogCapture
 
 def test_a_device_with_another_secret_does_not_get_in() -> None:
     with pytest.raises(DeviceLost, match="rank"):
-        make_meshes(2, NetworkConfig(), secret_of={1: secrets.token_bytes(32)})
+        make_meshes(2, NetworkConfig(), {1: secrets.token_bytes(32)}, within_s=1.0)
 
 
 @pytest.mark.parametrize("num_strangers", [40, 200])

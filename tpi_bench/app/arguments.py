@@ -1,9 +1,9 @@
-"""What was typed, as Hydra can read it: prompts are text, and options may stand anywhere.
+"""What was typed, as Hydra can read it: prompts and paths are text, options may stand anywhere.
 
-Hydra has a grammar of its own for values, in which a quote, a comma or an equals sign mean
-something. A prompt is text, so it goes through Hydra percent-encoded behind a mark, and
-`compose.py` takes it out again (`plain_text`). Whatever runs a sweep's points finds it in their
-overrides.
+Hydra has a grammar of its own for values, in which a quote, a comma or a parenthesis mean
+something. A prompt is text, and so is a path that Hydra would read as something else: they go
+through it percent-encoded behind a mark, and `compose.py` takes them out again (`plain_text`).
+Whatever runs a sweep's points finds them in their overrides.
 """
 
 from __future__ import annotations
@@ -14,10 +14,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+
 _MARK = "%text:"
 _AS_THEY_ARE = " /"  # beside letters, digits and _ . - which mean nothing to Hydra
 _HOME = re.compile(r"(?:^|(?<=,))~(?=/)")  # where one value of a list begins
 _PROMPT, _FILE = "prompt", "prompt_file"
+_PATHS = ("output_dir", "results_dir", "cache_dir", "resume")  # one each, whatever is in it
+_SWEPT_PATHS = ("model.path", "workload.text")  # a comma may stand between two
+_AS_HYDRA_READS = re.compile(r"""null$|(['"]).*\1$|(?:choice|glob|shuffle|sort)\(""", re.I)
 _FLAGS = {"-h", "--help", "--hydra-help", "--version", "--resolve", "-r", "--run"}
 _FLAGS |= {"-m", "--multirun", "-sc", "--shell-completion", "-i", "--info"}
 _WITH_VALUE = {"-c", "--cfg", "-p", "--package", "-cp", "--config-path", "-cn", "--config-name"}
@@ -30,12 +36,12 @@ _EMPTY = (
 
 
 def for_hydra(typed: Sequence[str], read_input: Callable[[], str]) -> list[str]:
-    """Values first and options behind them; a prompt in a form that no grammar changes.
+    """Values first and options behind them; prompts and paths in a form that no grammar changes.
 
     `read_input` is asked for `prompt=-`. Raises ValueError.
     """
     values, options = _sorted(typed)
-    return [*_with_prompt(values, read_input), *options]
+    return [_with_path(text) for text in _with_prompt(values, read_input)] + options
 
 
 def options_last(arguments: Sequence[str]) -> list[str]:
@@ -45,10 +51,24 @@ def options_last(arguments: Sequence[str]) -> list[str]:
 
 
 def plain_text(value: Any) -> Any:
-    """The text that a value of the configuration stands for; any other as it is."""
+    """A value of the configuration with the texts that it stands for."""
+    if isinstance(value, dict):
+        return {key: plain_text(each) for key, each in value.items()}
     if isinstance(value, str) and value.startswith(_MARK):
         return urllib.parse.unquote(value.removeprefix(_MARK))
     return value
+
+
+def as_typed(argument: str) -> str:
+    """`KEY=VALUE` as a person would type it, also where it was given to a point of a sweep.
+
+    As it is where it means something else when typed: `prompt=-` is standard input.
+    """
+    key, _, value = argument.partition("=")
+    if not value.startswith(_MARK.rstrip(":")):  # Hydra has its own way to write the colon
+        return argument
+    text = plain_text(OverridesParser.create().parse_override(f"text={value}").value())
+    return argument if text == "-" else f"{key}={text}"
 
 
 def prompt_override(text: str) -> str:
@@ -56,12 +76,16 @@ def prompt_override(text: str) -> str:
     if not text.strip():
         raise ValueError(_EMPTY)
     try:
-        quoted = urllib.parse.quote(text, safe=_AS_THEY_ARE).replace("~", "%7E")
+        return f"{_PROMPT}={_encoded(text)}"
     except UnicodeEncodeError as error:
         raise ValueError(f"the prompt is no text in UTF-8 ({error.reason})") from error
+
+
+def _encoded(text: str) -> str:
+    quoted = urllib.parse.quote(text, safe=_AS_THEY_ARE).replace("~", "%7E")
     if quoted.endswith(" "):  # which Hydra would drop
         quoted = quoted.rstrip(" ") + "%20" * (len(quoted) - len(quoted.rstrip(" ")))
-    return f"{_PROMPT}={_MARK}{quoted}"
+    return f"{_MARK}{quoted}"
 
 
 def _sorted(typed: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -116,6 +140,26 @@ def _with_prompt(values: Sequence[str], read_input: Callable[[], str]) -> list[s
         else:
             found.append(_with_home(text))
     return found
+
+
+def _with_path(text: str) -> str:
+    """A path as text: of several between commas each, unless the whole is there."""
+    key, _, value = text.partition("=")
+    if key not in (*_PATHS, *_SWEPT_PATHS) or _AS_HYDRA_READS.match(value):
+        return text
+    is_one = key in _PATHS or Path(value).exists()
+    parts = [value] if is_one else value.split(",")
+    return f"{key}={','.join(map(_as_text, parts))}"
+
+
+def _as_text(path: str) -> str:
+    """Encoded only where Hydra would read something else."""
+    try:
+        read = OverridesParser.create().parse_override(f"path={path}")
+        is_text = not read.is_sweep_override() and read.value() == path
+    except (HydraException, ValueError):
+        is_text = False
+    return path if is_text or not path else _encoded(path)
 
 
 def _with_home(text: str) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from tpi_bench.app.sweeper import CONFIG_FOLDER
+from tpi_bench.app.config_folders import CONFIG_FOLDER
 
 GROUPS = ("system", "model", "testbed", "device", "network", "workload")
 

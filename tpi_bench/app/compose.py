@@ -10,7 +10,7 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
-from tpi_bench.app.arguments import plain_text
+from tpi_bench.app.arguments import as_typed, plain_text
 from tpi_bench.app.choices import GROUPS
 from tpi_bench.app.settings import PLAIN
 from tpi_bench.app.typed import describe, did_you_mean, fits, load_class, make_dataclass
@@ -31,8 +31,7 @@ def build_settings(cfg: DictConfig, overrides: Sequence[str] = ()) -> Settings:
     """
     raw = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(raw, dict)
-    values: dict[str, Any] = {str(k): plain_text(v) for k, v in raw.items()}
-    values["workload"] = {k: plain_text(v) for k, v in values["workload"].items()}
+    values: dict[str, Any] = plain_text(raw)
     _check_plain(values)
     values["memory_mb"] = _take_memory(values["device"])
     values["device"] = _devices_in_order(_packaged(values["device"]), overrides)
@@ -49,7 +48,7 @@ def build_settings(cfg: DictConfig, overrides: Sequence[str] = ()) -> Settings:
         profiles=tuple(_make(each, _device_group(each)) for each in values["device"]),
         workload=workload,
         raw=values,
-        overrides=tuple(overrides),
+        overrides=tuple(map(as_typed, overrides)),
     )
 
 

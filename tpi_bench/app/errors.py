@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 from enum import IntEnum
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
@@ -27,16 +27,34 @@ class ExitStatus(IntEnum):
     """What the shell sees; `reason` is the same in JSON (`exit_reason`)."""
 
     OK = 0
-    ERROR = 1  # something failed, or the oracle has other tokens
-    USAGE = 2  # what was typed cannot be run
+    ERROR = 1
+    USAGE = 2
     OUT_OF_MEMORY = 3
     TIMEOUT = 4
-    POINTS_FAILED = 5  # a sweep came to its end, not all of it well
-    STOPPED = 130  # by Ctrl-C or SIGTERM
+    POINTS_FAILED = 5
+    STOPPED = 130
 
     @property
     def reason(self) -> str:
         return self.name.lower()
+
+
+# For `--help`.
+MEANINGS = {
+    ExitStatus.OK: "all went well",
+    ExitStatus.ERROR: "something failed, or the oracle has other tokens",
+    ExitStatus.USAGE: "what was typed cannot be run; nothing was started",
+    ExitStatus.OUT_OF_MEMORY: "a device ran out of memory, or would have",
+    ExitStatus.TIMEOUT: "it took longer than timeout_s, or a device hung",
+    ExitStatus.POINTS_FAILED: "a sweep came to its end, but some of its points failed",
+    ExitStatus.STOPPED: "stopped by Ctrl-C or SIGTERM",
+}
+
+
+def status_text() -> str:
+    """Of `--help`: every exit status in a line."""
+    lines = [f"{int(status):<5}{words}" for status, words in MEANINGS.items()]
+    return "\n".join(["== Exit status ==", *lines])
 
 
 def status_of_error(error: BaseException) -> ExitStatus:
@@ -93,16 +111,21 @@ class Failed(SystemExit):
 
 def fail(report: str, message: str, status: ExitStatus = ExitStatus.ERROR) -> NoReturn:
     """Say it, as JSON too where that was asked for, and end."""
-    print(f"error: {message}", file=sys.stderr)
-    if report == "json":
-        say_failure(message, status)
+    tell(report, message, status)
     raise Failed(message, status)
 
 
-def say_failure(message: str, status: ExitStatus) -> None:
+def tell(report: str, message: str, status: ExitStatus, **more: Any) -> None:
+    """What has failed, and go on; `more` is for the JSON object."""
+    print(f"error: {message}", file=sys.stderr)
+    if report == "json":
+        say_failure(message, status, **more)
+
+
+def say_failure(message: str, status: ExitStatus, **more: Any) -> None:
     """As JSON. Where standard output takes no more, as on a full disk, the status still tells."""
     try:
-        print(json.dumps(error_report(message, status.reason)), flush=True)
+        print(json.dumps(error_report(message, status.reason) | more), flush=True)
     except OSError as error:
         if not isinstance(error, BrokenPipeError):  # whoever read it has gone, as `head` does
             print(f"error: cannot write to standard output: {error.strerror}", file=sys.stderr)

@@ -20,16 +20,19 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from tqdm import tqdm
 
+from tpi_bench.app.arguments import as_typed, plain_text
 from tpi_bench.app.compose import build_settings
 from tpi_bench.app.config_folders import folders_of
 from tpi_bench.app.errors import ExitStatus, fail, fail_of, one_line
 from tpi_bench.app.launchers import WatchesSweep
 from tpi_bench.app.notices import set_notices
-from tpi_bench.app.place import InUse, open_place
+from tpi_bench.app.place import InUse, missing_folders, open_place, remove_unused
 from tpi_bench.app.sweeper import jobs_of_grids
 from tpi_bench.host.locks import Lock
 from tpi_bench.report.drawing import Drawing
 from tpi_bench.report.folder import CannotWrite, ResultsFolder, read_runs
+from tpi_bench.report.older import OlderRows, told_of_older_rows
+from tpi_bench.report.rows import RunRow
 from tpi_bench.report.sweep_table import overrides_of, sweep_table, varying
 from tpi_bench.report.text import point_line
 
@@ -44,7 +47,9 @@ class Sweep(WatchesSweep):
         self._bar: tqdm[Any] | None = None
         self._lock: Lock | None = None
         self._jobs: list[list[str]] | None = None
-        self._left_out: list[str] = []  # why points have no row
+        self._left_out: list[str] = []  # why points have no row, or no answer
+        self._kept: set[str] = set()  # points that are not run again
+        self._made: list[Path] = []  # folders that were not there before
         self._is_copy = False  # in a launcher's worker
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
@@ -64,13 +69,16 @@ class Sweep(WatchesSweep):
         try:  # Hydra turns a callback's exceptions into warnings, and would go on
             if config.figure is not None:
                 _drawing_of(config.figure)
-            self._lock = open_place(folder, self.arguments, config.resume)
+            self._made = missing_folders(folder)
+            self._lock = open_place(folder, self.arguments, plain_text(config.resume))
         except (ValueError, OSError, InUse) as error:
             fail_of(config.report, error)
         self._jobs = all_jobs(config)
         _LOG.info("results: %s", folder)
         if config.resume is not None:
-            _LOG.info(kept_line(ResultsFolder(folder), config.timeout_s))
+            kept = kept_rows(ResultsFolder(folder), config.timeout_s)
+            self._kept = {run.point for run in kept}
+            _LOG.info(kept_line(kept, folder))
         num_points = None if self._jobs is None else len(self._jobs)
         hidden = None if is_shown else True
         self._bar = tqdm(total=num_points, unit="point", disable=hidden, dynamic_ncols=True)
@@ -85,14 +93,16 @@ class Sweep(WatchesSweep):
             print(place, *self._swept(config), flush=True)
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
+        if isinstance(job_return._return_value, str):  # see `tasks.run_task`
+            self._left_out.append(job_return._return_value)
         if self._bar is None:
             return
         self._bar.update()
-        if isinstance(job_return._return_value, str):  # see `tasks.run_task`
-            self._left_out.append(job_return._return_value)
-        elif self._bar.disable:
+        if self._bar.disable and not isinstance(job_return._return_value, str):
             assert job_return.cfg is not None
             settings = build_settings(job_return.cfg, job_return.overrides or [])
+            if settings.point in self._kept:
+                return
             record = ResultsFolder(Path(config.hydra.sweep.dir)).load(settings.point)
             swept = self._swept(config)
             line = "no record" if record is None else point_line(record.run, swept)
@@ -101,14 +111,16 @@ class Sweep(WatchesSweep):
     def on_worker_end(self, job_return: JobReturn) -> None:
         if self._bar is not None:
             self._bar.update()
-            if isinstance(job_return._return_value, str):
-                self._left_out.append(job_return._return_value)
+        if isinstance(job_return._return_value, str):
+            self._left_out.append(job_return._return_value)
 
-    def on_broken_off(self) -> None:
+    def on_broken_off(self, *, is_stopped: bool) -> None:
         if self._bar is not None:
             self._bar.close()
         if self._lock is not None:
             self._lock.give_back()
+            if not is_stopped:  # else it may be taken up again
+                remove_unused(self._made)
 
     def __getstate__(self) -> dict[str, Any]:
         """The copy of a worker has no bar and no lock, and tells each point in a line."""
@@ -117,6 +129,7 @@ class Sweep(WatchesSweep):
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         if self._bar is None:
+            self._end_of_answers()
             return
         self._bar.set_description_str("")
         self._bar.close()
@@ -126,6 +139,8 @@ class Sweep(WatchesSweep):
             )
         except CannotWrite as error:
             fail_of(config.report, error)
+        except OlderRows as error:
+            fail(config.report, str(error))
         except Exception as error:
             traceback.print_exc()
             fail(config.report, f"the results could not be drawn: {one_line(error)}")
@@ -135,11 +150,18 @@ class Sweep(WatchesSweep):
         if status != ExitStatus.OK:
             sys.exit(status)
 
+    def _end_of_answers(self) -> None:
+        """Of a sweep without rows; what failed has been said."""
+        if self._left_out:
+            of = f" of {len(self._jobs)}" if self._jobs else ""
+            print(f"{len(self._left_out)}{of} points failed", file=sys.stderr)
+            sys.exit(ExitStatus.POINTS_FAILED)
+
     def _swept(self, config: DictConfig) -> list[str]:
         """What sets this point apart from the others of the sweep, as typed."""
         own = [str(text) for text in config.hydra.overrides.task]
         common = set(own).intersection(*self._jobs) if self._jobs else set()
-        return [text for text in own if text not in common]
+        return [as_typed(text) for text in own if text not in common]
 
 
 def finish(folder: Path, figure: str | None, report: str, num_left_out: int = 0) -> ExitStatus:
@@ -174,8 +196,8 @@ def _show(results: ResultsFolder, figure: str | None, shown: TextIO) -> list[Pat
         print(sweep_table(rows), file=shown)
         return []
     drawing = _drawing_of(figure)
-    print(drawing.text(rows), file=shown)
-    with results.writing():
+    with told_of_older_rows(results.folder), results.writing():
+        print(drawing.text(rows), file=shown)
         return drawing.save(rows, results.folder)
 
 
@@ -196,16 +218,20 @@ def _drawing_of(figure: str) -> Drawing:
     return drawing
 
 
-def kept_line(results: ResultsFolder, timeout_s: float | None) -> str:
+def kept_rows(results: ResultsFolder, timeout_s: float | None) -> list[RunRow]:
     """What is not run again when a folder is taken up."""
-    kept = [r.run for r in results.records() if results.done(r.run.point, timeout_s)]
+    return [r.run for r in results.records() if results.done(r.run.point, timeout_s)]
+
+
+def kept_line(kept: Sequence[RunRow], folder: Path) -> str:
+    """The same in one line."""
     line = f"{len(kept)} points are done and are not run again"
     answers = {"oom": "out of memory", "timeout": "longer than timeout_s allows"}
     counts = {words: sum(r.status == status for r in kept) for status, words in answers.items()}
     told = [f"{count} {words}" for words, count in counts.items() if count]
     if told:
         line += f", among them {' and '.join(told)}, which is an answer (remove its file in "
-        line += f"{results.folder / 'points'} to ask again)"
+        line += f"{folder / 'points'} to ask again)"
     return line
 
 

@@ -32,8 +32,8 @@ class WatchesSweep(Callback):
         """A point has ended that a worker ran."""
 
     @abstractmethod
-    def on_broken_off(self) -> None:
-        """The sweep does not come to its end."""
+    def on_broken_off(self, *, is_stopped: bool) -> None:
+        """The sweep does not come to its end: somebody stopped it, or it was refused or failed."""
 
 
 def refuse_side_by_side(config: DictConfig, point: DictConfig) -> None:

@@ -11,6 +11,7 @@ import importlib.metadata
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from types import FrameType
 
 from omegaconf import DictConfig, OmegaConf
@@ -18,7 +19,7 @@ from yaml import YAMLError
 
 from tpi_bench.app import hydra_app
 from tpi_bench.app.arguments import for_hydra, options_last, plain_text
-from tpi_bench.app.errors import HYDRA_ERRORS, ExitStatus, fail_of, say_failure
+from tpi_bench.app.errors import HYDRA_ERRORS, ExitStatus, fail_of, say_failure, status_text
 from tpi_bench.app.place import ResultsPlace
 from tpi_bench.app.resolvers import register
 from tpi_bench.app.settings import help_text
@@ -36,7 +37,6 @@ def main() -> None:
         print(version())
         return
     arguments = typed
-    report = "json" if "report=json" in typed else "text"
     place = ResultsPlace()
     try:
         arguments = options_last(place.with_stored(for_hydra(typed, sys.stdin.read)))
@@ -45,15 +45,21 @@ def main() -> None:
         hydra_app.start(arguments, run_task)
     except KeyboardInterrupt:
         print(place.stopped_message(), file=sys.stderr)
-        if report == "json":
-            say_failure("stopped", ExitStatus.STOPPED)
+        if report_of(arguments) == "json":
+            say_failure("stopped", ExitStatus.STOPPED, **place.so_far())
         sys.exit(ExitStatus.STOPPED)
     except BrokenPipeError:  # whoever read our output has gone, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(ExitStatus.ERROR)
     except (*HYDRA_ERRORS, YAMLError, ValueError, OSError) as error:
         said = explained(error, arguments)
-        fail_of(report, ValueError(said) if said else error)
+        fail_of(report_of(arguments), ValueError(said) if said else error)
+
+
+def report_of(arguments: Sequence[str]) -> str:
+    """`report=`, before it is known whether the arguments can be composed."""
+    given = [text for text in arguments if text.startswith("report=")]
+    return "json" if given[-1:] == ["report=json"] else "text"
 
 
 def version() -> str:
@@ -65,11 +71,11 @@ def version() -> str:
 
 
 def settings_in_force(*, _root_: DictConfig) -> str:
-    """`${tpi_settings:}` of the help."""
+    """`${tpi_settings:}` of the help, and how the program can end."""
     shown = OmegaConf.masked_copy(_root_, [str(key) for key in _root_ if key != "hydra"])
     values = OmegaConf.to_container(shown)
     assert isinstance(values, dict)
-    return help_text({str(key): plain_text(value) for key, value in values.items()})
+    return f"{help_text(plain_text(values))}\n\n{status_text()}"
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

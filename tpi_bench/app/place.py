@@ -6,16 +6,22 @@ others, so nothing that was measured is lost.
 
 from __future__ import annotations
 
+import contextlib
 import shlex
+import shutil
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
+from tpi_bench.app.arguments import as_typed, plain_text
 from tpi_bench.host.locks import Lock
 from tpi_bench.report.folder import ARGUMENTS_FILE, ResultsFolder, read_runs
 
 # What may differ from how the folder was begun: it changes no point.
 _FREE = ("report", "timeout_s", "verbosity", "progress", "wait", "cache_dir")
+
+LEAVE_NO_ROWS = ("generate", "chat", "perplexity", "calibrate")  # tasks that tell what they find
 
 
 class InUse(RuntimeError):
@@ -29,10 +35,16 @@ class ResultsPlace:
         self._folder: Path | None = None
 
     def folder_of(
-        self, resume: str | None, output_dir: str | None, results_dir: str, name: str
+        self, task: str, resume: str | None, output_dir: str | None, results_dir: str, name: str
     ) -> str:
-        """The folder, remembered for the message when the program is stopped."""
-        self._folder = Path(_results_folder(resume, output_dir, results_dir, name))
+        """The folder, remembered for the message when the program is stopped.
+
+        What leaves no rows has none: Hydra, which makes one in any case, finds it there.
+        """
+        if task in LEAVE_NO_ROWS:
+            return "."
+        given = map(plain_text, (resume, output_dir, results_dir, name))
+        self._folder = Path(_results_folder(*given))
         return str(self._folder)
 
     @property
@@ -42,11 +54,11 @@ class ResultsPlace:
 
     def with_stored(self, arguments: Sequence[str]) -> list[str]:
         """`resume=DIR` brings back what DIR was made with; others would mix two experiments."""
-        given = [text.partition("=")[2] for text in arguments if text.startswith("resume=")]
-        if not given or given[-1] in ("", "null"):
+        given = [text for text in arguments if text.startswith("resume=")]
+        if not given or given[-1] in ("resume=", "resume=null"):
             return list(arguments)
-        resumed = f"resume={given[-1]}"
-        folder = ResultsFolder(Path(given[-1]))
+        resumed = as_typed(given[-1])
+        folder = ResultsFolder(Path(resumed.removeprefix("resume=")))
         stored = folder.arguments
         if stored is None:
             raise ValueError(
@@ -59,16 +71,43 @@ class ResultsPlace:
         different = [text for text in asked if text not in {*stored, *added}]
         if different:
             raise ValueError(
-                f"{resumed} was made with {shlex.join(stored)}, not with {different[0]}; "
+                f"{resumed} was made with {shlex.join(map(as_typed, stored))}, not with "
+                f"{as_typed(different[0])}; "
                 f"resume takes no other values than {'=, '.join(_FREE)}="
             )
-        return [*stored, *added, resumed]
+        return [*stored, *added, given[-1]]
 
     def stopped_message(self) -> str:
         """What to say when the program is stopped."""
         if self._folder is not None and (self._folder / ARGUMENTS_FILE).is_file():
-            return f"stopped; go on with: python -m tpi_bench resume={self._folder}"
+            return f"stopped; go on with: python -m tpi_bench {_resume(self._folder)}"
         return "stopped"
+
+    def so_far(self) -> dict[str, Any]:
+        """For the JSON object of a program that was stopped: the rows that exist, if any do."""
+        records = [] if self._folder is None else ResultsFolder(self._folder).records()
+        if not records:
+            return {}
+        failed = sum(record.run.status != "ok" for record in records)
+        return {"results": str(self._folder), "points": len(records), "failed": failed}
+
+
+def missing_folders(folder: Path) -> list[Path]:
+    """What would have to be made for it, itself first."""
+    return [each for each in (folder, *folder.parents) if not each.exists()]
+
+
+def remove_unused(made: Sequence[Path]) -> None:
+    """The folder of a sweep that was refused, which it has made, and those above it that it has.
+
+    Nothing where a row is.
+    """
+    if not made or not ResultsFolder(made[0]).is_unused:
+        return
+    shutil.rmtree(made[0], ignore_errors=True)
+    with contextlib.suppress(OSError):  # others may have made something there meanwhile
+        for parent in made[1:]:
+            parent.rmdir()
 
 
 def open_place(folder: Path, arguments: Sequence[str], resume: str | None) -> Lock:
@@ -117,14 +156,21 @@ def _refuse_what_is_there(results: ResultsFolder) -> None:
     elif results.arguments is None:
         advice = "it is not empty; give a new folder"
     else:
-        advice = f"an experiment was begun there; go on with resume={results.folder}"
+        advice = f"an experiment was begun there; go on with {_resume(results.folder)}"
     raise ValueError(f"output_dir={results.folder}: {advice}")
+
+
+def _resume(folder: Path) -> str:
+    """As one types it in a shell."""
+    return shlex.quote(f"resume={folder}")
 
 
 def _finished(results: ResultsFolder) -> str:
     """That the folder is finished, and what can be done."""
     figure, stored = results.figure, results.arguments
-    again = f"; draw it again with: python -m {figure} {results.folder}" if figure else ""
-    anew = f"; measure it anew with: python -m tpi_bench {shlex.join(stored)}" if stored else ""
+    where = shlex.quote(str(results.folder))
+    again = f"; draw it again with: python -m {figure} {where}" if figure else ""
+    typed = shlex.join(map(as_typed, stored or ()))
+    anew = f"; measure it anew with: python -m tpi_bench {typed}" if stored else ""
     num_points = len(read_runs(results.folder))
     return f"it is finished ({num_points} points) and is never written into{again}{anew}"

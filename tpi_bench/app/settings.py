@@ -114,7 +114,7 @@ PLAIN = (
         "cache",
         "cold",
         str,
-        "cold drops a point's files from the page cache first, warm leaves them",
+        "of real processes: cold drops a point's files from the page cache first, warm leaves them",
         page_cache.MODES,
         True,
     ),
@@ -148,6 +148,7 @@ def settings_of(group: str, cls: type) -> list[Setting]:
 
 def help_text(values: Mapping[str, Any]) -> str:
     """Every setting of a composed configuration with the value that it has."""
+    testbed = load_class(values["testbed"].get("_target_"), "testbed")
     lines = ["== Settings, as they are now: what else they may be, and what they mean =="]
     for known in PLAIN:
         group, _, key = known.name.rpartition(".")
@@ -161,11 +162,25 @@ def help_text(values: Mapping[str, Any]) -> str:
             own = f"{group}.{name}" if name else group
             cls = _CLASS_OF.get(group) or load_class(part.get("_target_"), group)
             lines += ["", f"-- {own} --"]
+            if group in testbed.ignores:
+                first, *others = readers_of(group)
+                alone = f"read by testbed={', '.join([first, *others])} alone"
+                lines += textwrap.wrap(f"{alone}; its settings: --help testbed={first}", _WIDTH)
+                continue
             for known in settings_of(own, cls):
                 key = known.name.rpartition(".")[2]
                 if key != "name":
                     lines += _help_lines(known, part.get(key, known.default))
     return "\n".join(lines).replace("$", "$$")  # Hydra fills in what stands behind a $
+
+
+def readers_of(group: str) -> list[str]:
+    """The testbeds that read a group's settings."""
+    classes = {
+        name: load_class(values.get("_target_"), "testbed")
+        for name, values in choices_of("testbed").items()
+    }
+    return [name for name, cls in classes.items() if group not in cls.ignores]
 
 
 def _help_lines(known: Setting, value: Any) -> list[str]:
@@ -225,8 +240,11 @@ def whole_text() -> str:
         "force.",
     ]
     for heading, settings in all_settings():
+        readers = readers_of(heading.partition("=")[0])
+        is_for_all = len(readers) == len(choices_of("testbed"))
+        where = "" if is_for_all else f", read by testbed={', '.join(readers)} alone"
         if settings:
-            lines += ["", f"**{heading}**", "", *_table(settings)]
+            lines += ["", f"**{heading}**{where}", "", *_table(settings)]
     return "\n".join(lines) + "\n"
 
 

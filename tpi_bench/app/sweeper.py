@@ -31,6 +31,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from tpi_bench.app.config_folders import CONFIG_FOLDER, folders_of, settings_of_system
 from tpi_bench.app.launchers import fix_folder, refuse_side_by_side, tell_of_workers, watchers
+from tpi_bench.app.place import LEAVE_NO_ROWS
+from tpi_bench.app.refusals import refuse_typed, trouble_of
 
 NAME = "hydra_plugins.tpi_bench.GridSweeper"
 
@@ -71,18 +73,15 @@ class GridSweeper(Sweeper):
         assert self.hydra_context is not None
         try:
             return self._launch(arguments)
-        except BaseException:  # a notebook goes on, and may take the folder up again
+        except BaseException as error:  # a notebook goes on, and may take the folder up again
             for watcher in watchers(self.hydra_context):
-                watcher.on_broken_off()
+                watcher.on_broken_off(is_stopped=isinstance(error, KeyboardInterrupt))
             raise
 
     def _launch(self, arguments: list[str]) -> Any:
         assert self.config is not None
         assert self.launcher is not None
         assert self.hydra_context is not None
-        folder = Path(self.config.hydra.sweep.dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        OmegaConf.save(self.config, folder / "multirun.yaml")
         jobs, left_out = jobs_of_grids(
             self._params,
             self._grids,
@@ -95,7 +94,11 @@ class GridSweeper(Sweeper):
             print(f"{count} points are left out: {reason}", file=sys.stderr)
         if not jobs:
             raise ValueError("no point of the experiment is left; give it other systems")
-        self.validate_batch_is_legal(jobs)
+        self._refuse_wrong(jobs, arguments)
+        if self.config.task not in LEAVE_NO_ROWS:
+            folder = Path(self.config.hydra.sweep.dir)
+            folder.mkdir(parents=True, exist_ok=True)
+            OmegaConf.save(self.config, folder / "multirun.yaml")
         fix_folder(self.config)
         results = self.launcher.launch(jobs, initial_job_idx=0)
         tell_of_workers(self.config, self.hydra_context, results)
@@ -103,13 +106,17 @@ class GridSweeper(Sweeper):
             _ = result.return_value  # raises what the job raised
         return [results]
 
-    def validate_batch_is_legal(self, batch: Sequence[Sequence[str]]) -> None:
-        """Compose every point before the first runs, and refuse those that may not run so."""
+    def _refuse_wrong(self, jobs: Sequence[Sequence[str]], arguments: Sequence[str]) -> None:
+        """Compose every point before the first runs, and refuse what may not or cannot run."""
         assert self.config is not None
         assert self.hydra_context is not None
         loader = self.hydra_context.config_loader
-        for overrides in batch:
-            refuse_side_by_side(self.config, loader.load_sweep_config(self.config, list(overrides)))
+        troubles = []
+        for job in jobs:
+            point = loader.load_sweep_config(self.config, list(job))
+            refuse_side_by_side(self.config, point)
+            troubles.append(trouble_of(point, job))
+        refuse_typed(jobs, troubles, arguments)
 
 
 def jobs_of_grids(

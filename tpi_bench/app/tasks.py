@@ -14,9 +14,17 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from tpi_bench.app.arguments import plain_text
+from tpi_bench.app.arguments import as_typed
 from tpi_bench.app.compose import build_settings
-from tpi_bench.app.errors import ExitStatus, fail, fail_of, one_line, status_of_run
+from tpi_bench.app.errors import (
+    ExitStatus,
+    fail,
+    fail_of,
+    one_line,
+    status_of_error,
+    status_of_run,
+    tell,
+)
 from tpi_bench.app.place import InUse, open_place
 from tpi_bench.app.points import refuse_unread, run_point
 from tpi_bench.contract.plan import DoesNotFit
@@ -25,6 +33,7 @@ from tpi_bench.host.fork import HelperDied, InterpreterLost
 from tpi_bench.measure.settings import Settings
 from tpi_bench.measure.turns import HostBusy, measuring_turn
 from tpi_bench.report.folder import ResultsFolder
+from tpi_bench.report.older import told_of_older_rows
 from tpi_bench.report.results import Result
 from tpi_bench.report.rows import Record
 from tpi_bench.report.text import point_line, run_report
@@ -33,30 +42,23 @@ _LOG = logging.getLogger(__name__)
 
 
 def run_task(cfg: DictConfig) -> str | None:
-    """One point. In a sweep a failed point is a row; bad input ends the program.
+    """One point. Bad input ends the program.
 
-    Where a sweep has begun well, settings that do not go together are left out of it: returns why.
+    In a sweep a point that fails is a row, or without task=measure told. Settings that do not go
+    together are left out of it. Returns why a point has neither row nor answer.
     """
+    is_swept = HydraConfig.get().mode == RunMode.MULTIRUN
     try:
         try:
             settings = build_settings(cfg, HydraConfig.get().overrides.task)
         except ValueError as error:
-            if _is_later_point():
+            if is_swept:  # of which others can be run (`refusals.py`)
                 _LOG.warning("left out: %s", one_line(error))
                 return one_line(error)
             raise
-        if settings.task == "calibrate":
-            _calibrate(settings)
-        elif settings.task == "perplexity":
-            _perplexity(settings)
-        elif settings.task == "generate":
-            _generate(settings)
-        elif settings.task == "chat":
-            _chat(settings)
-        elif HydraConfig.get().mode == RunMode.MULTIRUN:
-            _measure(settings, Path(HydraConfig.get().sweep.dir))
-        else:
-            _measure_alone(settings)
+        if is_swept and settings.task != "measure":
+            return _one_of_several(settings)
+        _run(settings)
     except BrokenPipeError:
         raise
     except (ValueError, OSError, HelperDied, HostBusy, InUse) as error:
@@ -67,9 +69,41 @@ def run_task(cfg: DictConfig) -> str | None:
     return None
 
 
-def _is_later_point() -> bool:
-    config = HydraConfig.get()
-    return config.mode == RunMode.MULTIRUN and int(config.job.num) > 0
+def _run(settings: Settings) -> None:
+    if settings.task == "calibrate":
+        _calibrate(settings)
+    elif settings.task == "perplexity":
+        _perplexity(settings)
+    elif settings.task == "generate":
+        _generate(settings)
+    elif settings.task == "chat":
+        _chat(settings)
+    elif HydraConfig.get().mode == RunMode.MULTIRUN:
+        _measure(settings, Path(HydraConfig.get().sweep.dir))
+    else:
+        _measure_alone(settings)
+
+
+def _one_of_several(settings: Settings) -> str | None:
+    """An answer of a sweep that leaves no rows; the next is asked for whatever becomes of it."""
+    try:
+        _run(settings)
+    except (BrokenPipeError, HostBusy):
+        raise
+    except SystemExit as end:  # it has been told
+        return f"status {end.code}"
+    except Exception as error:
+        said = one_line(error)
+        if not isinstance(error, (ValueError, OSError, HelperDied)):
+            traceback.print_exc()
+            said = f"{type(error).__name__}: {said} (a defect; please report it)"
+        tell(settings.report, said, status_of_error(error), overrides=_own_overrides())
+        return said
+    return None
+
+
+def _own_overrides() -> list[str]:
+    return [as_typed(str(text)) for text in HydraConfig.get().overrides.task]
 
 
 def _generate(settings: Settings) -> None:
@@ -147,25 +181,29 @@ def _perplexity(settings: Settings) -> None:
 def _measure(settings: Settings, folder: Path) -> None:
     """A point of a sweep: skip it if it is done, else leave its record in the results folder."""
     from tpi_bench.measure.point import measure
-    from tpi_bench.measure.prepare import prepare
+    from tpi_bench.measure.prepare import prepare, refuse_early
     from tpi_bench.measure.record import failure_record
 
     results = ResultsFolder(folder)
     if results.done(settings.point, settings.timeout_s):
         _note_same(settings, results)
         return
-    with measuring_turn(settings.testbed, wait=settings.wait):
-        try:
+    try:
+        if settings.testbed.measures_here:
+            refuse_early(settings)  # before it waits for its turn
+        with measuring_turn(settings.testbed, wait=settings.wait):
             record = measure(prepare(settings))
-        except DoesNotFit as error:
-            record = failure_record(settings, one_line(error), "oom")
-        except InterpreterLost as error:
-            record = failure_record(settings, one_line(error), "device_lost")
-        except (ValueError, OSError, HelperDied) as error:
-            record = failure_record(settings, one_line(error))
-        except Exception as error:  # a defect of one system is no reason to lose the others' points
-            traceback.print_exc()
-            record = failure_record(settings, f"{type(error).__name__}: {one_line(error)}")
+    except HostBusy:
+        raise
+    except DoesNotFit as error:
+        record = failure_record(settings, one_line(error), "oom")
+    except InterpreterLost as error:
+        record = failure_record(settings, one_line(error), "device_lost")
+    except (ValueError, OSError, HelperDied) as error:
+        record = failure_record(settings, one_line(error))
+    except Exception as error:  # a defect of one system is no reason to lose the others' points
+        traceback.print_exc()
+        record = failure_record(settings, f"{type(error).__name__}: {one_line(error)}")
     results.save(record)
 
 
@@ -173,7 +211,7 @@ def _note_same(settings: Settings, results: ResultsFolder) -> None:
     """Of a point that another one of the sweep stands for."""
     done = results.load(settings.point)
     swept = settings.raw["network"]
-    if done is None or done.config["network"] == swept:
+    if done is None or done.config["network"] == swept or settings.raw["resume"]:
         return
     differing = [f"network.{k}={v}" for k, v in swept.items() if done.config["network"].get(k) != v]
     _LOG.info(
@@ -190,7 +228,8 @@ def _measure_alone(settings: Settings) -> None:
     done = results.done(settings.point, settings.timeout_s) if resume else None
     if done is not None:
         result = Result(done)
-        _LOG.info("done already, and not run again: %s", point_line(done.run))
+        with told_of_older_rows(folder):
+            _LOG.info("done already, and not run again: %s", point_line(done.run))
     else:
         with contextlib.ExitStack() as held:
 
@@ -201,11 +240,12 @@ def _measure_alone(settings: Settings) -> None:
             result = run_point(settings, on_start=take_folder)
             results.save(result.record)
             results.write_tables()
-    if settings.report == "json":
-        _print_report(result, folder)
-    else:
-        if result.status == "ok":
+    with told_of_older_rows(folder) if done is not None else contextlib.nullcontext():
+        if settings.report == "json":
+            _print_report(result, folder)
+        elif result.status == "ok":
             print(result)
+    if settings.report != "json":
         print(f"rows: {folder}")
     _exit_unless_good(result.record)
 
@@ -217,10 +257,8 @@ def _print_report(result: Result, results: Path | None = None) -> None:
     """
     reason = status_of_run(result.row).reason
     report = run_report(result.record, reason, text=result.text, results=results)
-    config = HydraConfig.get()
-    if config.mode == RunMode.MULTIRUN:
-        typed = (str(text).partition("=") for text in config.overrides.task)
-        report["overrides"] = [f"{key}={plain_text(value)}" for key, _, value in typed]
+    if HydraConfig.get().mode == RunMode.MULTIRUN:
+        report["overrides"] = _own_overrides()
     print(json.dumps(report), flush=True)
 
 

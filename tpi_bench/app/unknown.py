@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
+from tpi_bench.app.arguments import plain_text
 from tpi_bench.app.choices import GROUPS, choices_of, defaults
 from tpi_bench.app.settings import PLAIN
 from tpi_bench.app.typed import did_you_mean, load_class
@@ -37,9 +38,10 @@ def explained(error: BaseException, arguments: Sequence[str]) -> str | None:
 
 def _of_comma(typed: str) -> str:
     key, _, value = typed.partition("=")
+    value = ",".join(map(plain_text, value.split(",")))
     is_choice = key.lstrip("+") in GROUPS and key.lstrip("+") != "device"
     listed = "" if is_choice else f"; a list is written {key}=[{value}]"
-    return f"{typed} has several values; add -m to run each of them{listed}"
+    return f"{key}={value} has several values; add -m to run each of them{listed}"
 
 
 def _of_choice(path: str, options: Sequence[str]) -> str:

@@ -92,7 +92,10 @@ class Testbed(ABC):
     def free_bytes(
         self, profiles: Sequence[DeviceProfile], memory_bytes: Sequence[int] | None
     ) -> tuple[int, ...] | None:
-        """Memory of each device beside what it starts with; None where it is not bounded."""
+        """Memory of each device beside what it starts with, below 0 where that is too much already.
+
+        None where it is not bounded.
+        """
 
     def needs_host(self, profiles: Sequence[DeviceProfile]) -> bool:
         """Whether a run must know what this host can do."""

@@ -54,6 +54,11 @@ class SharedHelper:
                 break
         return result_of(fn, kind, value)
 
+    @property
+    def pid(self) -> int | None:
+        """Of the process, where there is one."""
+        return None if self._process is None else self._process.pid
+
     def end(self) -> int | None:
         """End the process, if there is one; its exit status."""
         process, self._process = self._process, None

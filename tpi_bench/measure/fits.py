@@ -55,18 +55,29 @@ def refuse_too_little(settings: Settings, model: Model, job: Job, devices: Devic
     spare = settings.testbed.spare_bytes
     if devices.memory_bytes is None or spare is None:
         return
-    for rank in range(len(job.blocks)):
-        held = _weights(job, rank) + cache_bytes(job, rank)
-        if held <= job.free_of(rank) + spare:
-            continue
-        cap = job.memory_of(rank)
-        raise DoesNotFit(
-            f"device.memory_mb={_mb(cap)} is too little for device {rank}, which needs "
-            f"{_mb(_needed(job, rank))} MB: {_mb(_weights(job, rank))} of weights, "
-            f"{_mb(other_bytes(job, rank))} of KV cache and activations, and "
-            f"{_mb(cap - job.free_of(rank))} that it starts with and grows by; "
-            + advice(settings, model, job, devices)
-        )
+    for rank in range(job.num_devices):
+        lacks = _lacks(job, rank, spare)
+        if lacks is not None:
+            cap = _mb(job.memory_of(rank))
+            raise DoesNotFit(
+                f"device.memory_mb={cap} is too little for device {rank}, which {lacks}; "
+                + advice(settings, model, job, devices)
+            )
+
+
+def _lacks(job: Job, rank: int, spare: int) -> str | None:
+    """What a device needs, in words, where its cap is below that for certain."""
+    begins_with = job.memory_of(rank) - job.free_of(rank)
+    if not job.blocks:  # of a library only the start is known, where that counts
+        starts = job.free_of(rank) + spare > 0 or not job.program.uses_torch
+        return None if starts else f"has {_mb(begins_with - spare)} MB before it loads anything"
+    if _weights(job, rank) + cache_bytes(job, rank) <= job.free_of(rank) + spare:
+        return None
+    return (
+        f"needs {_mb(_needed(job, rank))} MB: {_mb(_weights(job, rank))} of weights, "
+        f"{_mb(other_bytes(job, rank))} of KV cache and activations, and {_mb(begins_with)} that "
+        "it starts with and grows by"
+    )
 
 
 def advice(settings: Settings, model: Model, job: Job, devices: Devices) -> str:

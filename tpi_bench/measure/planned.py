@@ -130,7 +130,8 @@ def _site(
     return Site(
         proportions=devices.shares,
         profiles=devices.profiles or same,
-        memory_bytes=free_bytes and tuple(round(_PLANNED_SHARE * free) for free in free_bytes),
+        memory_bytes=free_bytes
+        and tuple(round(_PLANNED_SHARE * max(0, free)) for free in free_bytes),
         bytes_per_value=BYTES_PER_VALUE[model.dtype],
         weights=model.weights,
         num_positions=request.length,

@@ -34,7 +34,7 @@ def prepare(settings: Settings) -> Prepared:
     """
     cache_dir = cache.cache_folder(settings.cache_dir)
     system, testbed = settings.system, settings.testbed
-    _refuse_unfit(settings)
+    refuse_unfit(settings)
     model, job = _planned(settings, cache_dir)
     if job.plan is not None and testbed.opens_files:
         job = replace(job, blocks=made_blocks(model, job.plan, cache_dir))
@@ -48,14 +48,17 @@ def refuse_early(settings: Settings) -> None:
 
     Where this host must be known for it, the rest is left to `prepare`, which measures it.
     """
-    _refuse_unfit(settings)
+    refuse_unfit(settings)
     if not settings.system.needs_profiles and settings.testbed.cost != "measured":
         _planned(settings, cache.cache_folder(settings.cache_dir))
 
 
-def _refuse_unfit(settings: Settings) -> None:
-    """What the testbed cannot do."""
+def refuse_unfit(settings: Settings) -> None:
+    """What the settings alone say cannot be run, without a file of the model. Raises ValueError."""
     refuse_text(settings)
+    _ = settings.memory_bytes  # raises for a list of another length
+    if isinstance(settings.testbed.proportions, list):
+        settings.shares(())
     reads_text = settings.workload.text is not None
     needs_tokens = settings.check or reads_text
     settings.testbed.check(settings.system, settings.network, needs_tokens=needs_tokens)

@@ -57,7 +57,7 @@ class Cap:
         if limit <= 0:
             raise CapTooSmall(
                 f"device.memory_mb={_mb(self.asked_bytes or 0)} is not above the {_mb(base)} MB "
-                "that a device has before it loads anything; give it more"
+                "that a device has before it loads anything"
             )
         if self.group is not None and math.isnan(limit):
             with contextlib.suppress(OSError):  # it would only have been measured

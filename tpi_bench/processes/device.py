@@ -72,10 +72,12 @@ def device_main(rank: int, job: Job, cap: Cap, connection: Connection) -> None:
 
 def _failure(error: Exception) -> Failed:
     """In one line; what nobody foresaw is printed in full."""
-    is_oom, is_clear = is_out_of_memory(error), isinstance(error, (BlockReadError, CapTooSmall))
+    reason = str(error).strip().split("\n")[0]
+    if isinstance(error, CapTooSmall):
+        return Failed("oom", reason)
+    is_oom, is_clear = is_out_of_memory(error), isinstance(error, BlockReadError)
     if not is_oom and not is_clear:
         traceback.print_exception(error)
-    reason = str(error).strip().split("\n")[0]
     if not is_clear:
         reason = f"{type(error).__name__}: {reason}".removesuffix(": ")
     return Failed("oom" if is_oom else "error", reason)

@@ -23,7 +23,7 @@ class DeviceHandle:
         ours, theirs = context.Pipe()
         self.rank = rank
         self.control = Control(ours)
-        self.limit = Limit()
+        self.limit: Limit | None = None  # until it has entered its cap
         self.port: int | None = None
         self.is_done = False
         self.is_closed = False  # nothing more is heard of it

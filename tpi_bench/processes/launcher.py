@@ -19,7 +19,7 @@ from tpi_bench.contract.job import Job, NextTurn, Outcome
 from tpi_bench.contract.request import Generation
 from tpi_bench.host.fork import InterpreterLost, fork_context
 from tpi_bench.host.memory import PssSampler
-from tpi_bench.processes.caps import Caps
+from tpi_bench.processes.caps import Caps, Limit
 from tpi_bench.processes.control import (
     FROM_DEVICE,
     Answered,
@@ -251,7 +251,10 @@ class Hearing:
         self._watch.begin(time.monotonic())
 
     def _note_out_of_memory(self, device: DeviceHandle, reason: str | None) -> None:
-        text = self._caps.oom_text(device.rank, device.limit, reason)
+        if device.limit is None and reason is not None:  # it did not even start
+            text = f"ran out of memory: {reason}"
+        else:
+            text = self._caps.oom_text(device.rank, device.limit or Limit(), reason)
         self.trouble.out_of_memory[device.rank] = text
 
 

@@ -88,11 +88,14 @@ class ProcessesTestbed(Testbed):
     def free_bytes(
         self, profiles: Sequence[DeviceProfile], memory_bytes: Sequence[int] | None
     ) -> tuple[int, ...] | None:
-        """Of a cap, what the interpreter, its libraries and what these grow by leave."""
+        """Of a cap, what the interpreter, its libraries and what these grow by leave.
+
+        Below 0 where a device could not even start.
+        """
         if memory_bytes is None:
             return None
         base = round(in_helper(resident_bytes)[0]) + GROWTH_BYTES
-        return tuple(max(0, nbytes - base) for nbytes in memory_bytes)
+        return tuple(nbytes - base for nbytes in memory_bytes)
 
     def run(self, job: Job, on_token: Callable[[int], None] | None, cache_dir: Path) -> Outcome:
         return run_job(job, on_token)

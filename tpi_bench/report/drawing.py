@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from tpi_bench.report.figures import save_figure
 from tpi_bench.report.folder import CannotWrite, ResultsFolder, read_runs
+from tpi_bench.report.older import told_of_older_rows
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -62,10 +63,10 @@ class Drawing:
         try:
             runs = read_runs(folder)
             self._refuse_another(folder)
-            if self.rows(runs).empty:
-                raise ValueError(f"{folder} holds no point of {self.name} that succeeded")
-            print(self.text(runs))
-            with ResultsFolder(folder).writing():
+            with told_of_older_rows(folder), ResultsFolder(folder).writing():
+                if self.rows(runs).empty:
+                    raise ValueError(f"{folder} holds no point of {self.name} that succeeded")
+                print(self.text(runs))
                 print(*self.save(runs, folder), sep="\n")
         except ValueError as error:
             print(f"error: {error}", file=sys.stderr)

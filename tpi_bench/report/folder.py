@@ -12,6 +12,7 @@ import errno
 import json
 import math
 import os
+import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -57,7 +58,7 @@ class ResultsFolder:
             has_begun = (self.folder / ARGUMENTS_FILE).is_file()
             advice = "free some space there" if is_full else "make it writable"
             otherwise = (
-                f"go on with: python -m tpi_bench resume={self.folder}"
+                f"go on with: python -m tpi_bench {shlex.quote(f'resume={self.folder}')}"
                 if has_begun
                 else "choose another folder with output_dir=DIR or results_dir=DIR"
             )
@@ -141,6 +142,16 @@ class ResultsFolder:
         """All records, in the order in which they were measured."""
         found = [_read(path) for path in self._points.glob("*.json")]
         return sorted(found, key=lambda record: record.run.started)
+
+    def stored_columns(self) -> list[set[str]]:
+        """The columns that each record of a run was written with, else those of the table."""
+        import pyarrow.parquet as parquet
+
+        paths = list(self._points.glob("*.json"))
+        table = self.folder / "runs.parquet"
+        if not paths and table.is_file():
+            return [set(parquet.read_schema(table).names)]
+        return [set(json.loads(path.read_text())["run"]) for path in paths]
 
     def write_tables(self) -> None:
         """Gather the records into tables beside them."""

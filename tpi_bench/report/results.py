@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from tpi_bench.report.columns import TABLES
+from tpi_bench.report.columns import TABLES, schema_of
 from tpi_bench.report.folder import ResultsFolder, tables_of
 from tpi_bench.report.rows import DeviceRow, Record, Row, RunRow, SpanRow, TokenRow
 from tpi_bench.report.text import generation_text, point_line
@@ -132,7 +132,8 @@ class Results:
         if records:
             return tables_of(records)
         paths = {name: self.folder / f"{name}.parquet" for name in TABLES}
-        return {name: parquet.read_table(path) for name, path in paths.items() if path.is_file()}
+        written = {name: path for name, path in paths.items() if path.is_file()}
+        return {name: _whole(name, parquet.read_table(path)) for name, path in written.items()}
 
 
 def load(folder: str | Path) -> Results:
@@ -148,6 +149,16 @@ def load(folder: str | Path) -> Results:
             f"{path} holds no results; give the folder of a sweep, with runs.parquet or points/"
         )
     return Results(path)
+
+
+def _whole(name: str, table: pa.Table) -> pa.Table:
+    """With all declared columns; those that are younger than the table are empty."""
+    import pyarrow as pa
+
+    for each in schema_of(name):
+        if each.name not in table.column_names:
+            table = table.append_column(each, pa.nulls(len(table), each.type))
+    return table
 
 
 def _frame(tables: dict[str, pa.Table], name: str) -> pd.DataFrame:
