@@ -19,9 +19,8 @@ from tpi_bench.app.compose import build_settings
 from tpi_bench.app.errors import ExitStatus, fail, fail_of, one_line, status_of_run
 from tpi_bench.app.place import InUse, open_place
 from tpi_bench.app.points import refuse_unread, run_point
-from tpi_bench.contract.plan import DoesNotFit
 from tpi_bench.host import cache
-from tpi_bench.host.fork import HelperDied, InterpreterLost
+from tpi_bench.host.fork import HelperDied
 from tpi_bench.measure.settings import Settings
 from tpi_bench.measure.turns import HostBusy, measuring_turn
 from tpi_bench.report.folder import ResultsFolder
@@ -146,26 +145,14 @@ def _perplexity(settings: Settings) -> None:
 
 def _measure(settings: Settings, folder: Path) -> None:
     """A point of a sweep: skip it if it is done, else leave its record in the results folder."""
-    from tpi_bench.measure.point import measure
-    from tpi_bench.measure.prepare import prepare
-    from tpi_bench.measure.record import failure_record
+    from tpi_bench.measure.attempt import attempted
 
     results = ResultsFolder(folder)
     if results.done(settings.point, settings.timeout_s):
         _note_same(settings, results)
         return
     with measuring_turn(settings.testbed, wait=settings.wait):
-        try:
-            record = measure(prepare(settings))
-        except DoesNotFit as error:
-            record = failure_record(settings, one_line(error), "oom")
-        except InterpreterLost as error:
-            record = failure_record(settings, one_line(error), "device_lost")
-        except (ValueError, OSError, HelperDied) as error:
-            record = failure_record(settings, one_line(error))
-        except Exception as error:  # a defect of one system is no reason to lose the others' points
-            traceback.print_exc()
-            record = failure_record(settings, f"{type(error).__name__}: {one_line(error)}")
+        record = attempted(settings)
     results.save(record)
 
 
