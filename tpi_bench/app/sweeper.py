@@ -26,6 +26,7 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
+from tpi_bench.app.composer import Composer
 from tpi_bench.app.config_folders import CONFIG_FOLDER, folders_of, settings_of_system
 from tpi_bench.app.launchers import fix_folder, refuse_side_by_side, tell_of_workers, watchers
 
@@ -95,9 +96,9 @@ class GridSweeper(Sweeper):
         """Compose every point before the first runs, and refuse those that may not run so."""
         assert self.config is not None
         assert self.hydra_context is not None
-        loader = self.hydra_context.config_loader
+        composer = Composer(self.hydra_context.config_loader, self.config)
         for overrides in batch:
-            refuse_side_by_side(self.config, loader.load_sweep_config(self.config, list(overrides)))
+            refuse_side_by_side(self.config, composer.compose(overrides))
 
 
 def jobs_of_grids(

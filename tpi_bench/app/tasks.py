@@ -9,6 +9,7 @@ import sys
 import traceback
 from dataclasses import replace
 from pathlib import Path
+from typing import Protocol
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
@@ -31,10 +32,19 @@ from tpi_bench.report.text import point_line, run_report
 _LOG = logging.getLogger(__name__)
 
 
-def run_task(cfg: DictConfig) -> str | None:
+class Records(Protocol):
+    """What a launcher has computed before it is asked for."""
+
+    def record_of(self, settings: Settings) -> Record | None:
+        """The point's record; None where it is to be measured now."""
+        ...
+
+
+def run_task(cfg: DictConfig, records: Records | None = None) -> str | None:
     """One point. In a sweep a failed point is a row; bad input ends the program.
 
     Where a sweep has begun well, settings that do not go together are left out of it: returns why.
+    `records` has those of points that are computed ahead of their turn.
     """
     try:
         try:
@@ -53,7 +63,7 @@ def run_task(cfg: DictConfig) -> str | None:
         elif settings.task == "chat":
             _chat(settings)
         elif HydraConfig.get().mode == RunMode.MULTIRUN:
-            _measure(settings, Path(HydraConfig.get().sweep.dir))
+            _measure(settings, Path(HydraConfig.get().sweep.dir), records)
         else:
             _measure_alone(settings)
     except BrokenPipeError:
@@ -143,7 +153,13 @@ def _perplexity(settings: Settings) -> None:
         sys.exit(status)
 
 
-def _measure(settings: Settings, folder: Path) -> None:
+def awaits_record(settings: Settings, folder: Path) -> bool:
+    """Whether a point of a sweep is to be measured, and is not done."""
+    is_measured = settings.task == "measure"
+    return is_measured and not ResultsFolder(folder).done(settings.point, settings.timeout_s)
+
+
+def _measure(settings: Settings, folder: Path, records: Records | None) -> None:
     """A point of a sweep: skip it if it is done, else leave its record in the results folder."""
     from tpi_bench.measure.attempt import attempted
 
@@ -152,7 +168,9 @@ def _measure(settings: Settings, folder: Path) -> None:
         _note_same(settings, results)
         return
     with measuring_turn(settings.testbed, wait=settings.wait):
-        record = attempted(settings)
+        record = records.record_of(settings) if records is not None else None
+        if record is None:
+            record = attempted(settings)
     results.save(record)
 
 

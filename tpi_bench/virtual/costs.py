@@ -26,6 +26,8 @@ from tpi_bench.virtual.operators import count_work
 T = TypeVar("T")
 
 _WAITS_MS = (8, 2, 1)
+# What a computation gives, on the meta device, and its operators.
+Traced = dict[Key, tuple[Any, Work]]
 
 
 class Costs(Protocol):
@@ -39,24 +41,34 @@ class Costs(Protocol):
 
 
 class ModelledCosts:
-    """Roofline of the profile; each key is traced once, whatever the number of devices."""
+    """Roofline of the profile; each key is traced once, whatever the number of devices.
 
-    def __init__(self) -> None:
-        self._known: dict[Key, tuple[Any, Work]] = {}
-        self._priced: dict[tuple[Key, DeviceProfile], int] = {}
+    `traced` is what is known already of the same computations, to which more is added.
+    """
+
+    def __init__(self, traced: Traced | None = None) -> None:
+        self._traced: Traced = {} if traced is None else traced
+        # By the profile's identity, as comparing two takes longer than a message. It is kept here,
+        # so that no other has the same.
+        self._charges: dict[int, tuple[DeviceProfile, dict[Key, tuple[Any, int]]]] = {}
         self.num_traced = 0
 
     def run(
         self, key: Key, fn: Callable[[], T], profile: DeviceProfile, idle_ns: int = 0
     ) -> tuple[T, int]:
-        known = self._known.get(key)
-        if known is None:
-            known = self._known[key] = count_work(fn)
+        try:
+            return self._charges[id(profile)][1][key]
+        except KeyError:
+            return self._charge(key, fn, profile)
+
+    def _charge(self, key: Key, fn: Callable[[], T], profile: DeviceProfile) -> tuple[T, int]:
+        if key not in self._traced:
+            self._traced[key] = count_work(fn)
             self.num_traced += 1
-        price = self._priced.get((key, profile))
-        if price is None:
-            price = self._priced[key, profile] = profile.work_ns(known[1])
-        return known[0], price
+        result, work = self._traced[key]
+        charges = self._charges.setdefault(id(profile), (profile, {}))[1]
+        charges[key] = result, profile.work_ns(work)
+        return charges[key]
 
 
 class Typical(NamedTuple):

@@ -5,8 +5,11 @@ Where costs are measured, a run rehearses until every computation is charged by 
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import math
 import os
+import pickle
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,11 +20,13 @@ from tpi_bench.contract.runtime import BlockReadError, DeviceLost
 from tpi_bench.engine.matrix import kernel_name
 from tpi_bench.engine.rank import run_rank
 from tpi_bench.host import cache, machine
-from tpi_bench.virtual.costs import Costs, MeasuredCosts, ModelledCosts
+from tpi_bench.virtual.costs import Costs, MeasuredCosts, ModelledCosts, Traced
 from tpi_bench.virtual.runtime import OutOfMemory, VirtualRuntime, World
 from tpi_bench.virtual.scheduler import Deadlock
+from tpi_bench.virtual.without_data import without_data
 
 _MAX_REHEARSALS = 5
+_MOST_REMEMBERED = 256  # jobs with other computations, each of some dozen kinds
 _COSTS_VERSION = 4  # goes up with what a key means, or what computes it: older costs are forgotten
 
 
@@ -32,16 +37,19 @@ def run_virtual(
     cost: str,
     shares_disk: bool = False,
     failure: tuple[int, float] | None = None,
+    remembers: bool = False,
 ) -> Outcome:
     """The job, and rehearsals of it where costs are measured.
 
-    `failure` is a rank and the time, in seconds, at which it is gone.
+    `failure` is a rank and the time, in seconds, at which it is gone. With `remembers`, what an
+    earlier run in this process traced of the same computations is not traced again.
     """
     torch.set_num_threads(job.threads_per_device)
     if cost == "modelled":
         job = replace(job, request=replace(job.request, eos_ids=()))  # tokens mean nothing
-        with torch.device("meta"):
-            return _run(job, ModelledCosts(), shares_disk, failure)
+        costs = ModelledCosts(_traced_before(_computations_of(job)) if remembers else None)
+        with without_data():
+            return _run(job, costs, shares_disk, failure)
     path = cost_file(cache_dir)
     with cache.locked(path):
         kernel = kernel_name(job.weights)
@@ -54,6 +62,24 @@ def run_virtual(
                 break
             costs.save()
     return outcome
+
+
+def _computations_of(job: Job) -> str:
+    """Names all that a job's computations follow from: what the run as a whole is of.
+
+    In one run a key tells computations apart, whatever ranks they are of; in another run the same
+    key may stand for something else, unless all of this is the same.
+    """
+    layouts = {id(block.tensors): block.tensors for blocks in job.blocks for block in blocks}
+    whole = (job.program, job.config, job.dtype, job.weights, job.num_devices)
+    parts = (*whole, job.plan, job.request, list(layouts.values()))
+    return hashlib.sha256(pickle.dumps(parts)).hexdigest()
+
+
+@functools.lru_cache(maxsize=_MOST_REMEMBERED)
+def _traced_before(computations: str) -> Traced:
+    """What is known of them, to which more is added."""
+    return {}
 
 
 def cost_file(cache_dir: Path) -> Path:
