@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# What is asked of a group of points. Seconds a point of a sweep, all workers together, where a sweep
-# has enough of them; else of a run.
+# What is asked: seconds a point of a sweep, all workers together, where there are enough of them;
+# else of a run.
 _MANY = 20
 _MOST_SWEEP_S = {"llama2_7b": 0.12, "llama2_70b": 0.4}
 _MOST_RUN_S = {256: 15.0, 1000: 60.0}

@@ -60,14 +60,10 @@ def test_the_same_computations_are_traced_once(traced: list[object]) -> None:
     assert times_of(job_of(), remembers=True) == first
     faster = replace(SLOW, memory_gb_per_s=2.0, peak_gflops=2.0)
     network = NetworkConfig(topology="switch", link_latency_ms=1)
-    others = [
-        times_of(job_of(**kw), remembers=True) for kw in ({"profile": faster}, {"network": network})
-    ]
+    changes = ({"profile": faster}, {"network": network})
+    others = [times_of(job_of(**change), remembers=True) for change in changes]
     assert not traced
-    assert others == [
-        times_of(job_of(**kw), remembers=False)
-        for kw in ({"profile": faster}, {"network": network})
-    ]
+    assert others == [times_of(job_of(**change), remembers=False) for change in changes]
     assert len({str(times) for times in (first, *others)}) == 3
 
 
