@@ -26,8 +26,9 @@ $(STAMP): pyproject.toml constraints.txt
 fig_latency: $(STAMP)  ## The main job: token latency against link latency, table and figure
 	$(BIN)/python -m tpi_bench +experiment=fig_latency
 
-bench: $(STAMP)  ## The engine at every precision beside its limits, llama.cpp and Transformers (a quarter of an hour)
+bench: $(STAMP)  ## The engine beside its limits and the libraries (a quarter of an hour), and virtual time (two minutes)
 	$(BIN)/python -m tpi_bench +experiment=bench_engine
+	$(BIN)/python -m tpi_bench +experiment=bench_virtual
 
 exactness: $(STAMP)  ## Tokens and logits of every system against Transformers, on the demo model
 	$(BIN)/python -m tpi_bench +experiment=exactness

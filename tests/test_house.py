@@ -53,7 +53,7 @@ TORCH = {
         "window",
     },
     "processes": {"device", "runtime"},
-    "virtual": {"costs", "operators", "run", "runtime"},
+    "virtual": {"costs", "operators", "run", "runtime", "without_data"},
 }
 HEAVY = {"torch", "transformers", "accelerate"}
 

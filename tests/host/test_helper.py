@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
@@ -15,7 +16,7 @@ from tests.helpers.virtual import IDEAL, virtual_job
 from tpi_bench.engine.tpi import TpiSystem
 from tpi_bench.host.cache import CacheError
 from tpi_bench.host.fork import HelperDied, in_helper
-from tpi_bench.host.helper import SharedHelper
+from tpi_bench.host.helper import SharedHelper, in_place
 from tpi_bench.virtual.testbed import VirtualTestbed
 
 
@@ -112,3 +113,36 @@ def test_a_helper_of_its_own_ends_in_the_same_ways() -> None:
         in_helper(refuse, "not like this")
     with pytest.raises(HelperDied, match="break_down failed: RuntimeError: broken"):
         in_helper(break_down)
+
+
+def nested() -> int:
+    return in_helper(os.getpid)
+
+
+def test_a_helper_calls_its_helpers_itself(helper: SharedHelper) -> None:
+    """It may have no children."""
+    assert helper.call(nested) == helper.call(os.getpid)
+
+
+def test_a_call_in_place_ends_in_the_same_ways() -> None:
+    assert in_place(abs, -3, timeout_s=5) == 3
+    assert in_place(os.getpid) == os.getpid()
+    with pytest.raises(ValueError, match="not like this"):
+        in_place(refuse, "not like this", timeout_s=5)
+    with pytest.raises(HelperDied, match="break_down failed: RuntimeError: broken"):
+        in_place(break_down)
+
+
+def never_end() -> None:
+    """It holds on to whatever it is told."""
+    while True:
+        with contextlib.suppress(Exception):
+            time.sleep(0.01)
+
+
+def test_a_call_in_place_that_takes_too_long_is_broken_off() -> None:
+    before = signal.getsignal(signal.SIGALRM)
+    with pytest.raises(TimeoutError):
+        in_place(never_end, timeout_s=0.2)
+    assert signal.getsignal(signal.SIGALRM) == before
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)

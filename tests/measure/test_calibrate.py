@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import itertools
-import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -13,7 +11,7 @@ import torch
 from tests.helpers.calibration import HOST, PLAIN, keep
 from tpi_bench.contract.model import WEIGHTS
 from tpi_bench.measure import calibrate, host_rates
-from tpi_bench.measure.calibrate import ThisHost, calibration_file
+from tpi_bench.measure.calibrate import ThisHost
 from tpi_bench.measure.program_costs import program_costs
 
 RATES = {"q8_gb_per_s": 38.0, "q4_gb_per_s": 30.0, "bfloat16_gflops": 200.0}

@@ -17,7 +17,7 @@ from tpi_bench.contract.plan import DoesNotFit
 from tpi_bench.host.cache import CacheError
 from tpi_bench.report.folder import CannotWrite
 from tpi_bench.report.rows import RunRow
-from tpi_bench.report.text import error_report
+from tpi_bench.report.text import error_report, in_one_line
 
 HYDRA_ERRORS = (HydraException, OmegaConfBaseException)
 _LOG = logging.getLogger(__name__)
@@ -89,12 +89,8 @@ def one_line(error: BaseException) -> str:
     if "Config search path:" in lines:
         lines = lines[: lines.index("Config search path:")]
     lines = [line for line in lines if not line.startswith(("See https", "Set the environment"))]
-    text = (
-        ", ".join(lines)
-        .replace(":,", ":")
-        .replace("In 'config': ", "")
-        .replace("', Avail", "'; avail")
-    )
+    text = in_one_line("\n".join(lines))
+    text = text.replace("In 'config': ", "").replace("', Avail", "'; avail")
     return text or type(error).__name__
 
 

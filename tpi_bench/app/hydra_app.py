@@ -19,7 +19,7 @@ from hydra._internal.utils import create_config_search_path
 from hydra.core.global_hydra import GlobalHydra
 from hydra.types import RunMode, TaskFunction
 
-from tpi_bench.app import sweeper
+from tpi_bench.app import point_launcher, sweeper
 from tpi_bench.app.config_folders import CONFIG_FOLDER, register_systems
 from tpi_bench.app.quoting import quoted
 
@@ -61,6 +61,7 @@ def hydra_of_ours() -> Iterator[Hydra]:
     """A Hydra that knows our configuration; one that the caller may use himself comes back."""
     register_systems()
     sweeper.register()
+    point_launcher.register()
     version.setbase("1.3")
     before = GlobalHydra.instance().hydra
     GlobalHydra.instance().clear()

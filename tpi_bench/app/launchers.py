@@ -1,8 +1,8 @@
-"""Launcher plug-ins: points of a sweep that run side by side, in processes of their own.
+"""Other launchers than ours (`point_launcher.py`): each point as a program of its own.
 
-Hydra's own launcher runs them one after another. `hydra/launcher=joblib` or `submitit_local` run
-several at once on this host, which is for virtual time alone: measured points would take each
-other's cores.
+`hydra/launcher=joblib` or `submitit_local` run several at once on this host, which is for virtual
+time alone: measured points would take each other's cores. Hydra's `basic` runs them one after
+another.
 """
 
 from __future__ import annotations
@@ -17,7 +17,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from tpi_bench.app.quoting import quoted
 
-_BASIC = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
+_IN_THIS_PROCESS = (
+    "hydra_plugins.tpi_bench.PointLauncher",
+    "hydra._internal.core_plugins.basic_launcher.BasicLauncher",
+)
 _ON_THIS_HOST = {
     "hydra_plugins.hydra_joblib_launcher.joblib_launcher.JoblibLauncher": "joblib",
     "hydra_plugins.hydra_submitit_launcher.submitit_launcher.LocalLauncher": "submitit_local",
@@ -58,7 +61,7 @@ def tell_of_workers(
     config: DictConfig, context: HydraContext, results: Sequence[JobReturn]
 ) -> None:
     """What workers found, to the callbacks of this process; nothing where it ran the points."""
-    if config.hydra.launcher._target_ == _BASIC:
+    if config.hydra.launcher._target_ in _IN_THIS_PROCESS:
         return
     for watcher in watchers(context):
         for result in results:

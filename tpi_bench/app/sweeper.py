@@ -29,6 +29,7 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
+from tpi_bench.app.composer import Composer
 from tpi_bench.app.config_folders import CONFIG_FOLDER, folders_of, settings_of_system
 from tpi_bench.app.launchers import fix_folder, refuse_side_by_side, tell_of_workers, watchers
 from tpi_bench.app.place import LEAVE_NO_ROWS
@@ -110,10 +111,10 @@ class GridSweeper(Sweeper):
         """Compose every point before the first runs, and refuse what may not or cannot run."""
         assert self.config is not None
         assert self.hydra_context is not None
-        loader = self.hydra_context.config_loader
+        composer = Composer(self.hydra_context.config_loader, self.config)
         troubles = []
         for job in jobs:
-            point = loader.load_sweep_config(self.config, list(job))
+            point = composer.compose(job)
             refuse_side_by_side(self.config, point)
             troubles.append(trouble_of(point, job))
         refuse_typed(jobs, troubles, arguments)

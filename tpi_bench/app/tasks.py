@@ -9,6 +9,7 @@ import sys
 import traceback
 from dataclasses import replace
 from pathlib import Path
+from typing import Protocol
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
@@ -27,9 +28,8 @@ from tpi_bench.app.errors import (
 )
 from tpi_bench.app.place import InUse, open_place
 from tpi_bench.app.points import refuse_unread, run_point
-from tpi_bench.contract.plan import DoesNotFit
 from tpi_bench.host import cache
-from tpi_bench.host.fork import HelperDied, InterpreterLost
+from tpi_bench.host.fork import HelperDied
 from tpi_bench.measure.settings import Settings
 from tpi_bench.measure.turns import HostBusy, measuring_turn
 from tpi_bench.report.folder import ResultsFolder
@@ -41,11 +41,20 @@ from tpi_bench.report.text import point_line, run_report
 _LOG = logging.getLogger(__name__)
 
 
-def run_task(cfg: DictConfig) -> str | None:
+class Records(Protocol):
+    """What a launcher has computed before it is asked for."""
+
+    def record_of(self, settings: Settings) -> Record | None:
+        """The point's record; None where it is to be measured now."""
+        ...
+
+
+def run_task(cfg: DictConfig, records: Records | None = None) -> str | None:
     """One point. Bad input ends the program.
 
     In a sweep a point that fails is a row, or without task=measure told. Settings that do not go
-    together are left out of it. Returns why a point has neither row nor answer.
+    together are left out of it. Returns why a point has neither row nor answer. `records` has those
+    of points that are computed ahead of their turn.
     """
     is_swept = HydraConfig.get().mode == RunMode.MULTIRUN
     try:
@@ -58,7 +67,7 @@ def run_task(cfg: DictConfig) -> str | None:
             raise
         if is_swept and settings.task != "measure":
             return _one_of_several(settings)
-        _run(settings)
+        _run(settings, records)
     except BrokenPipeError:
         raise
     except (ValueError, OSError, HelperDied, HostBusy, InUse) as error:
@@ -69,7 +78,7 @@ def run_task(cfg: DictConfig) -> str | None:
     return None
 
 
-def _run(settings: Settings) -> None:
+def _run(settings: Settings, records: Records | None = None) -> None:
     if settings.task == "calibrate":
         _calibrate(settings)
     elif settings.task == "perplexity":
@@ -79,7 +88,7 @@ def _run(settings: Settings) -> None:
     elif settings.task == "chat":
         _chat(settings)
     elif HydraConfig.get().mode == RunMode.MULTIRUN:
-        _measure(settings, Path(HydraConfig.get().sweep.dir))
+        _measure(settings, Path(HydraConfig.get().sweep.dir), records)
     else:
         _measure_alone(settings)
 
@@ -178,32 +187,28 @@ def _perplexity(settings: Settings) -> None:
         sys.exit(status)
 
 
-def _measure(settings: Settings, folder: Path) -> None:
+def awaits_record(settings: Settings, folder: Path) -> bool:
+    """Whether a point of a sweep is to be measured, and is not done."""
+    is_measured = settings.task == "measure"
+    return is_measured and not ResultsFolder(folder).done(settings.point, settings.timeout_s)
+
+
+def _measure(settings: Settings, folder: Path, records: Records | None) -> None:
     """A point of a sweep: skip it if it is done, else leave its record in the results folder."""
-    from tpi_bench.measure.point import measure
-    from tpi_bench.measure.prepare import prepare, refuse_early
-    from tpi_bench.measure.record import failure_record
+    from tpi_bench.measure.attempt import attempted
+    from tpi_bench.measure.prepare import refuse_early
 
     results = ResultsFolder(folder)
     if results.done(settings.point, settings.timeout_s):
         _note_same(settings, results)
         return
-    try:
+    with contextlib.suppress(ValueError):  # then its record says so
         if settings.testbed.measures_here:
             refuse_early(settings)  # before it waits for its turn
-        with measuring_turn(settings.testbed, wait=settings.wait):
-            record = measure(prepare(settings))
-    except HostBusy:
-        raise
-    except DoesNotFit as error:
-        record = failure_record(settings, one_line(error), "oom")
-    except InterpreterLost as error:
-        record = failure_record(settings, one_line(error), "device_lost")
-    except (ValueError, OSError, HelperDied) as error:
-        record = failure_record(settings, one_line(error))
-    except Exception as error:  # a defect of one system is no reason to lose the others' points
-        traceback.print_exc()
-        record = failure_record(settings, f"{type(error).__name__}: {one_line(error)}")
+    with measuring_turn(settings.testbed, wait=settings.wait):
+        record = records.record_of(settings) if records is not None else None
+        if record is None:
+            record = attempted(settings)
     results.save(record)
 
 

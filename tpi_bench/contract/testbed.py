@@ -111,6 +111,13 @@ class Testbed(ABC):
     def run(self, job: Job, on_token: Callable[[int], None] | None, cache_dir: Path) -> Outcome:
         """Run the job to its end. Never raises for a device's failure."""
 
+    def run_here(self, job: Job, cache_dir: Path) -> Outcome:
+        """As `run`, in a process that is there for such runs, one at a time, and may load torch.
+
+        Asked for only where nothing of this host is measured.
+        """
+        return self.run(job, None, cache_dir)
+
     def rates(self, job: Job) -> Rates | None:
         """Where they are known; None: this host's are to be measured."""
         return None

@@ -92,8 +92,10 @@ def in_helper(fn: Callable[..., T], *args: Any, timeout_s: float | None = None) 
     """Call the module-level function `fn(*args)` in a fresh process; its result is pickled.
 
     Nothing is left running. Raises what `result_of` does, and TimeoutError when there is no result
-    after `timeout_s`.
+    after `timeout_s`. A helper, which may have no children, calls it itself.
     """
+    if multiprocessing.current_process().daemon:
+        return called_here(fn, *args)
     context = fork_context()
     ours, theirs = context.Pipe()
     process = context.Process(target=_work, args=(fn, args, theirs), name=fn.__name__, daemon=True)
@@ -116,6 +118,16 @@ def in_helper(fn: Callable[..., T], *args: Any, timeout_s: float | None = None) 
             process.kill()
         ours.close()
     return result_of(fn, kind, value)
+
+
+def called_here(fn: Callable[..., T], *args: Any) -> T:
+    """`fn(*args)` in this process. Raises what `result_of` does."""
+    try:
+        return fn(*args)
+    except Exception as error:
+        kind, value = failure_of(error)
+    found: T = result_of(fn, kind, value)
+    return found
 
 
 def result_of(fn: Callable[..., Any], kind: str, value: Any) -> Any:

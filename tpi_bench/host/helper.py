@@ -1,36 +1,28 @@
-"""One process for many calls, one at a time: what it has loaded is there for the next.
+"""One process for many calls, one at a time.
 
-All modelled runs of a sweep share one: the first computation that is traced loads torch's machinery
-for that, which takes longer than most simulations, and a modelled run leaves nothing behind that
-the next could see. A conversation keeps its tokenizer in another.
+Modelled runs share one: the first computation that is traced loads torch's machinery for that,
+which takes longer than most simulations, and a modelled run leaves nothing behind that the next
+could see. A conversation keeps its tokenizer in another.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
-import os
 import signal
-import threading
-from collections.abc import Callable
-from multiprocessing.connection import Connection
-from multiprocessing.process import BaseProcess
+from collections.abc import Callable, Iterator
+from types import FrameType
 from typing import Any
 
-from tpi_bench.host.fork import HelperDied, failure_of, fork_context, result_of, start_process
+from tpi_bench.host.fork import HelperDied, called_here, result_of
+from tpi_bench.host.worker import Worker
 
 
 class SharedHelper:
-    """The process, started when it is first needed and again when it has ended.
-
-    It ends by itself after `idle_s`, so that nothing is left beside what is measured next.
-    """
+    """The process, started when it is first needed and again when it has ended."""
 
     def __init__(self, idle_s: float = 5.0, name: str = "the process of modelled runs") -> None:
-        self._idle_s = idle_s
-        self._name = name
-        self._process: BaseProcess | None = None
-        self._jobs: Connection | None = None
-        self._lifeline: Connection | None = None
+        self._worker = Worker(name, idle_s)
 
     def call(self, fn: Callable[..., Any], *args: Any, timeout_s: float | None = None) -> Any:
         """The result of the module-level function `fn(*args)`, pickled.
@@ -39,14 +31,15 @@ class SharedHelper:
         `timeout_s`; the process then ends.
         """
         for is_last in (False, True):
-            if self._jobs is None:
-                self._start()
             try:
-                kind, value = self._ask((fn, args), timeout_s)
+                self._worker.ask(fn, *args)
+                if not self._worker.has_answered(timeout_s):
+                    raise TimeoutError
+                kind, value = self._worker.answer()
             except (TimeoutError, KeyboardInterrupt):
                 self.end()
                 raise
-            except (EOFError, OSError):  # it had just ended, or dies of this job
+            except (EOFError, OSError):  # it had just ended, or dies of this call
                 status = self.end()
                 if is_last:
                     raise HelperDied(f"{fn.__name__} ended with exit status {status}") from None
@@ -57,45 +50,11 @@ class SharedHelper:
     @property
     def pid(self) -> int | None:
         """Of the process, where there is one."""
-        return None if self._process is None else self._process.pid
+        return self._worker.pid
 
     def end(self) -> int | None:
         """End the process, if there is one; its exit status."""
-        process, self._process = self._process, None
-        for connection in (self._jobs, self._lifeline):
-            if connection is not None:
-                connection.close()
-        self._jobs = self._lifeline = None
-        if process is None:
-            return None
-        process.join(1.0)
-        process.kill()
-        process.join()
-        return process.exitcode
-
-    def _start(self) -> None:
-        context = fork_context()
-        jobs, theirs = context.Pipe()
-        lifeline, end_of_line = context.Pipe()
-        process = context.Process(
-            target=_serve,
-            args=(theirs, end_of_line, self._idle_s),
-            name=self._name,
-            daemon=True,
-        )
-        try:
-            start_process(process)
-        finally:
-            theirs.close()
-            end_of_line.close()
-        self._process, self._jobs, self._lifeline = process, jobs, lifeline
-
-    def _ask(self, job: Any, timeout_s: float | None) -> tuple[str, Any]:
-        assert self._jobs is not None
-        self._jobs.send(job)
-        if not self._jobs.poll(timeout_s):
-            raise TimeoutError
-        return self._jobs.recv()
+        return self._worker.end()
 
 
 @functools.cache
@@ -104,29 +63,33 @@ def shared_helper() -> SharedHelper:
     return SharedHelper()
 
 
-def _serve(jobs: Connection, lifeline: Connection, idle_s: float) -> None:
-    """In the process: answer jobs until nobody asks any more."""
-    threading.Thread(target=_end_with_the_launcher, args=(lifeline,), daemon=True).start()
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # it holds nothing that must be tidied up
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # see `fork_context`
+def in_place(fn: Callable[..., Any], *args: Any, timeout_s: float | None = None) -> Any:
+    """As `SharedHelper.call`, in this process, which is a worker itself; from its main thread."""
+    with _at_most(timeout_s):
+        return called_here(fn, *args)
+
+
+class _TooLate(BaseException):
+    """No Exception, which the function may catch."""
+
+
+@contextlib.contextmanager
+def _at_most(timeout_s: float | None) -> Iterator[None]:
+    """Raises TimeoutError in the middle of what lasts longer."""
+    if timeout_s is None:
+        yield
+        return
+
+    def ring(number: int, frame: FrameType | None) -> None:
+        raise _TooLate
+
+    before = signal.signal(signal.SIGALRM, ring)
     try:
-        while jobs.poll(idle_s):
-            fn, args = jobs.recv()
-            jobs.send(_answer(fn, args))
-    except (EOFError, OSError):
-        os._exit(1)
-
-
-def _answer(fn: Callable[..., Any], args: tuple[Any, ...]) -> tuple[str, Any]:
-    try:
-        return "ok", fn(*args)
-    except Exception as error:
-        return failure_of(error)
-
-
-def _end_with_the_launcher(lifeline: Connection) -> None:
-    """Nothing is ever sent, so a read ends only when the launcher is gone, or wants it to end."""
-    try:
-        lifeline.recv_bytes()
-    except (EOFError, OSError):
-        os._exit(1)
+        signal.setitimer(signal.ITIMER_REAL, timeout_s)
+        yield
+        signal.setitimer(signal.ITIMER_REAL, 0)
+    except _TooLate:
+        raise TimeoutError from None
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)

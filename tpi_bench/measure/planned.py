@@ -94,7 +94,7 @@ def load_model(source: ModelSource, cache_dir: Path) -> Model:
 def request_of(settings: Settings, model: Model) -> Request:
     return make_request(
         settings.workload,
-        _prompt_ids(settings, model),
+        prompt_ids(settings, model),
         vocab=model.config.vocab,
         context_length=model.config.context_length,
         eos_ids=model.config.eos_ids,
@@ -102,7 +102,8 @@ def request_of(settings: Settings, model: Model) -> Request:
     )
 
 
-def _prompt_ids(settings: Settings, model: Model) -> tuple[int, ...]:
+def prompt_ids(settings: Settings, model: Model) -> tuple[int, ...]:
+    """The tokens that the point begins with. Raises ValueError where there is no telling."""
     workload = settings.workload
     if workload.prompt_ids is not None:
         return tuple(workload.prompt_ids)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import functools
 import logging
 import tempfile
 import time
@@ -11,7 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from tpi_bench.contract.job import Outcome
+from tpi_bench.contract.job import Job, Outcome
 from tpi_bench.host import cache
 from tpi_bench.host.machine import available_cpus
 from tpi_bench.measure.limits import host_limits, point_limits
@@ -27,8 +28,15 @@ _LOG = logging.getLogger(__name__)
 _PAUSES_S = (0.0, 0.5, 1.0)  # before each further probe of it
 
 
-def measure(prepared: Prepared, on_token: Callable[[int], None] | None = None) -> Record:
-    """Run the point and make its record. A device that fails gives a record that says so."""
+def measure(
+    prepared: Prepared,
+    on_token: Callable[[int], None] | None = None,
+    run: Callable[[Job], Outcome] | None = None,
+) -> Record:
+    """Run the point and make its record. A device that fails gives a record that says so.
+
+    `run` stands for the testbed's own, where the job is to be run another way.
+    """
     settings = prepared.settings
     system, testbed = settings.system, settings.testbed
     job = replace(prepared.job, stream=on_token is not None)
@@ -41,8 +49,10 @@ def measure(prepared: Prepared, on_token: Callable[[int], None] | None = None) -
     with _logits_file(settings.check) as logits_path:
         job = replace(job, logits_path=logits_path)
         with _step("running the point"):
-            cache_dir = cache.cache_folder(settings.cache_dir)
-            outcome = _answered(testbed.run(job, on_token, cache_dir))
+            if run is None:
+                cache_dir = cache.cache_folder(settings.cache_dir)
+                run = functools.partial(testbed.run, on_token=on_token, cache_dir=cache_dir)
+            outcome = _answered(run(job))
         if outcome.status == "oom":
             outcome.error = f"{outcome.error}; {advice_after(prepared)}"
         if settings.check and outcome.status == "ok":

@@ -62,6 +62,12 @@ def error_report(message: str, exit_reason: str) -> dict[str, Any]:
     }
 
 
+def in_one_line(text: str) -> str:
+    """A message of several lines."""
+    lines = [line.strip() for line in text.split("\n") if line.strip()]
+    return ", ".join(lines).replace(":,", ":")
+
+
 def generation_text(record: Record) -> str:
     """Speed beside its limit, and each device's memory, in a few lines, of a point that is ok."""
     run, devices = record.run, record.devices

@@ -27,6 +27,8 @@ T = TypeVar("T")
 
 _WAITS_MS = (16, 8, 2, 1)
 _COLD_AFTER_NS = 1_000_000  # a modelled device is cold after such a wait
+# What a computation gives, on the meta device, and its operators.
+Traced = dict[Key, tuple[Any, Work]]
 
 
 class Costs(Protocol):
@@ -40,24 +42,37 @@ class Costs(Protocol):
 
 
 class ModelledCosts:
-    """Roofline of the profile; each key is traced once, whatever the number of devices."""
+    """Roofline of the profile; each key is traced once, whatever the number of devices.
 
-    def __init__(self) -> None:
-        self._known: dict[Key, tuple[Any, Work]] = {}
-        self._priced: dict[tuple[Key, DeviceProfile], int] = {}
+    `traced` is what is known already of the same computations, to which more is added.
+    """
+
+    def __init__(self, traced: Traced | None = None) -> None:
+        self._traced: Traced = {} if traced is None else traced
+        # By the profile's identity, as comparing two takes longer than a message. It is kept here,
+        # so that no other has the same.
+        self._charges: dict[int, tuple[DeviceProfile, dict[Key, tuple[Any, int]]]] = {}
         self.num_traced = 0
 
     def run(
         self, key: Key, fn: Callable[[], T], profile: DeviceProfile, idle_ns: int = 0
     ) -> tuple[T, int]:
-        known = self._known.get(key)
-        if known is None:
-            known = self._known[key] = count_work(fn)
+        try:
+            charge = self._charges[id(profile)][1][key]
+        except KeyError:
+            charge = self._charge(key, fn, profile)
+        if idle_ns < _COLD_AFTER_NS:
+            return charge
+        return charge[0], charge[1] + profile.cold_ns
+
+    def _charge(self, key: Key, fn: Callable[[], T], profile: DeviceProfile) -> tuple[T, int]:
+        if key not in self._traced:
+            self._traced[key] = count_work(fn)
             self.num_traced += 1
-        price = self._priced.get((key, profile))
-        if price is None:
-            price = self._priced[key, profile] = profile.work_ns(known[1])
-        return known[0], price + (profile.cold_ns if idle_ns >= _COLD_AFTER_NS else 0)
+        result, work = self._traced[key]
+        charges = self._charges.setdefault(id(profile), (profile, {}))[1]
+        charges[key] = result, profile.work_ns(work)
+        return charges[key]
 
 
 class Typical(NamedTuple):

@@ -5,8 +5,11 @@ Where costs are measured, a run rehearses until every computation is charged by 
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import math
 import os
+import pickle
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,11 +21,13 @@ from tpi_bench.contract.runtime import BlockReadError, DeviceLost
 from tpi_bench.engine.matrix import kernel_name
 from tpi_bench.engine.rank import run_rank
 from tpi_bench.host import cache, machine
-from tpi_bench.virtual.costs import Costs, MeasuredCosts, ModelledCosts, RecalledCosts
+from tpi_bench.virtual.costs import Costs, MeasuredCosts, ModelledCosts, RecalledCosts, Traced
 from tpi_bench.virtual.runtime import OutOfMemory, VirtualRuntime, World
 from tpi_bench.virtual.scheduler import Deadlock
+from tpi_bench.virtual.without_data import without_data
 
 _MAX_REHEARSALS = 5
+_MOST_REMEMBERED = 256  # jobs with other computations, each of some dozen kinds
 _COSTS_VERSION = 5  # goes up with what a key means, or what computes it: older costs are forgotten
 
 
@@ -34,17 +39,20 @@ def run_virtual(
     shares_disk: bool = False,
     failure: tuple[int, float] | None = None,
     interval: bool = False,
+    remembers: bool = False,
 ) -> Outcome:
     """The job, and rehearsals of it where costs are measured.
 
     `failure` is a rank and the time, in seconds, at which it is gone. With `interval` it is run
-    again with what devices did in each round of their calibration.
+    again with what devices did in each round of their calibration. With `remembers`, what an
+    earlier run in this process traced of the same computations is not traced again.
     """
     torch.set_num_threads(job.threads_per_device)
     if cost == "modelled":
-        with torch.device("meta"):
-            modelled = ModelledCosts()
-            outcome = _run(_without_meaning(job), modelled, shares_disk, failure)
+        job = _without_meaning(job)
+        modelled = ModelledCosts(_traced_before(_computations_of(job)) if remembers else None)
+        with without_data():
+            outcome = _run(job, modelled, shares_disk, failure)
             if interval and outcome.status == "ok":
                 outcome.by_round = _by_round(job, modelled, shares_disk)
             return outcome
@@ -60,8 +68,9 @@ def run_virtual(
                 break
             costs.save()
     if interval and outcome.status == "ok" and costs.is_complete:
-        with torch.device("meta"):
-            outcome.by_round = _by_round(job, RecalledCosts(costs), shares_disk)
+        with without_data():
+            recalled = RecalledCosts(costs)
+            outcome.by_round = _by_round(_without_meaning(job), recalled, shares_disk)
     return outcome
 
 
@@ -72,7 +81,6 @@ def _without_meaning(job: Job) -> Job:
 
 def _by_round(job: Job, costs: Costs, shares_disk: bool) -> list[Generation]:
     """The run with the devices as each round of their calibration found them."""
-    job = _without_meaning(job)
     num_rounds = max(len(profile.rounds) for profile in job.profiles)
     found = []
     for number in range(num_rounds):
@@ -81,6 +89,24 @@ def _by_round(job: Job, costs: Costs, shares_disk: bool) -> list[Generation]:
         if outcome.generation is not None:
             found.append(outcome.generation)
     return found
+
+
+def _computations_of(job: Job) -> str:
+    """Names all that a job's computations follow from: what the run as a whole is of.
+
+    In one run a key tells computations apart, whatever ranks they are of; in another run the same
+    key may stand for something else, unless all of this is the same.
+    """
+    layouts = {id(block.tensors): block.tensors for blocks in job.blocks for block in blocks}
+    whole = (job.program, job.config, job.dtype, job.weights, job.num_devices)
+    parts = (*whole, job.plan, job.request, list(layouts.values()))
+    return hashlib.sha256(pickle.dumps(parts)).hexdigest()
+
+
+@functools.lru_cache(maxsize=_MOST_REMEMBERED)
+def _traced_before(computations: str) -> Traced:
+    """What is known of them, to which more is added."""
+    return {}
 
 
 def cost_file(cache_dir: Path) -> Path:

@@ -1,7 +1,8 @@
 """The `virtual` testbed: devices of given profiles in virtual time, in one helper process.
 
 Needs no torch itself: the launcher only checks the settings and hands the job over to `run.py`, in
-a fresh process where costs are measured, else in the one that modelled runs share.
+a fresh process where costs are measured, else in the one that modelled runs share, or in a worker
+of a sweep (`measure/side_by_side.py`).
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from tpi_bench.contract.setting import setting
 from tpi_bench.contract.system import System
 from tpi_bench.contract.testbed import Machines, Rates, Testbed
 from tpi_bench.host.fork import in_helper
-from tpi_bench.host.helper import shared_helper
+from tpi_bench.host.helper import in_place, shared_helper
 
 COSTS = ("modelled", "measured")
 
@@ -129,6 +130,18 @@ class VirtualTestbed(Testbed):
 
     def run(self, job: Job, on_token: Callable[[int], None] | None, cache_dir: Path) -> Outcome:
         """Run the job in virtual time. Tokens are told at the end: it does not last."""
+        call = shared_helper().call if self.cost == "modelled" else in_helper
+        outcome = self._run_by(call, job, cache_dir)
+        if on_token and outcome.generation is not None and self.cost == "measured":
+            for token in outcome.generation.token_ids:
+                on_token(token)
+        return outcome
+
+    def run_here(self, job: Job, cache_dir: Path) -> Outcome:
+        return self._run_by(in_place, job, cache_dir)
+
+    def _run_by(self, call: Callable[..., Outcome], job: Job, cache_dir: Path) -> Outcome:
+        """`call(fn, *args, timeout_s=...)` says in which process."""
         if self.fail_rank is not None and not 0 <= self.fail_rank < job.num_devices:
             raise ValueError(
                 f"testbed.fail_rank={self.fail_rank} must be 0 to {job.num_devices - 1}"
@@ -142,15 +155,11 @@ class VirtualTestbed(Testbed):
         }
         start_s = time.monotonic()
         try:
-            call = shared_helper().call if self.cost == "modelled" else in_helper
             outcome = call(_run_here, job, cache_dir, settings, timeout_s=job.timeout_s)
         except TimeoutError:
             reason = f"virtual time had not come to its end after {job.timeout_s:g} s (timeout_s)"
             outcome = Outcome(status="timeout", error=reason)
         outcome.memory_cap, outcome.wall_s = "virtual", time.monotonic() - start_s
-        if on_token and outcome.generation is not None and self.cost == "measured":
-            for token in outcome.generation.token_ids:
-                on_token(token)
         return outcome
 
     def rates(self, job: Job) -> Rates:
@@ -179,4 +188,4 @@ def _run_here(job: Job, cache_dir: Path, settings: dict[str, Any]) -> Outcome:
     """In a process beside the launcher, which may load torch."""
     from tpi_bench.virtual.run import run_virtual
 
-    return run_virtual(job, cache_dir, **settings)
+    return run_virtual(job, cache_dir, remembers=True, **settings)

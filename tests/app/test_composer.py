@@ -1,0 +1,102 @@
+"""Points composed quickly are those that Hydra composes."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from tpi_bench.app.composer import Composer
+from tpi_bench.app.hydra_app import CONFIG_NAME, hydra_of_ours
+from tpi_bench.app.place import ResultsPlace
+from tpi_bench.app.resolvers import register
+from tpi_bench.app.sweeper import jobs_of_grids
+
+CONF = Path(__file__).resolve().parents[2] / "conf"
+
+
+@contextmanager
+def sweep(*arguments: str) -> Iterator[tuple[Any, DictConfig, list[list[str]]]]:
+    """Hydra's loader, the sweep's configuration, and its jobs."""
+    register(ResultsPlace(), arguments)
+    given = [*arguments, "hydra.mode=MULTIRUN", "hydra.sweep.dir=x"]
+    with hydra_of_ours() as hydra:
+        config = hydra.compose_config(CONFIG_NAME, given, RunMode.MULTIRUN)
+        parts = config.hydra.sweeper
+        typed = [str(text) for text in config.hydra.overrides.task]
+        jobs, _ = jobs_of_grids(parts.get("params") or {}, parts.get("grids") or [{}], typed)
+        yield hydra.config_loader, config, jobs
+
+
+def plain(config: DictConfig) -> Any:
+    return OmegaConf.to_container(config, resolve=False)
+
+
+def assert_the_same(loader: Any, config: DictConfig, jobs: Sequence[list[str]]) -> None:
+    composer = Composer(loader, config)
+    for job in jobs:
+        quick, slow = composer.compose(job), loader.load_sweep_config(config, job)
+        assert plain(quick) == plain(slow)
+        assert list(quick) == list(slow)
+        assert OmegaConf.is_struct(quick) == OmegaConf.is_struct(slow)
+        quick.hydra.job.id = "changed"  # and it is nobody else's
+        with open_dict(quick):
+            quick["more"] = 1
+
+
+@pytest.mark.parametrize("name", [path.stem for path in sorted(CONF.glob("experiment/*.yaml"))])
+def test_points_of_every_experiment(name: str) -> None:
+    """The first two, and some from the whole."""
+    with sweep(f"+experiment={name}") as (loader, config, jobs):
+        assert_the_same(loader, config, [*jobs[:2], *jobs[2 :: max(1, len(jobs) // 3)]])
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("network.link_latency_ms=0,1,2", "testbed.num_devices=1,2"),
+        ("system=tpi,pipeline", "system.window=2,off", "repeat=0,1"),
+        ("prompt='a=b, c','${name}',plain", "timeout_s=1,null"),
+        (
+            "device=[paper_emulated,dell_i7_1165g7],[macbook_pro_m1]",
+            "device.memory_mb=[1,2],5,null",
+        ),
+        ("workload.prompt_ids=[1,2,3],[4]", "+workload={seed:1},{seed:2}"),
+        ("~timeout_s,repeat",),
+        ("testbed.proportions=[1,1],[2,1],strength", "model.weights=q4,float32"),
+    ],
+    ids=lambda arguments: arguments[0].partition("=")[0],
+)
+def test_points_of_all_kinds_of_values(arguments: tuple[str, ...]) -> None:
+    try:
+        with sweep("testbed=virtual", *arguments) as (loader, config, jobs):
+            assert len(jobs) > 1
+            assert_the_same(loader, config, jobs)
+    except HydraException:
+        assert arguments[0].startswith("~")
+
+
+def test_files_are_read_once_for_points_that_choose_the_same() -> None:
+    texts = [f"network.link_latency_ms={n}" for n in range(4)]
+    with sweep(f"{texts[0]},1,2,3", "system=tpi,pipeline") as (loader, config, jobs):
+        composer, loaded = Composer(loader, config), []
+        whole = loader.load_sweep_config
+        loader.load_sweep_config = lambda *given: loaded.append(given) or whole(*given)
+        latencies = [composer.compose(job).network.link_latency_ms for job in jobs]
+    assert sorted(latencies) == sorted(itertools.chain(*[range(4)] * 2))
+    assert len(loaded) == 2
+
+
+def test_what_cannot_be_is_said_by_hydra() -> None:
+    with sweep("system=tpi,galaxy", "system.window=2,4") as (loader, config, jobs):
+        composer = Composer(loader, config)
+        composer.compose(jobs[0])
+        with pytest.raises(HydraException, match=r"Could not override 'system\.window'"):
+            composer.compose(["system=galaxy", "system.window=2"])
