@@ -1,4 +1,4 @@
-"""The tasks: generate, measure a point, calibrate, tell perplexities. Hydra calls `run_task`."""
+"""The tasks: generate, measure, advise, calibrate, tell perplexities. Hydra calls `run_task`."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from tpi_bench.app.advise import advise
 from tpi_bench.app.arguments import plain_text
 from tpi_bench.app.compose import build_settings
 from tpi_bench.app.errors import ExitStatus, fail, fail_of, one_line, status_of_run
@@ -47,6 +48,8 @@ def run_task(cfg: DictConfig) -> str | None:
             raise
         if settings.task == "calibrate":
             _calibrate(settings)
+        elif settings.task == "advise":
+            advise(settings)
         elif settings.task == "perplexity":
             _perplexity(settings)
         elif settings.task == "generate":

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import json
+import platform
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -64,18 +65,45 @@ class ThisHost:
                 f"device.this_host.threads={self.threads} was not calibrated; choose one of "
                 f"{', '.join(found['threads'])}"
             )
-        import psutil
+        return _profile(found, "this_host", str(self.threads), _memory_gb())
 
-        values = {row["name"]: row["median"] for row in found["host"]}
-        values |= {row["name"]: row["median"] for row in found["threads"][str(self.threads)]}
-        return DeviceProfile(
-            name="this_host",
-            cores=self.threads,
-            memory_gb=psutil.virtual_memory().total / 1e9,
-            disk_queue_depth=_QUEUE_DEPTH,
-            source="task=calibrate",
-            **values,
-        )
+
+def read_profile(path: Path, name: str) -> DeviceProfile:
+    """Of a machine, as a file that `task=calibrate` wrote there says, with all of its cores.
+
+    Raises ValueError for a file that does not say it.
+    """
+    try:
+        found = json.loads(path.read_text())
+        threads = max(found["threads"], key=int)
+        return _profile(found, name, threads, found["machine"]["memory_gb"])
+    except OSError as error:
+        raise ValueError(f"device={path} cannot be read: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"device={path} is no calibration of this version; give the file that "
+            "python -m tpi_bench task=calibrate names on that machine"
+        ) from error
+
+
+def _profile(found: dict[str, Any], name: str, threads: str, memory_gb: float) -> DeviceProfile:
+    """The medians that were found with so many threads."""
+    values = {row["name"]: row["median"] for row in found["host"]}
+    values |= {row["name"]: row["median"] for row in found["threads"][threads]}
+    return DeviceProfile(
+        name=name,
+        cores=int(threads),
+        memory_gb=memory_gb,
+        disk_queue_depth=_QUEUE_DEPTH,
+        source="task=calibrate",
+        **values,
+    )
+
+
+def _memory_gb() -> float:
+    import psutil
+
+    return psutil.virtual_memory().total / 1e9
 
 
 def calibration_file(cache_dir: Path) -> Path:
@@ -90,6 +118,7 @@ def calibrate(cache_dir: Path) -> dict[str, Any]:
     for threads in sorted({1, cores}):
         found["threads"][str(threads)] = in_helper(_measure_compute, threads)
     found["host"] = [*in_helper(_measure_disk, cache_dir), _measure_messages()]
+    found["machine"] = {"name": platform.node(), "memory_gb": _memory_gb()}
     path = calibration_file(cache_dir)
     with cache.locked(path):
         cache.write_json(path, found)

@@ -1,0 +1,106 @@
+"""Why other ways are not the best: the best of each system, precision and number of devices.
+
+`advise.py` asks, `report/advice.py` tells it.
+"""
+
+from __future__ import annotations
+
+import math
+import string
+from collections.abc import Callable, Iterator, Sequence
+
+from tpi_bench.measure.search import Bounded, Found, Tried
+from tpi_bench.measure.ways import Way
+from tpi_bench.report.advice import Kind
+
+_KEYS: dict[str, Callable[[Way], str]] = {
+    "devices": lambda way: str(len(way.team)),
+    "weights": lambda way: way.weights,
+    "system": lambda way: way.kind,
+}
+
+
+def kinds(found: Found) -> Iterator[Kind]:
+    """Of all ways there are, whether they were run, skipped or do not fit."""
+    for of, key in _KEYS.items():
+        tried, bounded = _grouped(found.tried, key), _bounds(found, key)
+        names = dict.fromkeys([*tried, *bounded])
+        made = [_kind(of, name, tried.get(name, []), bounded.get(name), found) for name in names]
+        yield from sorted(made, key=_place_of)
+
+
+def limited_by(tried: Tried) -> str:
+    """What most of a token goes to: the largest part of its bound, or `compute` where what no bound
+    counts is more: operators, messages in the devices, arithmetic.
+    """
+    bound = tried.bound
+    rest_s = tried.token_s - bound.token_s
+    largest_s = max(bound.weights_s, bound.links_s, bound.disk_s)
+    return "compute" if rest_s > largest_s else bound.limited_by
+
+
+def letters(team: Sequence[int]) -> str:
+    """The devices of a team as tables call them, the master first."""
+    return " ".join(string.ascii_uppercase[device] for device in team)
+
+
+def _grouped(found: Sequence[Tried], key: Callable[[Way], str]) -> dict[str, list[Tried]]:
+    """From the fastest on."""
+    groups: dict[str, list[Tried]] = {}
+    for tried in sorted(found, key=lambda each: each.token_s):
+        groups.setdefault(key(tried.way), []).append(tried)
+    return groups
+
+
+def _bounds(found: Found, key: Callable[[Way], str]) -> dict[str, Bounded]:
+    """The least of those that were not run; what fits before what does not."""
+    least: dict[str, Bounded] = {}
+    for each in sorted(found.unrun, key=_of_bound) + sorted(found.lacking, key=_of_bound):
+        least.setdefault(key(each[0]), each)
+    return least
+
+
+def _of_bound(bounded: Bounded) -> tuple[float, float]:
+    return max(0.0, bounded[1].lacking_bytes), bounded[1].token_s
+
+
+def _place_of(kind: Kind) -> tuple[int, float]:
+    """Numbers of devices in order, others from the fastest on; what does not fit comes last."""
+    count = int(kind.name) if kind.of == "devices" else 0
+    return count, math.inf if kind.bound_s is None else kind.bound_s
+
+
+def _kind(
+    of: str, name: str, tried: Sequence[Tried], bounded: Bounded | None, found: Found
+) -> Kind:
+    if tried and math.isfinite(tried[0].token_s):
+        point, token_s = tried[0].record.run.point, tried[0].token_s
+        return Kind(of=of, name=name, point=point, bound_s=token_s, why=_why(tried[0], found))
+    if bounded is not None and bounded[1].lacking_bytes <= 0:
+        bound = bounded[1]
+        why = f"{bound.limited_by}, as its bound says; not run"
+        return Kind(of=of, name=name, point=None, bound_s=bound.token_s, why=why)
+    if tried:
+        run = tried[0].record.run
+        why = f"{run.status}: {(run.error or '').partition(';')[0]}"
+        return Kind(of=of, name=name, point=None, bound_s=None, why=why)
+    assert bounded is not None
+    why = f"does not fit: {bounded[1].lacking_bytes / 1e9:.1f} GB too much at least"
+    return Kind(of=of, name=name, point=None, bound_s=None, why=why)
+
+
+def _why(tried: Tried, found: Found) -> str:
+    """In a few words: what it is, what limits it, and where fewer devices do better."""
+    best, way = found.best, tried.way
+    where = f"{way.kind} on {letters(way.team)} in {way.weights}"
+    if tried is best[0]:
+        return f"{where}: the best of all"
+    words = f"{where}: {limited_by(tried)}"
+    fewer = [
+        each
+        for each in best
+        if len(each.way.team) < len(way.team)
+        and each.way.weights == way.weights
+        and each.token_s < tried.token_s
+    ]
+    return f"{words}; slower than {letters(fewer[0].way.team)}" if fewer else words
