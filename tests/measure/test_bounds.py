@@ -1,4 +1,4 @@
-"""A bound is never above what virtual time makes of a way, whatever the system, links and memory."""
+"""A bound is never above what virtual time makes of a way, whatever its system and links."""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import pytest
 
@@ -38,12 +39,18 @@ def test_in_turns_the_fastest_has_all_that_it_can() -> None:
     assert dealt.token_s == pytest.approx(3e9 / 40e9)
 
 
-def test_in_turns_a_disk_has_the_others_time() -> None:
-    """t is what both take, and meanwhile the fast one's disk brings 2 t."""
+def test_in_turns_a_disk_brings_what_it_can_meanwhile() -> None:
+    """In its turn the fast one computes f while its disk brings f - 4 GB: f / 40 = (f - 4) / 2."""
     dealt = in_turns([FAST, SLOW], 8e9)
-    fast = 4e9 + 2e9 * dealt.token_s
+    fast = 4e9 / (1 - 2 / 40)
     assert dealt.token_s == pytest.approx(fast / 40e9 + (8e9 - fast) / 10e9)
     assert dealt.shares[0] == pytest.approx(100 * fast / 8e9, abs=0.1)
+
+
+def test_without_a_disk_what_is_too_much_is_too_much() -> None:
+    held = Hand(room=1e9, memory_bps=10e9, disk_bps=0.0)
+    assert in_turns([held, held], 2e9).token_s == pytest.approx(0.2)
+    assert in_turns([held, held], 2.1e9).token_s == math.inf
 
 
 @pytest.mark.parametrize("nbytes", [1e9, 6e9, 11e9, 14e9])
@@ -57,8 +64,9 @@ def test_no_other_division_is_faster(nbytes: float, deal: object) -> None:
             max(0.0, part - hand.room) / hand.disk_bps
             for part, hand in zip(parts, hands, strict=True)
         ]
-        taken = max(reading) if deal is together else sum(reading)
-        return max(taken, *loading)
+        if deal is together:
+            return max(*reading, *loading)
+        return sum(map(max, reading, loading))
 
     steps = range(0, 101, 5)
     grid = [

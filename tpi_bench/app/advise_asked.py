@@ -25,7 +25,7 @@ _DEFAULTS = (
     "name=advise",
     "testbed=virtual",
     "workload.prompt_tokens=32",
-    "workload.num_new_tokens=20",
+    "workload.num_new_tokens=16",
     "workload.ignore_eos=true",
 )
 # What says how the search is run and told, and no point of it.

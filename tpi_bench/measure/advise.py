@@ -19,7 +19,7 @@ from tpi_bench.contract.model import BYTES_PER_WEIGHT, ModelConfig
 from tpi_bench.measure.bounds import Bounds
 from tpi_bench.measure.household import Household
 from tpi_bench.measure.household_changes import Changed, possible_changes
-from tpi_bench.measure.search import Bounded, Effort, Found, Run, Tried, search
+from tpi_bench.measure.search import NUM_BEST, Bounded, Effort, Found, Run, Tried, search
 from tpi_bench.measure.settings import Settings
 from tpi_bench.measure.ways import Fixed, Way, ways
 from tpi_bench.measure.why_not import kinds, letters, limited_by
@@ -66,7 +66,7 @@ class Adviser:
         start = time.monotonic()
         until = Effort(num_points=self.num_points, until_s=start + _SEARCH_SHARE * self.seconds)
         found = search(bounded, self._run("searching"), until, self._note)
-        best = found.best[:10]
+        best = found.best[:NUM_BEST]
         longer = self._longer(best)
         last = Effort(num_points=_CHANGED_POINTS, until_s=start + self.seconds)
         changes = list(self._changes(found, last))
@@ -77,8 +77,11 @@ class Adviser:
             devices=self._devices(),
             weights_gb={weights: self._weights_gb(weights) for weights in self.fixed.precisions},
             memory_gb=sum(profile.memory_gb for profile in self.household.profiles),
-            best=[_line(tried, record) for tried, record in zip(best, longer, strict=True)],
-            kinds=list(kinds(found)),
+            best=[
+                _line(tried, record, self.household)
+                for tried, record in zip(best, longer, strict=True)
+            ],
+            kinds=list(kinds(found, self.household)),
             changes=changes,
             num_ways=found.num_ways,
             num_run=len(found.tried),
@@ -126,34 +129,34 @@ class Adviser:
         return list(self._run("a longer prompt", also=also)([tried.way for tried in best]))
 
     def _changes(self, found: Found, effort: Effort) -> Iterator[Change]:
-        """What one change would do; with the precision of the best, or the narrowest."""
-        best = found.best[0] if found.best else None
-        weights = best.way.weights if best else self.fixed.precisions[0]
-        systems = {tried.way.system for tried in found.best[:10]} or None
-        for changed in possible_changes(self.household):
-            if effort.is_over:
-                return
-            yield self._changed(changed, weights, systems, self._best_s, effort)
+        """What one change would do, in the precision of the best, or else the narrowest.
 
-    def _changed(
-        self,
-        changed: Changed,
-        weights: str,
-        systems: set[str] | None,
-        best_s: float,
-        effort: Effort,
-    ) -> Change:
-        fixed = replace(self.fixed, precisions=(weights,))
-        bounded = [
-            each
-            for each in self._bounded(changed.household, fixed)
-            if (systems is None or each[0].system in systems) and each[1].token_s < best_s
-        ]
-        also = {"name": "advise_change", **changed.settings}
-        run = self._run("what would help", changed.household, also)
-        tried = search(bounded, run, effort, num_best=1).best
-        point = tried[0].record.run.point if tried else None
-        return Change(words=changed.words, point=point)
+        The most promising first; one whose bounds are above the best is not run.
+        """
+        best = found.best[0] if found.best else None
+        fixed = replace(
+            self.fixed, precisions=(best.way.weights if best else self.fixed.precisions[0],)
+        )
+        systems = {tried.way.system for tried in found.best[:NUM_BEST]}
+        hopeful: list[tuple[Changed, list[Bounded]]] = []
+        for changed in possible_changes(self.household):
+            bounded = [
+                (way, bound)
+                for way, bound in self._bounded(changed.household, fixed)
+                if (not systems or way.system in systems)
+                and bound.token_s < self._best_s
+                and bound.lacking_bytes <= 0
+            ]
+            bounded.sort(key=lambda each: each[1].token_s)
+            hopeful.append((changed, bounded))
+        hopeful.sort(key=lambda each: each[1][0][1].token_s if each[1] else math.inf)
+        for changed, bounded in hopeful:
+            if bounded and effort.is_over:
+                continue
+            also = {"name": "advise_change", **changed.settings}
+            run = self._run("what would help", changed.household, also)
+            tried = search(bounded, run, effort, num_best=1).best
+            yield Change(words=changed.words, point=tried[0].record.run.point if tried else None)
 
     def _weights_gb(self, weights: str) -> float:
         values = self.config.num_layers * self.config.layer_parameters
@@ -171,13 +174,13 @@ class Adviser:
         return found
 
 
-def _line(tried: Tried, longer: Record) -> Line:
+def _line(tried: Tried, longer: Record, household: Household) -> Line:
     bound = tried.bound
     return Line(
         point=tried.record.run.point,
         long_point=longer.run.point,
         team=letters(tried.way.team),
-        limited_by=limited_by(tried),
+        limited_by=limited_by(tried, household),
         bound_s=bound.token_s,
         weights_s=bound.weights_s,
         links_s=bound.links_s,

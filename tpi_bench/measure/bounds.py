@@ -56,12 +56,16 @@ class Bound:
 
 
 class _Load(NamedTuple):
-    """What a device takes for its part of a token: layers and head out of memory, and its disk."""
+    """What a device takes for its part of a token: layers and head out of memory, and its disk.
+
+    `late_s` is what its disk takes for what cannot have been read ahead when its turn begins.
+    """
 
     nbytes: float  # of layers
     layers_s: float
     head_s: float
     disk_s: float
+    late_s: float
 
 
 class Bounds:
@@ -117,14 +121,15 @@ class Bounds:
             self._loaded(way, rank, layer * (last - first), last - first)
             for rank, (first, last) in enumerate(split_proportional(config.num_layers, numbers))
         ]
-        weights_s = sum(load.layers_s for load in loads) + loads[0].head_s
+        head_s = loads[0].head_s
+        turns_s = sum(max(load.layers_s, load.late_s) for load in loads)
         links_s = self._links(way.team, self._message(way)).round_s() if len(loads) > 1 else 0.0
         disk_s = max(load.disk_s for load in loads)
         return Bound(
-            token_s=max(weights_s + links_s, disk_s),
-            weights_s=weights_s,
+            token_s=max(turns_s + head_s + links_s, disk_s),
+            weights_s=sum(load.layers_s for load in loads) + head_s,
             links_s=links_s,
-            disk_s=disk_s,
+            disk_s=max(disk_s, sum(load.late_s for load in loads)),
             lacking_bytes=self._lacking(way, loads),
         )
 
@@ -137,11 +142,11 @@ class Bounds:
         is_held = _holds_all(way)
         hands = [
             Hand(
-                room=max(0.0, profile.memory_bytes - (0 if rank else head)),
+                room=profile.memory_bytes + (0 if is_held else self._area_bytes(way.weights)),
                 memory_bps=profile.read_bps(way.weights),
                 disk_bps=0.0 if is_held else profile.disk_bps,
             )
-            for rank, profile in enumerate(profiles)
+            for profile in profiles
         ]
         held = sum(hand.room for hand in hands)
         links = self._links(way.team, self._message(way)) if len(profiles) > 1 else None
@@ -182,12 +187,22 @@ class Bounds:
             # What is in the window when the first token ends is not read for the second.
             num_blocks = 2 * num_layers
             streamed = nbytes * max(0, num_blocks - 2 * window - 2) / num_blocks
+        late = min(streamed, nbytes - profile.memory_bytes) - self._area_bytes(weights)
         return _Load(
             nbytes=nbytes,
             layers_s=nbytes / rate + operators_s,
             head_s=head / rate,
             disk_s=streamed / profile.disk_bps,
+            late_s=max(0.0, late) / profile.disk_bps,
         )
+
+    def _area_bytes(self, weights: str) -> float:
+        """Most that a device with `window=auto` reads ahead (`engine/budget.py`): its largest block
+        and what comes while that is computed, twice.
+        """
+        config = self._config
+        largest = config.hidden * max(3 * config.intermediate, config.vocab)
+        return 1.25 * largest * BYTES_PER_WEIGHT[weights] + (64 << 20)
 
     def _lacking(self, way: Way, loads: Sequence[_Load]) -> float:
         """Bytes that the neediest device cannot hold, where it has to hold all."""

@@ -20,7 +20,7 @@ from tpi_bench.measure.ways import Way
 from tpi_bench.report.rows import Record
 
 NUM_BEST = 10
-_AT_ONCE = 8  # points between two looks at what is left
+_AT_ONCE = 6  # points between two looks at what is left
 
 Bounded = tuple[Way, Bound]
 # Runs ways, each with its record, in their order.
@@ -106,8 +106,10 @@ class _Bar:
         """
         if bound.token_s >= self._of_choice.get(way.choice, math.inf):
             return True
-        own_s = self._of_weights.get(way.weights, math.inf)
-        return bound.token_s >= max(self._last_s, own_s)
+        return bound.token_s >= self._last_s and not self.may_lead_its_precision(way, bound)
+
+    def may_lead_its_precision(self, way: Way, bound: Bound) -> bool:
+        return bound.token_s < self._of_weights.get(way.weights, math.inf)
 
 
 def search(
@@ -134,8 +136,7 @@ def search(
         done = {id(way) for way, _ in batch}
         unrun = [each for each in unrun if id(each[0]) not in done]
         bar = _Bar(found.tried, num_best)
-        within_reach = (each for each in unrun if not bar.is_out_of_reach(*each))
-        batch = list(itertools.islice(within_reach, _AT_ONCE if num_best > 1 else 1))
+        batch = _next(unrun, bar) if num_best > 1 else _first(unrun, bar, 1)
     bar = _Bar(found.tried, num_best)
     found.unrun = unrun
     for each in unrun:
@@ -144,6 +145,21 @@ def search(
         else:
             found.left.append(each)
     return found
+
+
+def _first(unrun: Sequence[Bounded], bar: _Bar, count: int) -> list[Bounded]:
+    """The least bounds that are within reach."""
+    within = (each for each in unrun if not bar.is_out_of_reach(*each))
+    return list(itertools.islice(within, count))
+
+
+def _next(unrun: Sequence[Bounded], bar: _Bar) -> list[Bounded]:
+    """The least bounds, and beside them that of each precision whose best is not certain."""
+    found = _first(unrun, bar, _AT_ONCE)
+    for weights in dict.fromkeys(way.weights for way, _ in unrun):
+        own = [each for each in unrun if each[0].weights == weights]
+        found += [each for each in own if bar.may_lead_its_precision(*each)][:1]
+    return list({id(each[0]): each for each in found}.values())
 
 
 def _first_of_each_kind(unrun: Sequence[Bounded]) -> list[Bounded]:

@@ -1,13 +1,14 @@
 """What share of a model each device of a team should have: as much as it can get through in time.
 
 A device gets through what its memory holds at the rate of its memory, and through more only as fast
-as its disk brings it. Of tensor parallelism all devices are to be ready together; in a pipeline,
-where they work in turns, the fastest are to have as much as they can. Both are found by halving an
-interval of token times (water-filling, as Parallax, arXiv 2509.26182, does by layers).
+as its disk brings it. Of tensor parallelism all devices are to be ready together, which is found by
+halving an interval of token times (water-filling, as Parallax, arXiv 2509.26182, does by layers);
+in a pipeline, where they work in turns, the fastest are to have as much as they can.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -47,23 +48,23 @@ def together(hands: Sequence[Hand], nbytes: float) -> Dealt:
 def in_turns(hands: Sequence[Hand], nbytes: float) -> Dealt:
     """`nbytes` divided so that they pass the devices one after another in the least time.
 
-    What a device streams comes while the others work: all of a token's time.
+    In its turn a device computes what it has and loads what it cannot hold, at once: up to a part
+    of such a size that both take as long, a byte costs the time of its memory, and then that of its
+    disk. The cheapest bytes are dealt first.
     """
-
-    def dealt(token_s: float) -> list[float]:
-        left, parts = nbytes, [0.0] * len(hands)
-        for i in sorted(range(len(hands)), key=lambda i: -hands[i].memory_bps):
-            parts[i] = min(left, hands[i].room + token_s * hands[i].disk_bps)
-            left -= parts[i]
-        return parts
-
-    def is_enough(token_s: float) -> bool:
-        parts = dealt(token_s)
-        taken_s = sum(part / hand.memory_bps for part, hand in zip(parts, hands, strict=True))
-        return sum(parts) >= nbytes * (1 - 1e-9) and taken_s <= token_s
-
-    token_s = _least(is_enough)
-    return Dealt(shares=_percent(dealt(token_s)), token_s=token_s)
+    costs = []
+    for rank, hand in enumerate(hands):
+        is_faster = hand.disk_bps < hand.memory_bps
+        both = hand.room / (1 - hand.disk_bps / hand.memory_bps) if is_faster else math.inf
+        costs.append((1 / hand.memory_bps, rank, both))
+        if hand.disk_bps and is_faster:
+            costs.append((1 / hand.disk_bps, rank, math.inf))
+    left, token_s, parts = nbytes, 0.0, [0.0] * len(hands)
+    for cost, rank, most in sorted(costs):
+        part = min(left, most)
+        left, token_s = left - part, token_s + part * cost
+        parts[rank] += part
+    return Dealt(shares=_percent(parts), token_s=token_s if left <= 0 else math.inf)
 
 
 def _least(is_enough: Callable[[float], bool]) -> float:

@@ -45,7 +45,6 @@ class Family:
 
 _TENSOR, _PIPELINE = "tpi_bench.engine.tpi.TpiSystem", "baselines.pipeline.PipelineSystem"
 _GALAXY = "baselines.galaxy.GalaxySystem"
-_HUBS = {"collective": ("star", "direct")}
 FAMILIES = (
     Family(
         system="tpi",
@@ -61,17 +60,16 @@ FAMILIES = (
     Family(
         system="edgeshard",
         scheme="chain",
-        tried={"wire": WIRES, "window": ("off", "auto")},
+        tried={"wire": WIRES},
         has={"planner": "edgeshard"},
         least_devices=2,
     ),
     Family(system="galaxy", scheme="galaxy", tried={"wire": WIRES}, least_devices=2),
-    Family(system="tpi_window2", scheme="tensor", tried=_HUBS, has={"window": 2}, only_short=True),
-    Family(system="mmap", scheme="tensor", tried=_HUBS, has={"loading": "mmap"}, only_short=True),
+    Family(system="tpi_window2", scheme="tensor", has={"window": 2}, only_short=True),
+    Family(system="mmap", scheme="tensor", has={"loading": "mmap"}, only_short=True),
     Family(
         system="blocking",
         scheme="tensor",
-        tried=_HUBS,
         has={"loading": "blocking"},
         only_short=True,
     ),
@@ -99,7 +97,7 @@ class Way:
     @property
     def kind(self) -> str:
         """What tables tell apart: the system, and its collective if it has one."""
-        collective = self.setting("collective")
+        collective = dict(self.settings).get("collective")
         return f"{self.system} {collective}" if collective and len(self.team) > 1 else self.system
 
     @property

@@ -9,6 +9,7 @@ import math
 import string
 from collections.abc import Callable, Iterator, Sequence
 
+from tpi_bench.measure.household import Household
 from tpi_bench.measure.search import Bounded, Found, Tried
 from tpi_bench.measure.ways import Way
 from tpi_bench.report.advice import Kind
@@ -20,23 +21,44 @@ _KEYS: dict[str, Callable[[Way], str]] = {
 }
 
 
-def kinds(found: Found) -> Iterator[Kind]:
+def kinds(found: Found, household: Household) -> Iterator[Kind]:
     """Of all ways there are, whether they were run, skipped or do not fit."""
     for of, key in _KEYS.items():
         tried, bounded = _grouped(found.tried, key), _bounds(found, key)
         names = dict.fromkeys([*tried, *bounded])
-        made = [_kind(of, name, tried.get(name, []), bounded.get(name), found) for name in names]
+        made = [
+            _kind(of, name, tried.get(name, []), bounded.get(name), found, household)
+            for name in names
+        ]
         yield from sorted(made, key=_place_of)
 
 
-def limited_by(tried: Tried) -> str:
-    """What most of a token goes to: the largest part of its bound, or `compute` where what no bound
-    counts is more: operators, messages in the devices, arithmetic.
+def limited_by(tried: Tried, household: Household) -> str:
+    """What most of a token goes to: `disk` where reading what was read takes half of it, else the
+    larger of what weights take out of memory and messages on their way, or `compute` where what no
+    bound counts is more: operators, messages in the devices, arithmetic.
     """
     bound = tried.bound
-    rest_s = tried.token_s - bound.token_s
-    largest_s = max(bound.weights_s, bound.links_s, bound.disk_s)
-    return "compute" if rest_s > largest_s else bound.limited_by
+    if max(bound.disk_s, read_s(tried, household)) > tried.token_s / 2:
+        return "disk"
+    parts = {"memory": bound.weights_s, "links": bound.links_s}
+    parts["compute"] = tried.token_s - bound.token_s
+    return max(parts, key=lambda part: parts[part])
+
+
+def read_s(tried: Tried, household: Household) -> float:
+    """What the busiest disk takes for what is read for a token.
+
+    Kept weights are read once, all others at every pass: those of the warm-up, the prompt and each
+    later token.
+    """
+    num_passes = (tried.record.run.num_tokens or 0) + 1
+    each = []
+    for device in tried.record.devices:
+        kept = 0.0 if math.isnan(device.kept_bytes) else device.kept_bytes
+        again = max(0.0, device.weight_bytes_read - kept) / num_passes
+        each.append(again / household.profiles[tried.way.team[device.rank]].disk_bps)
+    return max(each, default=0.0)
 
 
 def letters(team: Sequence[int]) -> str:
@@ -71,11 +93,17 @@ def _place_of(kind: Kind) -> tuple[int, float]:
 
 
 def _kind(
-    of: str, name: str, tried: Sequence[Tried], bounded: Bounded | None, found: Found
+    of: str,
+    name: str,
+    tried: Sequence[Tried],
+    bounded: Bounded | None,
+    found: Found,
+    household: Household,
 ) -> Kind:
     if tried and math.isfinite(tried[0].token_s):
         point, token_s = tried[0].record.run.point, tried[0].token_s
-        return Kind(of=of, name=name, point=point, bound_s=token_s, why=_why(tried[0], found))
+        why = _why(tried[0], found, household)
+        return Kind(of=of, name=name, point=point, bound_s=token_s, why=why)
     if bounded is not None and bounded[1].lacking_bytes <= 0:
         bound = bounded[1]
         why = f"{bound.limited_by}, as its bound says; not run"
@@ -89,13 +117,13 @@ def _kind(
     return Kind(of=of, name=name, point=None, bound_s=None, why=why)
 
 
-def _why(tried: Tried, found: Found) -> str:
+def _why(tried: Tried, found: Found, household: Household) -> str:
     """In a few words: what it is, what limits it, and where fewer devices do better."""
     best, way = found.best, tried.way
     where = f"{way.kind} on {letters(way.team)} in {way.weights}"
     if tried is best[0]:
         return f"{where}: the best of all"
-    words = f"{where}: {limited_by(tried)}"
+    words = f"{where}: {limited_by(tried, household)}"
     fewer = [
         each
         for each in best

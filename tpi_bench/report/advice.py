@@ -273,12 +273,14 @@ def _search_text(advice: Advice) -> str:
     )
     if skipped:
         text += f", and bounds put the rest out of reach ({skipped})"
+    text += f". It took {advice.took_s:.0f} s."
     if advice.num_left:
         text += (
-            f"; {advice.num_left} were left for lack of time, the best of which takes at least "
-            f"{seconds_text(advice.left_bound_s or 0.0)} a token"
+            f" {advice.num_left} ways were left for lack of time; each takes at least "
+            f"{seconds_text(advice.left_bound_s or 0.0)} a token, so that what is faster above is "
+            "certain to be so."
         )
-    return f"{text}. It took {advice.took_s:.0f} s."
+    return text
 
 
 def seconds_text(seconds: float) -> str:
