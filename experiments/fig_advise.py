@@ -47,7 +47,7 @@ def draw(rows: pd.DataFrame) -> Figure:
     axes.set_yticks(places, labels, fontsize=6)
     axes.invert_yaxis()
     axes.set_xlabel("seconds a token, and what of it at least")
-    axes.legend(loc="lower right")
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncol=4)
     first = rows.iloc[0]
     axes.set_title(f"{first.model}, {first.topology} network; virtual time", fontsize=7.5)
     return figure
@@ -61,10 +61,19 @@ def _rows(runs: pd.DataFrame) -> pd.DataFrame:
     good = good[good.prompt_tokens == good.prompt_tokens.min()]
     good = good.assign(
         way=[names.system_name(row) for row in good.to_dict("records")],
-        team=[" ".join(sorted(str(device).split(", "))) for device in good.device],
+        team=[_team(str(device)) for device in good.device],
     )
     best = good.sort_values("token_latency_s").drop_duplicates(["label", "team", "weights"])
     return best.head(_MOST)
+
+
+def _team(device: str) -> str:
+    """The devices whatever their order, of `a, 2 x b, a`."""
+    found: list[str] = []
+    for part in device.split(", "):
+        count, times, name = part.partition(" x ")
+        found += [name] * int(count) if times else [part]
+    return " ".join(sorted(found))
 
 
 DRAWING = Drawing(

@@ -6,7 +6,6 @@ folder, as a sweep's do.
 
 from __future__ import annotations
 
-import importlib
 import json
 import logging
 from collections.abc import Iterable, Iterator
@@ -21,17 +20,17 @@ from tqdm import tqdm
 from tpi_bench.app.advise_again import commands
 from tpi_bench.app.advise_asked import GIGABIT, base_of, fixed_of, household_of
 from tpi_bench.app.errors import ExitStatus
+from tpi_bench.app.experiment import drawing_of
 from tpi_bench.app.like import settings_like
 from tpi_bench.app.place import open_place
 from tpi_bench.host import cache
 from tpi_bench.measure.settings import Settings
-from tpi_bench.report.advice import Advice, Rows, advice_report, advice_text, seconds_text
-from tpi_bench.report.drawing import Drawing
+from tpi_bench.report.advice import Advice, Rows, advice_report
+from tpi_bench.report.advice_text import advice_text, seconds_text
 from tpi_bench.report.folder import ResultsFolder, read_runs
 from tpi_bench.report.rows import Record
 
 _LOG = logging.getLogger(__name__)
-_FIGURE = "experiments.fig_advise"
 _SECONDS = 30.0
 
 
@@ -122,13 +121,11 @@ def _finish(settings: Settings, results: ResultsFolder, advice: Advice, rows: Ro
     results.write_tables()
     with results.writing():
         advice.save(folder)
-        (folder / "config.yaml").write_text(yaml.safe_dump({"figure": _FIGURE}))
+        (folder / "config.yaml").write_text(yaml.safe_dump({"figure": settings.figure}))
     drawn: list[Path] = []
-    if advice.best:
-        drawing = importlib.import_module(_FIGURE).DRAWING
-        assert isinstance(drawing, Drawing)
+    if advice.best and settings.figure is not None:
         with results.writing():
-            drawn = drawing.save(read_runs(folder), folder)
+            drawn = drawing_of(settings.figure).save(read_runs(folder), folder)
     if settings.report == "json":
         status = ExitStatus.OK if advice.best else ExitStatus.OUT_OF_MEMORY
         said = {"status": "ok" if advice.best else "oom", "exit_reason": status.reason}

@@ -23,6 +23,7 @@ GIGABIT = ("network.link_latency_ms=0.1", "network.bandwidth_mbps=1000")
 _TASK = "task=advise"
 _DEFAULTS = (
     "name=advise",
+    "figure=experiments.fig_advise",
     "testbed=virtual",
     "workload.prompt_tokens=32",
     "workload.num_new_tokens=16",
@@ -64,6 +65,12 @@ def household_of(settings: Settings, cache_dir: Path) -> Household:
     """
     from tpi_bench.measure.household import Household
 
+    if settings.testbed.cost != "modelled":
+        raise ValueError(
+            "task=advise looks ahead in virtual time with modelled cost; leave out testbed= and "
+            "testbed.cost="
+        )
+    settings.testbed.check(settings.system, settings.network, needs_tokens=False)
     names = [str(profile["name"]) for profile in settings.raw["device"]]
     choices = chosen_devices(settings.overrides) or _named_alone(settings.overrides, names)
     if settings.memory_mb is not None:
@@ -95,7 +102,7 @@ def fixed_of(settings: Settings) -> Fixed:
     typed = {text.partition("=")[0].lstrip("+") for text in settings.overrides}
     is_system = any(key.partition(".")[0] == "system" for key in typed)
     dtype, weights = settings.model.dtype, settings.model.weights
-    precisions = PRECISIONS
+    precisions: tuple[str, ...] = PRECISIONS
     if weights != "auto":
         precisions = (weights,)
     elif dtype != "auto":

@@ -63,7 +63,7 @@ class Sweep(WatchesSweep):
         folder = Path(config.hydra.sweep.dir)
         try:  # Hydra turns a callback's exceptions into warnings, and would go on
             if config.figure is not None:
-                _drawing_of(config.figure)
+                drawing_of(config.figure)
             self._lock = open_place(folder, self.arguments, config.resume)
         except (ValueError, OSError, InUse) as error:
             fail_of(config.report, error)
@@ -173,13 +173,13 @@ def _show(results: ResultsFolder, figure: str | None, shown: TextIO) -> list[Pat
     if figure is None:
         print(sweep_table(rows), file=shown)
         return []
-    drawing = _drawing_of(figure)
+    drawing = drawing_of(figure)
     print(drawing.text(rows), file=shown)
     with results.writing():
         return drawing.save(rows, results.folder)
 
 
-def _drawing_of(figure: str) -> Drawing:
+def drawing_of(figure: str) -> Drawing:
     """What the module draws results with. Raises ValueError, best before a sweep and not after."""
     try:
         drawing = importlib.import_module(figure).DRAWING

@@ -27,11 +27,11 @@ def settings_like(base: Settings, changes: Changes) -> Settings:
     values: dict[str, Any] = copy.deepcopy(base.raw)
     profiles = {profile["name"]: profile for profile in values["device"]}
     for key, given in changes.items():
-        value = list(given) if isinstance(given, tuple) else given
+        value: Any = list(given) if isinstance(given, tuple) else given
         group, _, name = key.partition(".")
         if key == "device":
-            values["device"] = [name_of(choice) for choice in value]
-        elif group == "device":
+            continue
+        if group == "device":
             profile, _, field = name.rpartition(".")
             profiles[profile][field] = value
         elif name:
@@ -41,7 +41,7 @@ def settings_like(base: Settings, changes: Changes) -> Settings:
         else:
             values[key] = value
     if "device" in changes:
-        values["device"] = [profiles[name] for name in values["device"]]
+        values["device"] = [profiles[name_of(choice)] for choice in changes["device"]]
     return settings_from(values, [*kept_texts(base, changes), *texts_of(changes)])
 
 

@@ -155,8 +155,10 @@ class Adviser:
                 continue
             also = {"name": "advise_change", **changed.settings}
             run = self._run("what would help", changed.household, also)
-            tried = search(bounded, run, effort, num_best=1).best
-            yield Change(words=changed.words, point=tried[0].record.run.point if tried else None)
+            then = search(bounded, run, effort, num_best=1)
+            if then.tried or not bounded:  # else time is over
+                point = then.best[0].record.run.point if then.best else None
+                yield Change(words=changed.words, point=point)
 
     def _weights_gb(self, weights: str) -> float:
         values = self.config.num_layers * self.config.layer_parameters
@@ -179,7 +181,7 @@ def _line(tried: Tried, longer: Record, household: Household) -> Line:
     return Line(
         point=tried.record.run.point,
         long_point=longer.run.point,
-        team=letters(tried.way.team),
+        team=letters(tried.team),
         limited_by=limited_by(tried, household),
         bound_s=bound.token_s,
         weights_s=bound.weights_s,

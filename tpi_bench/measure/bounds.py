@@ -153,14 +153,17 @@ class Bounds:
         deal = together if way.scheme == "galaxy" else in_turns
         lacking = nbytes - held
         weights_s = 0.0 if is_held and lacking > 0 else deal(hands, nbytes).token_s
-        links_s = 0.0
+        links_s, later_s = 0.0, weights_s
         if links is not None and way.scheme == "galaxy":
+            # Every other device has the master's tile after some hops, and the rest are behind it;
+            # meanwhile the master may compute its own part.
             links_s = 2 * config.num_layers * len(profiles) * links.least_hop_s
+            rates = [hand.memory_bps for hand in hands]
+            later_s = max(0.0, nbytes - links_s * rates[0]) / sum(rates)
         elif links is not None and is_held and nbytes > hands[0].room:
             links_s = 2 * links.least_hop_s
-        both_s = max(weights_s, links_s) if way.scheme == "galaxy" else weights_s + links_s
         return Bound(
-            token_s=both_s + head_s,
+            token_s=max(links_s + later_s, weights_s) + head_s,
             weights_s=weights_s + head_s,
             links_s=links_s,
             disk_s=0.0 if is_held else max(0.0, lacking) / sum(hand.disk_bps for hand in hands),

@@ -10,7 +10,7 @@ from tpi_bench.contract.network import NetworkConfig
 from tpi_bench.measure.household import Household
 
 # A gigabit switch: 0.2 ms from device to device, as measured between small computers.
-_CABLE = {"link_latency_ms": 0.1, "bandwidth_mbps": 1000.0}
+_CABLE = NetworkConfig(topology="switch", link_latency_ms=0.1, bandwidth_mbps=1000.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,12 +32,14 @@ def possible_changes(household: Household) -> Iterator[Changed]:
     for name in kinds:
         yield _with_more(household, name, "disk_gb_per_s", f"a disk twice as fast on {name}")
     if household.num_devices > 1 and _is_slower_than_cable(household.network):
-        network = NetworkConfig(topology="switch", **_CABLE)
-        settings = {f"network.{key}": value for key, value in _CABLE.items()}
         yield Changed(
             words=f"cables to a gigabit switch instead of {household.network.topology}",
-            household=replace(household, network=network),
-            settings={"network": "switch", **settings},
+            household=replace(household, network=_CABLE),
+            settings={
+                "network": _CABLE.topology,
+                "network.link_latency_ms": _CABLE.link_latency_ms,
+                "network.bandwidth_mbps": _CABLE.bandwidth_mbps,
+            },
         )
     if household.network.topology in ("switch", "paper", "wifi") and household.num_devices > 1:
         yield _with_another(household)
@@ -60,8 +62,8 @@ def _with_more(household: Household, name: str, number: str, words: str) -> Chan
 def _is_slower_than_cable(network: NetworkConfig) -> bool:
     if network.topology in ("wifi", "wan", "mesh", "paper"):
         return True
-    is_narrow = 0 < network.bandwidth_mbps < _CABLE["bandwidth_mbps"]
-    return network.link_latency_ms > _CABLE["link_latency_ms"] or is_narrow
+    is_narrow = 0 < network.bandwidth_mbps < _CABLE.bandwidth_mbps
+    return network.link_latency_ms > _CABLE.link_latency_ms or is_narrow
 
 
 def _with_another(household: Household) -> Changed:
@@ -69,7 +71,7 @@ def _with_another(household: Household) -> Changed:
     strongest = max(
         range(household.num_devices), key=lambda i: (household.profiles[i].strength, -i)
     )
-    network, tables = household.network, {}
+    network, tables = household.network, dict[str, Any]()
     for table in ("station_mbps", "station_latency_ms"):
         rows = getattr(network, table)
         if rows:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from tpi_bench.measure.bounds import Bound
+from tpi_bench.measure.household import Team
 from tpi_bench.measure.ways import Way
 from tpi_bench.report.rows import Record
 
@@ -43,8 +44,22 @@ class Tried:
         return run.token_latency_s if is_timed else math.inf
 
     @property
-    def choice(self) -> tuple[object, ...]:
-        return self.way.choice
+    def team(self) -> Team:
+        """The devices that hold something: a planner may have left others idle."""
+        held = {device.rank for device in self.record.devices if device.ledger_bytes}
+        return tuple(
+            device for rank, device in enumerate(self.way.team) if not held or rank in held
+        )
+
+    @property
+    def order(self) -> tuple[float, int, bool]:
+        """From the fastest on; of equals, the one with fewest devices."""
+        return self.token_s, len(self.team), self.is_another_way
+
+    @property
+    def is_another_way(self) -> bool:
+        """Whether one device does all of what several were asked: `tpi` on it is the same."""
+        return len(self.team) == 1 < len(self.way.team)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,25 +92,31 @@ class Found:
     @property
     def best(self) -> list[Tried]:
         """The best of each choice, from the fastest on."""
-        return best_of_each(self.tried, lambda tried: tried.choice)
+        return best_choices(self.tried)
 
 
 def best_of_each(tried: Sequence[Tried], key: Callable[[Tried], object]) -> list[Tried]:
     """One of each key, from the fastest on; none that gave no answer."""
     best: dict[object, Tried] = {}
-    for each in sorted(tried, key=lambda each: each.token_s):
+    for each in sorted(tried, key=lambda each: each.order):
         if math.isfinite(each.token_s):
             best.setdefault(key(each), each)
     return list(best.values())
+
+
+def best_choices(tried: Sequence[Tried]) -> list[Tried]:
+    """The best of each choice, as `best_of_each`."""
+    own = [each for each in tried if not each.is_another_way]
+    return best_of_each(own, lambda each: each.way.choice)
 
 
 class _Bar:
     """What has been found so far, as what a way that is not run has to beat."""
 
     def __init__(self, tried: Sequence[Tried], num_best: int) -> None:
-        best = best_of_each(tried, lambda each: each.choice)
+        best = best_choices(tried)
         self._last_s = best[num_best - 1].token_s if len(best) >= num_best else math.inf
-        self._of_choice = {each.choice: each.token_s for each in best}
+        self._of_choice = {each.way.choice: each.token_s for each in best}
         self._of_weights: dict[str, float] = {}
         for each in best:
             self._of_weights.setdefault(each.way.weights, each.token_s)

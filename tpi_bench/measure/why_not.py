@@ -9,15 +9,17 @@ import math
 import string
 from collections.abc import Callable, Iterator, Sequence
 
-from tpi_bench.measure.household import Household
+from tpi_bench.measure.household import Household, Team
 from tpi_bench.measure.search import Bounded, Found, Tried
 from tpi_bench.measure.ways import Way
 from tpi_bench.report.advice import Kind
 
-_KEYS: dict[str, Callable[[Way], str]] = {
-    "devices": lambda way: str(len(way.team)),
-    "weights": lambda way: way.weights,
-    "system": lambda way: way.kind,
+_BUSY_SHARE = 0.75  # of a token: a disk that is busier limits it
+_Key = Callable[[Way, Team], str]  # of a way, and the devices of it that work
+_KEYS: dict[str, _Key] = {
+    "devices": lambda way, team: str(len(team)),
+    "weights": lambda way, team: way.weights,
+    "system": lambda way, team: way.kind,
 }
 
 
@@ -34,12 +36,12 @@ def kinds(found: Found, household: Household) -> Iterator[Kind]:
 
 
 def limited_by(tried: Tried, household: Household) -> str:
-    """What most of a token goes to: `disk` where reading what was read takes half of it, else the
-    larger of what weights take out of memory and messages on their way, or `compute` where what no
-    bound counts is more: operators, messages in the devices, arithmetic.
+    """What most of a token goes to: `disk` where it is busy nearly all the time, or longer than all
+    else; else the larger of what weights take out of memory and messages on their way, or `compute`
+    where what no bound counts is more: operators, messages in the devices, arithmetic.
     """
-    bound = tried.bound
-    if max(bound.disk_s, read_s(tried, household)) > tried.token_s / 2:
+    bound, disk_s = tried.bound, max(tried.bound.disk_s, read_s(tried, household))
+    if disk_s > min(_BUSY_SHARE * tried.token_s, bound.weights_s + bound.links_s):
         return "disk"
     parts = {"memory": bound.weights_s, "links": bound.links_s}
     parts["compute"] = tried.token_s - bound.token_s
@@ -47,7 +49,7 @@ def limited_by(tried: Tried, household: Household) -> str:
 
 
 def read_s(tried: Tried, household: Household) -> float:
-    """What the busiest disk takes for what is read for a token.
+    """What the busiest disk takes for what is read for a token; in a pipeline, all in turn.
 
     Kept weights are read once, all others at every pass: those of the warm-up, the prompt and each
     later token.
@@ -58,7 +60,7 @@ def read_s(tried: Tried, household: Household) -> float:
         kept = 0.0 if math.isnan(device.kept_bytes) else device.kept_bytes
         again = max(0.0, device.weight_bytes_read - kept) / num_passes
         each.append(again / household.profiles[tried.way.team[device.rank]].disk_bps)
-    return max(each, default=0.0)
+    return sum(each) if tried.way.scheme in ("layers", "chain") else max(each, default=0.0)
 
 
 def letters(team: Sequence[int]) -> str:
@@ -66,19 +68,19 @@ def letters(team: Sequence[int]) -> str:
     return " ".join(string.ascii_uppercase[device] for device in team)
 
 
-def _grouped(found: Sequence[Tried], key: Callable[[Way], str]) -> dict[str, list[Tried]]:
+def _grouped(found: Sequence[Tried], key: _Key) -> dict[str, list[Tried]]:
     """From the fastest on."""
     groups: dict[str, list[Tried]] = {}
-    for tried in sorted(found, key=lambda each: each.token_s):
-        groups.setdefault(key(tried.way), []).append(tried)
+    for tried in sorted(found, key=lambda each: each.order):
+        groups.setdefault(key(tried.way, tried.team), []).append(tried)
     return groups
 
 
-def _bounds(found: Found, key: Callable[[Way], str]) -> dict[str, Bounded]:
+def _bounds(found: Found, key: _Key) -> dict[str, Bounded]:
     """The least of those that were not run; what fits before what does not."""
     least: dict[str, Bounded] = {}
     for each in sorted(found.unrun, key=_of_bound) + sorted(found.lacking, key=_of_bound):
-        least.setdefault(key(each[0]), each)
+        least.setdefault(key(each[0], each[0].team), each)
     return least
 
 
@@ -120,15 +122,15 @@ def _kind(
 def _why(tried: Tried, found: Found, household: Household) -> str:
     """In a few words: what it is, what limits it, and where fewer devices do better."""
     best, way = found.best, tried.way
-    where = f"{way.kind} on {letters(way.team)} in {way.weights}"
+    where = f"{way.kind} on {letters(tried.team)} in {way.weights}"
     if tried is best[0]:
         return f"{where}: the best of all"
     words = f"{where}: {limited_by(tried, household)}"
     fewer = [
         each
         for each in best
-        if len(each.way.team) < len(way.team)
+        if len(each.team) < len(tried.team)
         and each.way.weights == way.weights
         and each.token_s < tried.token_s
     ]
-    return f"{words}; slower than {letters(fewer[0].way.team)}" if fewer else words
+    return f"{words}; slower than {letters(fewer[0].team)}" if fewer else words
