@@ -13,7 +13,7 @@ import pytest
 
 from tests.helpers.advising import SMALL, Asked, asked
 from tpi_bench.measure.bounds import Bound
-from tpi_bench.measure.search import Bounded, Effort, Run, search
+from tpi_bench.measure.search import Bounded, Effort, Run, groups_of, search
 from tpi_bench.measure.side_by_side import measured_side_by_side
 from tpi_bench.measure.ways import Way
 from tpi_bench.report.rows import Record, RunRow
@@ -57,7 +57,7 @@ def run_of(times: dict[Way, float], failing: Sequence[Way] = ()) -> Run:
 
 @pytest.mark.parametrize("seed", range(12))
 def test_nothing_among_the_best_is_skipped(seed: int) -> None:
-    """The ten best choices, and the best of each precision, are those of all ways together."""
+    """The ten best choices, and the best of each group, are those of all ways together."""
     bounded, times = scripted(seed)
     found = search(bounded, run_of(times), Effort(num_points=999))
     assert not found.left
@@ -70,9 +70,9 @@ def test_nothing_among_the_best_is_skipped(seed: int) -> None:
     assert len(every.tried) == len(bounded)
     assert [t.way.choice for t in found.best[:10]] == [t.way.choice for t in every.best[:10]]
     assert [t.token_s for t in found.best[:10]] == [t.token_s for t in every.best[:10]]
-    for weights in PRECISIONS:
-        own = [way for way in times if way.weights == weights]
-        mine = [t.token_s for t in found.best if t.way.weights == weights]
+    for group in {group for way in times for group in groups_of(way)}:
+        own = [way for way in times if group in groups_of(way)]
+        mine = [t.token_s for t in found.best if group in groups_of(t.way)]
         assert min(mine) == min(times[way] for way in own)
 
 

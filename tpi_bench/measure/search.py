@@ -1,7 +1,8 @@
 """Which ways are run: those of the least bound first, until no other can be among the best.
 
 What can be skipped is skipped for good: a way whose bound is above the tenth best that was found
-cannot be one of the ten, and if it is above the best of its precision, not that either. The table
+cannot be one of the ten, and if it is above the best of its precision and of its number of devices,
+not these either. The table
 tells a system on one team in one precision once, with its best settings; so the ten are ten of
 those.
 """
@@ -117,20 +118,20 @@ class _Bar:
         best = best_choices(tried)
         self._last_s = best[num_best - 1].token_s if len(best) >= num_best else math.inf
         self._of_choice = {each.way.choice: each.token_s for each in best}
-        self._of_weights: dict[str, float] = {}
+        self._leading: dict[object, float] = {}
         for each in best:
-            self._of_weights.setdefault(each.way.weights, each.token_s)
+            for group in groups_of(each.way):
+                self._leading.setdefault(group, each.token_s)
 
     def is_out_of_reach(self, way: Way, bound: Bound) -> bool:
-        """Whether it cannot stand for its choice, or neither be among the best nor the best of its
-        precision.
-        """
+        """Whether it cannot stand for its choice, or neither be among the best nor lead a group."""
         if bound.token_s >= self._of_choice.get(way.choice, math.inf):
             return True
-        return bound.token_s >= self._last_s and not self.may_lead_its_precision(way, bound)
+        leads = (self.may_lead(group, bound) for group in groups_of(way))
+        return bound.token_s >= self._last_s and not any(leads)
 
-    def may_lead_its_precision(self, way: Way, bound: Bound) -> bool:
-        return bound.token_s < self._of_weights.get(way.weights, math.inf)
+    def may_lead(self, group: object, bound: Bound) -> bool:
+        return bound.token_s < self._leading.get(group, math.inf)
 
 
 def search(
@@ -174,12 +175,20 @@ def _first(unrun: Sequence[Bounded], bar: _Bar, count: int) -> list[Bounded]:
     return list(itertools.islice(within, count))
 
 
+def groups_of(way: Way) -> tuple[object, object]:
+    """Those whose best is to be certain: of its precision, of its number of devices."""
+    return ("weights", way.weights), ("devices", len(way.team))
+
+
 def _next(unrun: Sequence[Bounded], bar: _Bar) -> list[Bounded]:
-    """The least bounds, and beside them that of each precision whose best is not certain."""
+    """The least bounds, and beside them that of each group whose best is not certain."""
     found = _first(unrun, bar, _AT_ONCE)
-    for weights in dict.fromkeys(way.weights for way, _ in unrun):
-        own = [each for each in unrun if each[0].weights == weights]
-        found += [each for each in own if bar.may_lead_its_precision(*each)][:1]
+    least: dict[object, Bounded] = {}
+    for way, bound in unrun:
+        for group in groups_of(way):
+            if group not in least and bar.may_lead(group, bound):
+                least[group] = (way, bound)
+    found += [each for each in least.values() if not bar.is_out_of_reach(*each)]
     return list({id(each[0]): each for each in found}.values())
 
 
@@ -188,6 +197,6 @@ def _first_of_each_kind(unrun: Sequence[Bounded]) -> list[Bounded]:
     first: dict[object, Bounded] = {}
     for each in unrun:
         way = each[0]
-        for key in (("kind", way.kind), ("weights", way.weights), ("devices", len(way.team))):
+        for key in (("kind", way.kind), *groups_of(way)):
             first.setdefault(key, each)
     return list({id(each[0]): each for each in first.values()}.values())

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from tpi_bench.report.advice import PERPLEXITY, Advice, Kind, Line, Rows
 from tpi_bench.report.names import system_name
-from tpi_bench.report.rows import DeviceRow
+from tpi_bench.report.rows import DeviceRow, RunRow
 
 
 def advice_text(advice: Advice, rows: Rows) -> str:
@@ -53,7 +53,7 @@ def _best_table(advice: Advice, rows: Rows) -> str:
         lines.append(
             [
                 str(number),
-                system_name(run.cells()),
+                way_name(run),
                 line.team,
                 run.weights,
                 seconds_text(run.token_latency_s),
@@ -89,6 +89,13 @@ def _held(device: DeviceRow) -> str:
 def _ttft_s(point: str | None, rows: Rows) -> float:
     run = rows.runs.get(point or "")
     return run.ttft_s if run is not None and run.status == "ok" else math.inf
+
+
+def way_name(run: RunRow) -> str:
+    """The system with what sets it apart; on one device without a collective, which it has not."""
+    collective = run.system_settings.get("collective", "")
+    name = system_name(run.cells())
+    return name.replace(f" {collective}", "", 1) if run.num_devices == 1 and collective else name
 
 
 def _prompt(rows: Rows, point: str | None) -> str:
@@ -138,7 +145,7 @@ def _changes_text(advice: Advice, rows: Rows) -> str:
             continue
         run = rows.runs[change.point or ""]
         gain = f"{best_s / changed_s:.2f} times as fast" if math.isfinite(best_s) else "it fits"
-        how = f"{gain} ({system_name(run.cells())}, {run.device})"
+        how = f"{gain} ({way_name(run)}, {run.device})"
         lines.append([f"  {change.words}", seconds_text(changed_s), how])
     return f"What one change would do (a token then, in the same precision):\n{aligned(lines)}"
 
