@@ -89,7 +89,7 @@ def settings_of(arguments: Sequence[str]) -> Settings:
     for text, override in zip(arguments, parser.parse_overrides(list(arguments)), strict=True):
         if override.is_sweep_override():
             raise ValueError(f"{text} names several values; run() takes one, sweep() all of them")
-    with hydra_of_ours():
+    with hydra_of_ours(arguments):
         config = compose(CONFIG_NAME, overrides=list(arguments))
     target = str(config.system.get("_target_"))
     if target.startswith("__main__."):

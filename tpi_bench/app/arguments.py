@@ -17,6 +17,8 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
+from tpi_bench.app.devices import with_devices
+
 _MARK = "%text:"
 _AS_THEY_ARE = " /"  # beside letters, digits and _ . - which mean nothing to Hydra
 _HOME = re.compile(r"(?:^|(?<=,))~(?=/)")  # where one value of a list begins
@@ -138,7 +140,7 @@ def _with_prompt(values: Sequence[str], read_input: Callable[[], str]) -> list[s
         elif key == _PROMPT and not value.startswith(_MARK):  # as stored by a run before
             found.append(prompt_override(value))
         else:
-            found.append(_with_home(text))
+            found.append(with_devices(_with_home(text)))
     return found
 
 

@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from tpi_bench.app.arguments import as_typed, plain_text
 from tpi_bench.app.choices import GROUPS
+from tpi_bench.app.devices import name_of
 from tpi_bench.app.settings import PLAIN
 from tpi_bench.app.typed import describe, did_you_mean, fits, load_class, make_dataclass
 from tpi_bench.contract.request import Workload
@@ -35,6 +36,11 @@ def build_settings(cfg: DictConfig, overrides: Sequence[str] = ()) -> Settings:
     _check_plain(values)
     values["memory_mb"] = _take_memory(values["device"])
     values["device"] = _devices_in_order(_packaged(values["device"]), overrides)
+    return settings_from(values, overrides)
+
+
+def settings_from(values: dict[str, Any], overrides: Sequence[str]) -> Settings:
+    """From plain values as `Settings.raw` has them. Raises ValueError."""
     groups = {
         name: _make(values[name], name)
         for name in ("system", "oracle", "model", "testbed", "network")
@@ -92,12 +98,18 @@ def _take_memory(group: dict[str, Any]) -> Any:
 
 def _devices_in_order(profiles: dict[str, Any], overrides: Sequence[str]) -> list[Any]:
     """The composed profiles, as often and in the order that the command line names them."""
-    names = list(profiles)
+    names = [name_of(choice) for choice in chosen_devices(overrides)] or list(profiles)
+    return [profiles[name] for name in names]
+
+
+def chosen_devices(overrides: Sequence[str]) -> list[str]:
+    """What `device=[a,b,b]` lists, in its order; nothing where there is no list."""
+    choices: list[str] = []
     for override in OverridesParser.create().parse_overrides(list(overrides)):
         value = override.value()
         if override.get_key_element() == "device" and isinstance(value, list):
-            names = [str(name) for name in value]
-    return [profiles[name] for name in names]
+            choices = [str(choice) for choice in value]
+    return choices
 
 
 def _packaged(profiles: dict[str, Any]) -> dict[str, Any]:

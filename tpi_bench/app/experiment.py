@@ -68,7 +68,7 @@ class Sweep(WatchesSweep):
         folder = Path(config.hydra.sweep.dir)
         try:  # Hydra turns a callback's exceptions into warnings, and would go on
             if config.figure is not None:
-                _drawing_of(config.figure)
+                drawing_of(config.figure)
             self._made = missing_folders(folder)
             self._lock = open_place(folder, self.arguments, plain_text(config.resume))
         except (ValueError, OSError, InUse) as error:
@@ -195,13 +195,13 @@ def _show(results: ResultsFolder, figure: str | None, shown: TextIO) -> list[Pat
     if figure is None:
         print(sweep_table(rows), file=shown)
         return []
-    drawing = _drawing_of(figure)
+    drawing = drawing_of(figure)
     with told_of_older_rows(results.folder), results.writing():
         print(drawing.text(rows), file=shown)
         return drawing.save(rows, results.folder)
 
 
-def _drawing_of(figure: str) -> Drawing:
+def drawing_of(figure: str) -> Drawing:
     """What the module draws results with. Raises ValueError, best before a sweep and not after."""
     try:
         drawing = importlib.import_module(figure).DRAWING

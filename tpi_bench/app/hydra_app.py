@@ -21,6 +21,7 @@ from hydra.types import RunMode, TaskFunction
 
 from tpi_bench.app import point_launcher, sweeper
 from tpi_bench.app.config_folders import CONFIG_FOLDER, register_systems
+from tpi_bench.app.devices import register_devices
 from tpi_bench.app.quoting import quoted
 
 CONFIG_NAME = "config"
@@ -37,7 +38,7 @@ def start(arguments: Sequence[str], task: TaskFunction, *, sets_logging: bool = 
     given = options().parse_intermixed_args(list(arguments))
     overrides = with_config_dir(given.overrides, given.config_dir)
     given.overrides = overrides
-    with hydra_of_ours() as hydra:
+    with hydra_of_ours(overrides) as hydra:
         if given.help:
             return hydra.app_help(CONFIG_NAME, options(), given)
         if given.hydra_help:
@@ -57,9 +58,12 @@ def start(arguments: Sequence[str], task: TaskFunction, *, sets_logging: bool = 
 
 
 @contextmanager
-def hydra_of_ours() -> Iterator[Hydra]:
-    """A Hydra that knows our configuration; one that the caller may use himself comes back."""
+def hydra_of_ours(overrides: Sequence[str] = ()) -> Iterator[Hydra]:
+    """A Hydra that knows our configuration, and the devices that `overrides` describe; one that
+    the caller may use himself comes back.
+    """
     register_systems()
+    register_devices(overrides)
     sweeper.register()
     point_launcher.register()
     version.setbase("1.3")

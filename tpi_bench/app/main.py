@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from yaml import YAMLError
 
 from tpi_bench.app import hydra_app
+from tpi_bench.app.advise_asked import with_advice_defaults
 from tpi_bench.app.arguments import for_hydra, options_last, plain_text
 from tpi_bench.app.errors import HYDRA_ERRORS, ExitStatus, fail_of, say_failure, status_text
 from tpi_bench.app.place import ResultsPlace
@@ -39,7 +40,8 @@ def main() -> None:
     arguments = typed
     place = ResultsPlace()
     try:
-        arguments = options_last(place.with_stored(for_hydra(typed, sys.stdin.read)))
+        given = with_advice_defaults(for_hydra(typed, sys.stdin.read))
+        arguments = options_last(place.with_stored(given))
         OmegaConf.register_new_resolver("tpi_settings", settings_in_force, replace=True)
         register(place, arguments)
         hydra_app.start(arguments, run_task)

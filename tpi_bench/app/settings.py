@@ -21,7 +21,7 @@ from tpi_bench.app.typed import describe, load_class
 from tpi_bench.contract.request import Workload
 from tpi_bench.host import page_cache
 
-TASKS = ("generate", "chat", "measure", "perplexity", "calibrate")
+TASKS = ("generate", "chat", "measure", "advise", "perplexity", "calibrate")
 REPORTS = ("text", "json")
 _CLASS_OF = {"workload": Workload}  # a group that names no class
 _COLUMN, _WIDTH = 40, 110  # characters of --help: where meanings begin, and of a line
@@ -50,8 +50,9 @@ PLAIN = (
         "task",
         "generate",
         str,
-        "generate answers one prompt, chat goes on; measure leaves a row; perplexity tells that of "
-        "a text by precision; calibrate makes this host's device profile",
+        "generate answers one prompt, chat goes on; measure leaves a row; advise tells the fastest "
+        "way of running a model on device=[...]; perplexity tells that of a text by precision; "
+        "calibrate makes this host's device profile",
         TASKS,
         True,
     ),
@@ -118,7 +119,14 @@ PLAIN = (
         page_cache.MODES,
         True,
     ),
-    Setting("timeout_s", None, float | None, "wall seconds that a point may run", (), True),
+    Setting(
+        "timeout_s",
+        None,
+        float | None,
+        "wall seconds that a point may run; task=advise: all of it (30)",
+        (),
+        True,
+    ),
     Setting("repeat", 0, int, "swept by experiments; repeats of a point are separate runs"),
     Setting("check", False, bool, "compare tokens and logits with Transformers'", (), True),
     Setting("figure", None, str | None, "the module of experiments/ that draws the results"),

@@ -1,4 +1,4 @@
-"""The tasks: generate, measure a point, calibrate, tell perplexities. Hydra calls `run_task`."""
+"""The tasks: generate, measure, advise, calibrate, tell perplexities. Hydra calls `run_task`."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from tpi_bench.app.advise import advise
 from tpi_bench.app.arguments import as_typed
 from tpi_bench.app.compose import build_settings
 from tpi_bench.app.errors import (
@@ -81,6 +82,8 @@ def run_task(cfg: DictConfig, records: Records | None = None) -> str | None:
 def _run(settings: Settings, records: Records | None = None) -> None:
     if settings.task == "calibrate":
         _calibrate(settings)
+    elif settings.task == "advise":
+        advise(settings)
     elif settings.task == "perplexity":
         _perplexity(settings)
     elif settings.task == "generate":

@@ -25,8 +25,13 @@ def explained(error: BaseException, arguments: Sequence[str]) -> str | None:
     """A sentence of an unknown name or a comma among the `arguments`; None for other errors."""
     cause: BaseException | None = error
     while cause is not None:
-        if isinstance(cause, MissingConfigException) and cause.options is not None:
-            return _of_choice(str(cause.missing_cfg_file), cause.options)
+        if isinstance(cause, MissingConfigException):
+            path = str(cause.missing_cfg_file)
+            options = cause.options
+            if options is None and path.partition("/")[0] in GROUPS:  # so of a list of choices
+                options = list(choices_of(path.partition("/")[0]))
+            if options is not None:
+                return _of_choice(path, options)
         if isinstance(cause, OmegaConfBaseException) and cause.full_key:
             is_unknown = isinstance(cause, ConfigKeyError) or "is not in struct" in str(cause)
             return _of_key(_whole(cause.full_key, arguments), arguments) if is_unknown else None

@@ -9,6 +9,7 @@ and the most enclose a tenth in 8 of 10 cases.
 from __future__ import annotations
 
 import json
+import platform
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -48,19 +49,46 @@ class ThisHost:
                 f"device.this_host.threads={self.threads} was not calibrated; choose one of "
                 f"{', '.join(found['threads'])}"
             )
-        import psutil
+        return _profile(found, "this_host", str(self.threads), _memory_gb())
 
-        rows = [*found["host"], *found["threads"][str(self.threads)]]
-        named = [[(row["name"], value) for value in row["rounds"]] for row in rows]
-        return DeviceProfile(
-            name="this_host",
-            cores=self.threads,
-            memory_gb=psutil.virtual_memory().total / 1e9,
-            disk_queue_depth=_QUEUE_DEPTH,
-            source="task=calibrate",
-            rounds=tuple(zip(*named, strict=True)),
-            **{row["name"]: row["median"] for row in rows},
-        )
+
+def read_profile(path: Path, name: str) -> DeviceProfile:
+    """Of a machine, as a file that `task=calibrate` wrote there says, with all of its cores.
+
+    Raises ValueError for a file that does not say it.
+    """
+    try:
+        found = json.loads(path.read_text())
+        threads = max(found["threads"], key=int)
+        return _profile(found, name, threads, found["machine"]["memory_gb"])
+    except OSError as error:
+        raise ValueError(f"device={path} cannot be read: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"device={path} is no calibration of this version; give the file that "
+            "python -m tpi_bench task=calibrate names on that machine"
+        ) from error
+
+
+def _profile(found: dict[str, Any], name: str, threads: str, memory_gb: float) -> DeviceProfile:
+    """The medians that were found with so many threads, and the rounds they are of."""
+    rows = [*found["host"], *found["threads"][threads]]
+    named = [[(row["name"], value) for value in row["rounds"]] for row in rows]
+    return DeviceProfile(
+        name=name,
+        cores=int(threads),
+        memory_gb=memory_gb,
+        disk_queue_depth=_QUEUE_DEPTH,
+        source="task=calibrate",
+        rounds=tuple(zip(*named, strict=True)),
+        **{row["name"]: row["median"] for row in rows},
+    )
+
+
+def _memory_gb() -> float:
+    import psutil
+
+    return psutil.virtual_memory().total / 1e9
 
 
 def calibration_file(cache_dir: Path) -> Path:
@@ -76,6 +104,7 @@ def calibrate(cache_dir: Path) -> dict[str, Any]:
     found = {
         "threads": {name: _rows([each[name] for each in rounds]) for name in threads},
         "host": _rows([each["host"] for each in rounds]),
+        "machine": {"name": platform.node(), "memory_gb": _memory_gb()},
     }
     path = calibration_file(cache_dir)
     with cache.locked(path):

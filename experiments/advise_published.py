@@ -1,0 +1,77 @@
+"""What `task=advise` answers beside what others publish: python -m experiments.advise_published
+FOLDER, where FOLDER holds the results of each household (`results/advise`).
+
+`published/advise.csv` says which row of ours is the same way of running the same model; the best
+that advise found in that folder stands beside both.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tpi_bench.report.advice_text import seconds_text
+from tpi_bench.report.folder import read_runs
+from tpi_bench.report.names import system_name
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+PUBLISHED = Path(__file__).parent / "published" / "advise.csv"
+
+
+def side_by_side(folder: Path) -> pd.DataFrame:
+    """A line for each published speed whose folder is there: theirs, the same way here, the best
+    way here. Raises ValueError where none is.
+    """
+    import pandas as pd
+
+    published = pd.read_csv(PUBLISHED)
+    lines = [
+        _line(theirs, read_runs(folder / str(theirs["folder"])))
+        for theirs in published.to_dict("records")
+        if (folder / str(theirs["folder"]) / "runs.parquet").is_file()
+    ]
+    if not lines:
+        names = ", ".join(dict.fromkeys(published.folder))
+        raise ValueError(f"{folder} holds none of {names}; give results/advise")
+    return pd.DataFrame(lines)
+
+
+def _line(theirs: dict[Any, Any], runs: pd.DataFrame) -> dict[str, str]:
+    good = runs[(runs.status == "ok") & (runs.experiment == "advise")]
+    good = good[good.prompt_tokens == good.prompt_tokens.min()].sort_values("token_latency_s")
+    same = good[(good.label == theirs["like_label"]) & (good.weights == theirs["weights"])]
+    same = same[same.num_devices == theirs["like_devices"]]
+    best = good.iloc[0]
+    ratio = "-"
+    if len(same):
+        ratio = f"{same.iloc[0].token_latency_s / theirs['token_latency_s']:.2f}"
+    return {
+        "who": theirs["who"],
+        "model": f"{theirs['model']} {theirs['weights']}",
+        "on": theirs["on"],
+        "theirs, a token": seconds_text(theirs["token_latency_s"]),
+        "the same way here": seconds_text(same.iloc[0].token_latency_s) if len(same) else "not run",
+        "of theirs": ratio,
+        "TTFT": seconds_text(theirs["ttft_s"]),
+        "here": seconds_text(same.iloc[0].ttft_s) if len(same) else "-",
+        "best here": seconds_text(best.token_latency_s),
+        "which is": f"{system_name(best.to_dict())}, {best.weights}, {best.device}",
+    }
+
+
+def main() -> None:
+    if len(sys.argv) != 2:
+        print("usage: python -m experiments.advise_published FOLDER", file=sys.stderr)
+        sys.exit(2)
+    try:
+        print(side_by_side(Path(sys.argv[1])).to_string(index=False))
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

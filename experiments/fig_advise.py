@@ -1,0 +1,88 @@
+"""What `task=advise` found: the best ways of running a model on somebody's devices, and where a
+token's time goes.
+
+Run it with `python -m tpi_bench task=advise`; draw it again with `python -m experiments.fig_advise
+FOLDER`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tpi_bench.report import figures, names
+from tpi_bench.report.drawing import Drawing, succeeded
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+_MOST = 10
+_LIMITS = {
+    "limit_memory_s": "reading weights from memory",
+    "limit_network_s": "links",
+    "limit_disk_s": "reading weights from disk",
+}
+
+
+def table(rows: pd.DataFrame) -> str:
+    """A line for each of the best: its time beside its limits."""
+    times = {"token_latency_s": "ms a token", "ttft_s": "TTFT ms"}
+    times |= {name: name.removesuffix("_s").replace("_", " ") for name in _LIMITS}
+    shown = rows.assign(**{words: rows[name] * 1e3 for name, words in times.items()})
+    columns = ["way", "device", "weights", *times.values()]
+    return shown[columns].round(1).to_string(index=False)
+
+
+def draw(rows: pd.DataFrame) -> Figure:
+    """A bar a way, the fastest on top; beside it what its parts take at least, one by one."""
+    figure = figures.new_figure(0.9 + 0.42 * len(rows), num_columns=2)
+    axes = figure.subplots()
+    colours = figures.palette(["a token", *_LIMITS])
+    places = range(len(rows))
+    axes.barh(places, rows.token_latency_s, height=0.75, color="0.85", label="a token")
+    for number, (name, words) in enumerate(_LIMITS.items()):
+        heights = [place + 0.22 * (number - 1) for place in places]
+        axes.barh(heights, rows[name], height=0.18, color=colours[name], label=words)
+    labels = [f"{row['way']}, {row['weights']}\n{row['device']}" for row in rows.to_dict("records")]
+    axes.set_yticks(places, labels, fontsize=6)
+    axes.invert_yaxis()
+    axes.set_xlabel("seconds a token, and what of it at least")
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncol=4)
+    first = rows.iloc[0]
+    axes.set_title(f"{first.model}, {first.topology} network; virtual time", fontsize=7.5)
+    return figure
+
+
+def _rows(runs: pd.DataFrame) -> pd.DataFrame:
+    """The best of each system on each set of devices in each precision, with its name as `way`."""
+    good = succeeded(runs[runs.experiment != "advise_change"])
+    if good.empty:
+        return good
+    good = good[good.prompt_tokens == good.prompt_tokens.min()]
+    good = good.assign(
+        way=[names.system_name(row) for row in good.to_dict("records")],
+        team=[_team(str(device)) for device in good.device],
+    )
+    best = good.sort_values("token_latency_s").drop_duplicates(["label", "team", "weights"])
+    return best.head(_MOST)
+
+
+def _team(device: str) -> str:
+    """The devices whatever their order, of `a, 2 x b, a`."""
+    found: list[str] = []
+    for part in device.split(", "):
+        count, times, name = part.partition(" x ")
+        found += [name] * int(count) if times else [part]
+    return " ".join(sorted(found))
+
+
+DRAWING = Drawing(
+    name="fig_advise",
+    rows=_rows,
+    table=table,
+    draw=draw,
+    nothing="nothing fits",
+)
+
+if __name__ == "__main__":
+    DRAWING.again()

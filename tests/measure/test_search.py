@@ -1,0 +1,140 @@
+"""The search skips much and never the best: beside running everything."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.advising import SMALL, Asked, asked
+from tpi_bench.measure.bounds import Bound
+from tpi_bench.measure.search import Bounded, Effort, Run, groups_of, search
+from tpi_bench.measure.side_by_side import measured_side_by_side
+from tpi_bench.measure.ways import Way
+from tpi_bench.report.rows import Record, RunRow
+
+COLLECTIVES = ("star", "ring", "direct", "tree")
+PRECISIONS = ("q4", "q8", "float32")
+
+
+def scripted(seed: int) -> tuple[list[Bounded], dict[Way, float]]:
+    """Ways with times, and bounds below them."""
+    drawn = random.Random(seed)
+    bounded, times = [], {}
+    teams = [(0,), (0, 1), (1, 0), (0, 1, 2)]
+    for team, weights, collective, wire in itertools.product(
+        teams, PRECISIONS, COLLECTIVES, ("auto", "q8")
+    ):
+        way = Way(
+            team=team,
+            weights=weights,
+            system="tpi",
+            scheme="tensor",
+            settings=(("collective", collective), ("wire", wire)),
+            shares=None,
+        )
+        times[way] = drawn.uniform(1, 9) * (1 + PRECISIONS.index(weights))
+        bound_s = times[way] * drawn.uniform(0.5, 1)
+        bounded.append((way, Bound(token_s=bound_s, weights_s=bound_s, links_s=0, disk_s=0)))
+    return bounded, times
+
+
+def run_of(times: dict[Way, float], failing: Sequence[Way] = ()) -> Run:
+    def run(ways: Sequence[Way]) -> Iterator[Record]:
+        for way in ways:
+            row = replace(RunRow.of(), point=str(way), status="ok", token_latency_s=times[way])
+            if way in failing:
+                row = replace(row, status="oom", token_latency_s=math.nan)
+            yield Record(run=row)
+
+    return run
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_nothing_among_the_best_is_skipped(seed: int) -> None:
+    """The ten best choices, and the best of each group, are those of all ways together."""
+    bounded, times = scripted(seed)
+    found = search(bounded, run_of(times), Effort(num_points=999))
+    assert not found.left
+    assert len(found.tried) < 0.8 * len(bounded)
+    every = search(
+        [(way, replace(bound, token_s=0.0)) for way, bound in bounded],
+        run_of(times),
+        Effort(num_points=999),
+    )
+    assert len(every.tried) == len(bounded)
+    assert [t.way.choice for t in found.best[:10]] == [t.way.choice for t in every.best[:10]]
+    assert [t.token_s for t in found.best[:10]] == [t.token_s for t in every.best[:10]]
+    for group in {group for way in times for group in groups_of(way)}:
+        own = [way for way in times if group in groups_of(way)]
+        mine = [t.token_s for t in found.best if group in groups_of(t.way)]
+        assert min(mine) == min(times[way] for way in own)
+
+
+def test_what_was_skipped_and_what_was_left_are_all_there_is() -> None:
+    bounded, times = scripted(1)
+    lacking = [(way, replace(bound, lacking_bytes=1.0)) for way, bound in bounded[:5]]
+    found = search([*lacking, *bounded[5:]], run_of(times), Effort(num_points=10))
+    assert len(found.tried) == 10
+    assert len(found.lacking) == 5
+    assert found.left
+    counted = len(found.tried) + 5 + found.skipped.total() + len(found.left)
+    assert counted == found.num_ways == len(bounded)
+    assert set(found.skipped) == {"memory"}
+
+
+def test_time_that_is_over_ends_it() -> None:
+    bounded, times = scripted(2)
+    assert not search(bounded, run_of(times), Effort(until_s=0.0)).tried
+
+
+def test_a_way_that_fails_is_no_answer() -> None:
+    bounded, times = scripted(3)
+    fastest = min(times, key=lambda way: times[way])
+    found = search(bounded, run_of(times, [fastest]), Effort(num_points=999))
+    assert fastest not in [tried.way for tried in found.best]
+    rest = {way: seconds for way, seconds in times.items() if way != fastest}
+    assert found.best[0].token_s == min(rest.values())
+
+
+def test_the_best_alone_takes_fewer_points() -> None:
+    bounded, times = scripted(4)
+    found = search(bounded, run_of(times), Effort(num_points=999), num_best=1)
+    assert found.best[0].token_s <= min(
+        seconds for way, seconds in times.items() if way.weights == found.best[0].way.weights
+    )
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        ("network=wifi", "network.bandwidth_mbps=5", "model.weights=q4"),
+        ("network=switch", "network.link_latency_ms=0.02", "system=tpi", "model.weights=q8"),
+    ],
+)
+def test_beside_an_exhaustive_sweep(given: tuple[str, ...], cache_dir: Path) -> None:
+    """Real points of a small household, some of which stream: the same ten, in the same order."""
+    devices = "device=[fast(4,0.0011,0.2,0.05),2*slow(4,0.0007,0.05,0.02)]"
+    home: Asked = asked(*SMALL, devices, *given, cache_dir=cache_dir)
+    bounded = home.bounded()
+    records = measured_side_by_side(home.settings(way) for way, _ in bounded)
+    every = dict(zip([way for way, _ in bounded], records, strict=True))
+
+    def run(ways: Sequence[Way]) -> Iterator[Record]:
+        return iter([every[way] for way in ways])
+
+    found = search(bounded, run, Effort(num_points=999))
+    times = {way: record.run.token_latency_s for way, record in every.items()}
+    best: dict[object, float] = {}
+    for way, seconds in sorted(times.items(), key=lambda each: each[1]):
+        num_working = sum(device.ledger_bytes > 0 for device in every[way].devices)
+        if seconds == seconds and not num_working == 1 < len(way.team):  # then it is tpi on one
+            best.setdefault(way.choice, seconds)
+    expected = sorted(best.values())[:10]
+    assert [tried.token_s for tried in found.best[:10]] == expected
+    assert len(found.tried) < 0.8 * len(bounded)
