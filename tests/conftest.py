@@ -17,7 +17,7 @@ from tests.helpers.calibration import PLAIN, keep
 from tests.helpers.models_zoo import VARIANTS, WIDE, Variant, make_checkpoint
 from tpi_bench.host import helper
 from tpi_bench.host.machine import available_cpus
-from tpi_bench.measure import point
+from tpi_bench.measure import noise, point
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -30,15 +30,15 @@ def one_thread() -> None:
 def probes() -> Iterator[tuple[float, ...]]:
     """What a host that is busy is probed again with: here other workers' tests keep it so."""
     pauses_s, point._PAUSES_S = point._PAUSES_S, (0.0,)
-    look_s, point._LOOK_S = point._LOOK_S, 0.02
+    look_s, noise._LOOK_S = noise._LOOK_S, 0.02
     yield pauses_s
-    point._PAUSES_S, point._LOOK_S = pauses_s, look_s
+    point._PAUSES_S, noise._LOOK_S = pauses_s, look_s
 
 
 @pytest.fixture(scope="session", autouse=True)
 def modelled_runs() -> None:
     """Their process stays for all tests of this worker, that have others in between."""
-    helper.shared_helper()._idle_s = 3600.0
+    helper.shared_helper()._worker._idle_s = 3600.0
 
 
 @pytest.fixture(scope="session", autouse=True)
