@@ -13,7 +13,7 @@ import functools
 from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 import torch
 from greenlet import greenlet
@@ -51,12 +51,8 @@ class OutOfMemory(RuntimeError):
     """A device's ledger has passed its memory."""
 
 
-class Arrival(NamedTuple):
-    """A message at its receiver; `data` is None where costs are modelled, and there is none."""
-
-    time_ns: int
-    nbytes: int
-    data: torch.Tensor | None
+# A message at its receiver: when, bytes, and data, None where costs are modelled and there is none.
+Arrival = tuple[int, int, torch.Tensor | None]
 
 
 @dataclass
@@ -68,7 +64,7 @@ class TimedRead:
     error: BlockReadError | None
 
     def wait(self) -> None:
-        self.scheduler.sleep_until(self.end_ns)
+        self.scheduler.sleep(self.end_ns - self.scheduler.now_ns)
         if self.error:
             raise self.error
 
@@ -102,37 +98,33 @@ class VirtualRuntime:
         return self._scheduler.now_ns
 
     def sleep(self, ns: int) -> None:
-        self._scheduler.sleep_until(self._scheduler.now_ns + ns)
+        self._scheduler.sleep(ns)
 
     def send(self, dst: int, buffer: torch.Tensor) -> None:
         check_message(buffer)
         start = self._scheduler.now_ns
-        self._busy(self._message_ns)
+        self._scheduler.sleep(self._message_ns)
         nbytes, data = buffer.nbytes, None if buffer.is_meta else buffer.clone()
         self.bytes_sent += nbytes
         receiver = self.world.runtimes[dst]
-        self.world.fabric.send(
-            self.rank,
-            dst,
-            nbytes,
-            lambda at: receiver.deliver(self.rank, Arrival(at, nbytes, data)),
-        )
+        deliver = functools.partial(receiver.deliver, self.rank, nbytes, data)
+        self.world.fabric.send(self.rank, dst, nbytes, deliver)
         self.log.add("sync", "send", start, self._scheduler.now_ns)
 
-    def deliver(self, src: int, arrival: Arrival) -> None:
+    def deliver(self, src: int, nbytes: int, data: torch.Tensor | None, time_ns: int) -> None:
         """A message of `src` is here from its time on."""
-        self._inbox[src].append(arrival)
+        self._inbox[src].append((time_ns, nbytes, data))
         if self.waiting_for == src:
             self.waiting_for = None
             assert self.greenlet is not None
-            self._scheduler.at(arrival.time_ns, self.greenlet.switch)
+            self._scheduler.at(time_ns, self.greenlet.switch)
 
     def recv(self, src: int, out: torch.Tensor) -> None:
         check_message(out)
         start = self._scheduler.now_ns
         inbox = self._inbox[src]
         if inbox:
-            self._scheduler.sleep_until(inbox[0].time_ns)
+            self._scheduler.sleep(inbox[0][0] - start)
         else:
             self.waiting_for = src
             self._scheduler.wait()
@@ -142,13 +134,13 @@ class VirtualRuntime:
         self.bytes_received += nbytes
         if data is not None:
             out.copy_(data.view(out.shape))
-        self._busy(self._message_ns)
+        self._scheduler.sleep(self._message_ns)
         self.log.add("sync", "recv", start, self._scheduler.now_ns)
 
     def compute(self, key: Key, fn: Callable[[], T]) -> T:
         start = self._scheduler.now_ns
         result, ns = self.world.costs.run(key, fn, self.profile, start - self._computed_ns)
-        self._busy(max(ns + self._faults_ns, self._paged_in_ns - start))
+        self._scheduler.sleep(max(ns + self._faults_ns, self._paged_in_ns - start))
         self._faults_ns = 0
         self._computed_ns = self._scheduler.now_ns
         self.log.add(kind_of(key), str(key[0]), start, self._scheduler.now_ns)
@@ -172,7 +164,7 @@ class VirtualRuntime:
 
     def read(self, block: BlockFile, out: torch.Tensor) -> TimedRead:
         start = self._scheduler.now_ns
-        self._busy(self._message_ns)
+        self._scheduler.sleep(self._message_ns)
         self.log.add("load_wait", "request", start, self._scheduler.now_ns)
         end = self._disk.read(self._scheduler.now_ns, block.nbytes)
         self.bytes_read += block.nbytes
@@ -204,10 +196,6 @@ class VirtualRuntime:
         start = self._scheduler.now_ns
         handle.wait()
         self.log.add("load_wait", key, start, self._scheduler.now_ns)
-
-    def _busy(self, ns: int) -> None:
-        if ns:
-            self._scheduler.sleep_until(self._scheduler.now_ns + ns)
 
 
 def _read_now(block: BlockFile, out: torch.Tensor) -> BlockReadError | None:
