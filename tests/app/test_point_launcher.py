@@ -135,8 +135,8 @@ class Composed:
 def turns_of(
     jobs: dict[str, Settings | None], order: str, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Any:
-    monkeypatch.setattr(Greedy, "streams", [])
-    monkeypatch.setattr(Greedy, "ended", 0)
+    monkeypatch.setattr(Greedy, "streams", [], raising=False)
+    monkeypatch.setattr(Greedy, "ended", 0, raising=False)
     monkeypatch.setattr(side_by_side, "SideBySide", Greedy)
     monkeypatch.setattr(point_launcher, "_settings_of", lambda config: jobs[config.name])
     return point_launcher._Turns(Composed(), [[name] for name in order], 0, folder)  # type: ignore[arg-type]

@@ -21,7 +21,12 @@ T = TypeVar("T")
 # tensors of the same shapes and types, so a runtime may know the cost of one from another.
 Key = tuple[Hashable, ...]
 # Of computations that are not `compute`.
-_KINDS = {"sample": "sampling", "reduce": "sync", "pack": "sync", "unpack": "sync"}
+_KINDS: dict[Hashable, str] = {
+    "sample": "sampling",
+    "reduce": "sync",
+    "pack": "sync",
+    "unpack": "sync",
+}
 # Where a token's time goes. `read` (disk activity in the background) is logged but is no part of
 # it.
 TOKEN_KINDS = ("compute", "sync", "load_wait", "sampling")
@@ -76,7 +81,7 @@ class SpanLog:
 
 def kind_of(key: Key) -> str:
     """The kind of a computation: sampling, reducing and packing are not `compute`."""
-    return _KINDS.get(str(key[0]), "compute")
+    return _KINDS.get(key[0], "compute")
 
 
 class ReadHandle(Protocol):

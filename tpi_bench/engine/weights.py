@@ -5,11 +5,13 @@ Views of a block file's data, made once for each place that a block is read into
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 
-from tpi_bench.contract.blocks import BlockFile
+from tpi_bench.contract.blocks import BlockFile, TensorView
 from tpi_bench.engine.matrix import Matrix
 
 _SCALES = ".scales"
@@ -29,11 +31,24 @@ class Weights:
 
 def weights_in(block: BlockFile, data: torch.Tensor) -> Weights:
     """The block's tensors as views of `data` (uint8, at least `block.nbytes` long)."""
+    if data.is_meta:
+        return _without_data(tuple(block.tensors.items()))
+    return _views(block.tensors, data)
+
+
+@functools.lru_cache(maxsize=1024)
+def _without_data(layout: tuple[tuple[str, TensorView], ...]) -> Weights:
+    """All blocks with this layout have the same: there are hundreds on hundreds of devices."""
+    nbytes = max((view.begin + view.nbytes for _, view in layout), default=0)
+    return _views(dict(layout), torch.empty(nbytes, dtype=torch.uint8, device="meta"))
+
+
+def _views(tensors: Mapping[str, TensorView], data: torch.Tensor) -> Weights:
     views = {
         name: data[view.begin : view.begin + view.nbytes]
         .view(getattr(torch, view.dtype))
         .view(view.shape)
-        for name, view in block.tensors.items()
+        for name, view in tensors.items()
     }
     matrices = {
         name: Matrix(view, views.get(name + _SCALES))

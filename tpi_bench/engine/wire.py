@@ -49,8 +49,8 @@ class Wire:
         return values
 
     def room(self, values: torch.Tensor, slot: int = 0) -> torch.Tensor:
-        """The same, where `values` are still needed beside it."""
-        return values.new_empty(values.shape)
+        """The same, where `values` are still needed beside it, if there are any."""
+        return values if values.is_meta else values.new_empty(values.shape)
 
     def unpack(self, rt: Runtime, message: torch.Tensor, values: torch.Tensor) -> None:
         """Put what a message says in `values`."""

@@ -56,11 +56,16 @@ class Message:
 
     def go_on(self) -> None:
         """Through every port of which it is known by now when its turn is."""
-        hops = self.way.hops
+        hops, now_ns = self.way.hops, self.clock.now_ns
         while True:
             hop = hops[self.place]
             if hop.ns_per_byte:
-                self._take_turn(hop)
+                port = hop.port
+                if port.free_ns > self.first_ns:
+                    self.first_ns = port.free_ns
+                port.free_ns = self.first_ns + round(self.nbytes * hop.ns_per_byte)
+                if port.free_ns > self.last_ns:
+                    self.last_ns = port.free_ns
             if hop.is_stored:
                 self.first_ns = self.last_ns
             self.first_ns += hop.latency_ns
@@ -71,16 +76,10 @@ class Message:
             if self.place == len(hops):
                 self.deliver(self.last_ns)
                 return
-            if hops[self.place].ns_per_byte and self.first_ns > self.clock.now_ns:
+            if hops[self.place].ns_per_byte and self.first_ns > now_ns:
                 # Shared, and others may be there before the first bit is.
                 self.clock.at(self.first_ns, self.go_on)
                 return
-
-    def _take_turn(self, hop: Hop) -> None:
-        port = hop.port
-        self.first_ns = max(self.first_ns, port.free_ns)
-        port.free_ns = self.first_ns + round(self.nbytes * hop.ns_per_byte)
-        self.last_ns = max(port.free_ns, self.last_ns)
 
     def _shift(self, jitter_ns: int) -> None:
         """Jitter never lets a message overtake the one before it."""
@@ -99,6 +98,7 @@ class Fabric:
         self._topology = TOPOLOGIES[network.topology](network, num_devices)
         self._ways: dict[tuple[int, int], Way] = {}
         self._jitter = [Jitter(network, rank) for rank in range(num_devices)]
+        self._has_jitter = bool(network.jitter_ms)
 
     def send(self, src: int, dst: int, nbytes: int, deliver: Deliver) -> None:
         """Put a message on its way now; `deliver(arrival_ns)` is called no later than it arrives.
@@ -109,7 +109,7 @@ class Fabric:
         if way is None:
             hops = self._topology.hops(src, dst)
             way = self._ways[src, dst] = Way(hops, [0] * len(hops))
-        now, jitter_ns = self._clock.now_ns, self._jitter[src].draw_ns()
+        now, jitter_ns = self._clock.now_ns, self._jitter[src].draw_ns() if self._has_jitter else 0
         Message(self._clock, way, nbytes, jitter_ns, now, now, deliver).go_on()
 
 

@@ -13,7 +13,7 @@ import functools
 from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 import torch
 from greenlet import greenlet
@@ -58,12 +58,8 @@ class OutOfMemory(RuntimeError):
     """A device's ledger has passed its memory."""
 
 
-class Arrival(NamedTuple):
-    """A message at its receiver; `data` is None where costs are modelled, and there is none."""
-
-    time_ns: int
-    nbytes: int
-    data: torch.Tensor | None
+# A message at its receiver: when, bytes, and data, None where costs are modelled and there is none.
+Arrival = tuple[int, int, torch.Tensor | None]
 
 
 @dataclass
@@ -76,10 +72,11 @@ class TimedRead:
     error: BlockReadError | None
 
     def wait(self) -> None:
-        self.disk.advance(self.scheduler.now_ns)
+        scheduler = self.scheduler
+        self.disk.advance(scheduler.now_ns)
         while self.read.end_ns is None:
-            self.scheduler.sleep_until(self.disk.expected_end(self.read))
-            self.disk.advance(self.scheduler.now_ns)
+            scheduler.sleep(self.disk.expected_end(self.read) - scheduler.now_ns)
+            self.disk.advance(scheduler.now_ns)
         if self.error:
             raise self.error
 
@@ -103,6 +100,7 @@ class VirtualRuntime:
         self._scheduler = world.scheduler
         self._message_ns = profile.message_ns
         self._receive_ns = profile.receive_ns
+        self._wake_ns = profile.wake_ns
         self._step_ns = profile.step_ns  # Python before each verb
         self._inbox: dict[int, deque[Arrival]] = defaultdict(deque)
         self._computed_ns = 0  # when the last computation ended
@@ -118,61 +116,57 @@ class VirtualRuntime:
         return self._scheduler.now_ns
 
     def sleep(self, ns: int) -> None:
-        self._scheduler.sleep_until(self._scheduler.now_ns + ns)
+        self._scheduler.sleep(ns)
 
     def send(self, dst: int, buffer: torch.Tensor) -> None:
         check_message(buffer)
         start = self._scheduler.now_ns + self._step_ns
         receiver = self.world.runtimes[dst]
-        wake_ns = self.profile.wake_ns if receiver.is_asleep(start) else 0
-        self._busy(self._step_ns + self._message_ns + wake_ns)
+        wake_ns = self._wake_ns if receiver.is_asleep(start) else 0
+        self._scheduler.sleep(self._step_ns + self._message_ns + wake_ns)
         nbytes, data = buffer.nbytes, None if buffer.is_meta else buffer.clone()
         self.bytes_sent += nbytes
-        self.world.fabric.send(
-            self.rank,
-            dst,
-            nbytes,
-            lambda at: receiver.deliver(self.rank, Arrival(at, nbytes, data)),
-        )
+        deliver = functools.partial(receiver.deliver, self.rank, nbytes, data)
+        self.world.fabric.send(self.rank, dst, nbytes, deliver)
         self.log.add("sync", "send", start, self._scheduler.now_ns)
 
-    def deliver(self, src: int, arrival: Arrival) -> None:
+    def deliver(self, src: int, nbytes: int, data: torch.Tensor | None, time_ns: int) -> None:
         """A message of `src` is here from its time on."""
-        self._inbox[src].append(arrival)
+        self._inbox[src].append((time_ns, nbytes, data))
         if self.waiting_for == src:
             self.waiting_for = None
             assert self.greenlet is not None
-            self._scheduler.at(arrival.time_ns, self.greenlet.switch)
+            self._scheduler.at(time_ns, self.greenlet.switch)
 
     def recv(self, src: int, out: torch.Tensor) -> None:
         check_message(out)
         start = self._scheduler.now_ns + self._step_ns
         inbox = self._inbox[src]
         if inbox:
-            self._scheduler.sleep_until(max(start, inbox[0].time_ns))
+            self._scheduler.sleep(max(start, inbox[0][0]) - self._scheduler.now_ns)
         else:
             self.waiting_for, self._waits_since_ns = src, start
             self._scheduler.wait()
-            self._scheduler.sleep_until(start)
+            self._scheduler.sleep(start - self._scheduler.now_ns)
         _, nbytes, data = inbox.popleft()
         if nbytes != out.nbytes:
             raise DeviceLost(src, f"sent {nbytes} bytes where {out.nbytes} were due")
         self.bytes_received += nbytes
         if data is not None:
             out.copy_(data.view(out.shape))
-        self._busy(self._receive_ns)
+        self._scheduler.sleep(self._receive_ns)
         self.log.add("sync", "recv", start, self._scheduler.now_ns)
 
     def compute(self, key: Key, fn: Callable[[], T]) -> T:
-        waited_ns = self._scheduler.now_ns - self._computed_ns
-        if waited_ns >= _LONG_WAIT_NS:
-            self._idle_ns, self._warm_ns = waited_ns, 0
         begin = self._scheduler.now_ns
+        if begin - self._computed_ns >= _LONG_WAIT_NS:
+            self._idle_ns, self._warm_ns = begin - self._computed_ns, 0
         start = begin + self._step_ns
         idle_ns = self._idle_ns if self._warm_ns < _COLD_NS else 0
         result, ns = self.world.costs.run(key, fn, self.profile, idle_ns)
         self._disk.computing(begin, +1)
-        self._busy(max(self._step_ns + ns + self._faults_ns, self._paged_in_ns - begin))
+        charged_ns = self._step_ns + ns + self._faults_ns
+        self._scheduler.sleep(max(charged_ns, self._paged_in_ns - begin))
         self._disk.computing(self._scheduler.now_ns, -1)
         self._faults_ns = 0
         self._warm_ns += ns
@@ -198,7 +192,7 @@ class VirtualRuntime:
 
     def read(self, block: BlockFile, out: torch.Tensor) -> TimedRead:
         start = self._scheduler.now_ns
-        self._busy(self._message_ns)
+        self._scheduler.sleep(self._message_ns)
         self.log.add("load_wait", "request", start, self._scheduler.now_ns)
         asked_ns = self._scheduler.now_ns
         note = functools.partial(self.log.add, "read", block.key, asked_ns)
@@ -235,10 +229,6 @@ class VirtualRuntime:
         start = self._scheduler.now_ns
         handle.wait()
         self.log.add("load_wait", key, start, self._scheduler.now_ns)
-
-    def _busy(self, ns: int) -> None:
-        if ns:
-            self._scheduler.sleep_until(self._scheduler.now_ns + ns)
 
 
 def _read_now(block: BlockFile, out: torch.Tensor) -> BlockReadError | None:

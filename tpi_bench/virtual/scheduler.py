@@ -31,10 +31,11 @@ class Scheduler:
         self._sequence += 1
         heapq.heappush(self._events, (time_ns, self._sequence, action))
 
-    def sleep_until(self, time_ns: int) -> None:
-        """Let everything happen that comes before. Called by a greenlet."""
-        if time_ns <= self.now_ns:
+    def sleep(self, ns: int) -> None:
+        """Let everything happen that comes before that has passed. Called by a greenlet."""
+        if ns <= 0:
             return
+        time_ns = self.now_ns + ns
         if self._events and self._events[0][0] <= time_ns:
             self.at(time_ns, greenlet.getcurrent().switch)
             self._hub.switch()
