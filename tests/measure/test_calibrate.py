@@ -41,6 +41,22 @@ def test_the_profile_has_what_was_measured_with_so_many_threads(tmp_path: Path) 
         ThisHost(threads=3).load(tmp_path)
 
 
+def test_its_file_is_a_device_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With all cores of the machine, and the memory that it has."""
+    monkeypatch.setattr(calibrate, "available_cpus", lambda: {0, 1})
+    measured = {"_measure_compute": PLAIN, "_measure_disk": HOST}
+    monkeypatch.setattr(calibrate, "in_helper", lambda fn, *given: rows_of(measured[fn.__name__]))
+    monkeypatch.setattr(calibrate, "_measure_messages", lambda: rows_of({"other": 1.0})[0])
+    found = calibrate.calibrate(tmp_path)
+    found["host"].pop()  # the messages are among what `HOST` has
+    path = tmp_path / "laptop.json"
+    path.write_text(json.dumps(found))
+    profile = calibrate.read_profile(path, "laptop")
+    assert (profile.name, profile.cores) == ("laptop", 2)
+    assert (profile.memory_gb_per_s, profile.disk_gb_per_s) == (40.0, 2.0)
+    assert profile.memory_gb == found["machine"]["memory_gb"] > 0.5
+
+
 def test_products_are_measured_in_every_precision(monkeypatch: pytest.MonkeyPatch) -> None:
     small = {"_MEMORY_BYTES": 1 << 20, "_SWEPT_BYTES": 1 << 20, "_COLUMNS": 256, "_PASSES": 2}
     for name, value in small.items():
