@@ -10,6 +10,7 @@ import torch
 
 from tests.helpers.calibration import HOST, PLAIN, keep
 from tpi_bench.contract.model import WEIGHTS
+from tpi_bench.host.machine import available_cpus
 from tpi_bench.measure import calibrate, host_rates
 from tpi_bench.measure.calibrate import ThisHost
 from tpi_bench.measure.program_costs import program_costs
@@ -52,6 +53,11 @@ def test_a_profile_has_the_medians_of_rounds(
     assert (profile.step_ns, profile.receive_ns) == (5_000, profile.message_ns)
     assert [profile.in_round(number).disk_gb_per_s for number in range(3)] == [1, 2, 3]
     assert "disk_gb_per_s" in calibrate.calibration_text(found)
+    elsewhere = tmp_path / "laptop.json"
+    elsewhere.write_text(json.dumps(found))
+    laptop = calibrate.read_profile(elsewhere, "laptop")
+    assert (laptop.name, laptop.cores) == ("laptop", len(available_cpus()))
+    assert (laptop.disk_gb_per_s, laptop.memory_gb) == (2, found["machine"]["memory_gb"])
 
 
 def test_products_are_measured_in_every_precision(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,7 @@ and what all points have in common.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -136,5 +136,5 @@ def base_of(settings: Settings, cache_dir: Path) -> Settings:
     values["testbed"] = {**values["testbed"], "num_devices": None}
     profiles = (source.load(cache_dir) for source in settings.profiles)  # this_host is one, too
     target = f"{DeviceProfile.__module__}.{DeviceProfile.__qualname__}"
-    values["device"] = [{"_target_": target, **asdict(profile)} for profile in profiles]
+    values["device"] = [{"_target_": target, **profile.as_given()} for profile in profiles]
     return settings_like(replace(settings, raw=values, overrides=tuple(own)), {})

@@ -162,7 +162,7 @@ def _profile_of(choice: str) -> tuple[str, dict[str, Any]]:
     else:
         raise ValueError(f"device={plain} is no device; describe one as old_pc(4,8,20,0.5)")
     target = f"{DeviceProfile.__module__}.{DeviceProfile.__qualname__}"
-    return name, {"_target_": target, **dataclasses.asdict(profile)}
+    return name, {"_target_": target, **profile.as_given()}
 
 
 def _described(plain: str) -> DeviceProfile:

@@ -13,7 +13,7 @@ precision: unpacking 4-bit weights may be slower than memory, half precision has
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from itertools import groupby
 from math import inf
 from pathlib import Path
@@ -185,6 +185,10 @@ class DeviceProfile:
     def load(self, cache_dir: Path) -> DeviceProfile:
         """As a `ProfileSource`: it is there."""
         return self
+
+    def as_given(self) -> dict[str, Any]:
+        """What a YAML of it says: all but the rounds."""
+        return {each.name: getattr(self, each.name) for each in fields(self) if each.metadata}
 
     def in_round(self, number: int) -> DeviceProfile:
         """The device as a round of its calibration found it; itself where there were none."""
