@@ -131,7 +131,6 @@ def test_check_says_its_verdict(
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["cache_dir=5"],
         ["name=../x"],
         ["verbosity=loud"],
         ["wait=perhaps"],
