@@ -123,7 +123,7 @@ PLAIN = (
         "timeout_s",
         None,
         float | None,
-        "wall seconds that a point may run; task=advise: all of it (30)",
+        "wall seconds that a point may run; with task=advise all of it, null: 26",
         (),
         True,
     ),
