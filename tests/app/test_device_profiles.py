@@ -15,7 +15,7 @@ from tpi_bench.contract.device import DeviceProfile
 
 README = Path(__file__).resolve().parents[2] / "conf" / "device" / "README.md"
 FORM = re.search(r"```yaml\n(.*?)```", README.read_text(), re.DOTALL)[1]  # type: ignore[index]
-FIELDS = [field.name for field in dataclasses.fields(DeviceProfile)]
+FIELDS = [field.name for field in dataclasses.fields(DeviceProfile) if field.metadata]
 NEEDED = [
     field.name
     for field in dataclasses.fields(DeviceProfile)

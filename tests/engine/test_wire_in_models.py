@@ -148,6 +148,7 @@ def test_modelled_runs_hold_and_send_the_same_bytes(
         disk_latency_us=80,
         disk_queue_depth=4,
         message_overhead_us=15,
+        step_overhead_us=0,
     )
     job = virtual_job(system, checkpoints["gqa"], cache_dir, 3, slow)
     found = [run_here(job, cache_dir, cost=cost) for cost in ("modelled", "measured")]

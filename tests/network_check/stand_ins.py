@@ -17,6 +17,7 @@ class Sizes:
     """A tensor of four-byte values of which only the shape is known."""
 
     dtype = "float32"
+    is_meta = False
 
     def __init__(self, *shape: int) -> None:
         self.shape = shape

@@ -325,8 +325,9 @@ def test_a_wait_is_told_from_work(checkpoints: dict[str, Path], cache_dir: Path)
 
 
 def test_virtual_time_has_a_limit_of_wall_time(cache_dir: Path) -> None:
-    virtual = ("testbed=virtual", "model=llama2_70b", "workload.prompt_tokens=8")
-    done = run(*virtual, "testbed.num_devices=8", "timeout_s=0.05", cache_dir=cache_dir)
+    virtual = ("testbed=virtual", "model=llama2_70b", "model.weights=q4", "system.window=2")
+    longer = ("workload.prompt_tokens=8", "workload.num_new_tokens=500", "timeout_s=0.05")
+    done = run(*virtual, *longer, "testbed.num_devices=8", cache_dir=cache_dir)
     assert done.returncode == 4
     assert "timeout: virtual time had not come to its end after 0.05 s (timeout_s)" in done.stderr
 

@@ -31,7 +31,7 @@ _WHOLE = ("cores", "used_cores", "disk_queue_depth")
 _FIELDS = tuple(
     field.name
     for field in dataclasses.fields(DeviceProfile)
-    if field.name not in ("name", "source")
+    if field.metadata and field.name not in ("name", "source")
 )
 # Of a device that is described in a line: between a Raspberry Pi 5 and a laptop of 2020.
 _GFLOPS_A_CORE = 20.0

@@ -123,7 +123,7 @@ PLAIN = (
         "timeout_s",
         None,
         float | None,
-        "wall seconds that a point may run; task=advise: all of it (30)",
+        "wall seconds that a point may run; with task=advise all of it, null: 26",
         (),
         True,
     ),
@@ -137,7 +137,7 @@ def settings_of(group: str, cls: type) -> list[Setting]:
     """Of a group's dataclass, in the order that a reader wants: its own fields first."""
     hints = typing.get_type_hints(cls)
     found = []
-    for field in dataclasses.fields(cls):
+    for field in filter(lambda field: field.metadata, dataclasses.fields(cls)):
         default = field.default
         if field.default_factory is not dataclasses.MISSING:
             default = field.default_factory()

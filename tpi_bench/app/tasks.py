@@ -66,7 +66,7 @@ def run_task(cfg: DictConfig, records: Records | None = None) -> str | None:
                 _LOG.warning("left out: %s", one_line(error))
                 return one_line(error)
             raise
-        if is_swept and settings.task != "measure":
+        if is_swept and settings.task not in ("measure", "advise"):
             return _one_of_several(settings)
         _run(settings, records)
     except BrokenPipeError:
@@ -205,9 +205,12 @@ def _measure(settings: Settings, folder: Path, records: Records | None) -> None:
     if results.done(settings.point, settings.timeout_s):
         _note_same(settings, results)
         return
-    with contextlib.suppress(ValueError):  # then its record says so
+    try:
         if settings.testbed.measures_here:
-            refuse_early(settings)  # before it waits for its turn
+            refuse_early(settings)
+    except (ValueError, OSError, HelperDied):  # whose record needs no turn
+        results.save(attempted(settings))
+        return
     with measuring_turn(settings.testbed, wait=settings.wait):
         record = records.record_of(settings) if records is not None else None
         if record is None:

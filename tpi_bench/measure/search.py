@@ -152,10 +152,12 @@ def search(
     batch = _first_of_each_kind(unrun) if num_best > 1 else unrun[:1]
     while batch and len(found.tried) < effort.num_points and not effort.is_over:
         batch = batch[: effort.num_points - len(found.tried)]
-        for (way, bound), record in zip(batch, run([way for way, _ in batch]), strict=True):
+        for (way, bound), record in zip(batch, run([way for way, _ in batch]), strict=False):
             found.tried.append(Tried(way=way, bound=bound, record=record))
             on_tried(found.tried[-1])
-        done = {id(way) for way, _ in batch}
+            if effort.is_over:
+                break
+        done = {id(tried.way) for tried in found.tried}
         unrun = [each for each in unrun if id(each[0]) not in done]
         bar = _Bar(found.tried, num_best)
         batch = _next(unrun, bar) if num_best > 1 else _first(unrun, bar, 1)
