@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -18,7 +19,7 @@ from tests.report.test_rows import RUN
 from tpi_bench import load
 from tpi_bench.app.place import ResultsPlace, open_place
 from tpi_bench.host.locks import Lock
-from tpi_bench.measure import point
+from tpi_bench.measure import attempt, point
 from tpi_bench.measure.prepare import Prepared
 from tpi_bench.report.folder import CannotWrite, ResultsFolder
 from tpi_bench.report.rows import Record
@@ -160,17 +161,17 @@ def test_a_sweep_that_is_stopped_says_which_rows_there_are(
     """To a script, too; Ctrl-C comes while the third point runs."""
     measured: list[object] = []
 
-    def measure(prepared: Prepared, *others: object) -> Record:
+    def measure(prepared: Prepared, **others: Any) -> Record:
         if len(measured) == 2:
             raise KeyboardInterrupt
         measured.append(prepared)
-        return of_a_point(prepared, *others)
+        return of_a_point(prepared, **others)
 
     of_a_point = point.measure
-    monkeypatch.setattr(point, "measure", measure)
+    monkeypatch.setattr(attempt, "measure", measure)
     folder = tmp_path / "out"
     sweep = ["-m", *VIRTUAL, "testbed.num_devices=1,20,2,3", f"output_dir={folder}", "report=json"]
-    done = run(*sweep, cache_dir=cache_dir)
+    done = run(*sweep, "testbed.cost=measured", cache_dir=cache_dir)  # no workers
     assert done.returncode == 130
     assert done.stderr.endswith(f"stopped; go on with: python -m tpi_bench resume={folder}\n")
     report = report_of(done)
