@@ -47,9 +47,9 @@ def run_virtual(
     torch.set_num_threads(job.threads_per_device)
     if cost == "modelled":
         job = replace(job, request=replace(job.request, eos_ids=()))  # tokens mean nothing
-        costs = ModelledCosts(_traced_before(_computations_of(job)) if remembers else None)
+        traced = _traced_before(_computations_of(job)) if remembers else None
         with without_data():
-            return _run(job, costs, shares_disk, failure)
+            return _run(job, ModelledCosts(traced), shares_disk, failure)
     path = cost_file(cache_dir)
     with cache.locked(path):
         kernel = kernel_name(job.weights)
