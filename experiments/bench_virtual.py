@@ -107,7 +107,7 @@ def _rows(runs: pd.DataFrame) -> pd.DataFrame:
     import pandas as pd
 
     rows = succeeded(runs)
-    started = pd.to_datetime(rows.started)
+    started = pd.to_datetime(rows.started, format="ISO8601")
     until_next = (started.shift(-1) - started).dt.total_seconds()
     return rows.assign(
         line=[names.system_label(row) for row in rows.to_dict("records")],

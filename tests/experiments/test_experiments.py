@@ -74,6 +74,16 @@ TINY = {
         "workload.prompt_tokens=3",
         "testbed.threads_per_device=1",
     ],
+    "bench_virtual": [
+        "model=debug",
+        "model.hidden=128",
+        "model.num_heads=8",
+        "model.num_kv_heads=8",
+        "model.weights=float32",
+        "workload.prompt_tokens=3",
+        "network.link_latency_ms=0.3",
+        "network.bandwidth_mbps=300",
+    ],
     "tab_case_study": [
         "model=debug",  # whose heads do not divide into groups of 32 for four devices
         "model.hidden=128",

@@ -58,7 +58,7 @@ class PointLauncher(Launcher):
     ) -> Sequence[JobReturn]:
         assert self.config is not None
         assert self.hydra_context is not None
-        assert self.task_function is not None
+        run_task: Any = self.task_function
         setup_globals()
         logs = self.config.hydra.hydra_logging, self.config.hydra.verbose
         configure_log(*logs)
@@ -66,7 +66,7 @@ class PointLauncher(Launcher):
         found = []
         folder = Path(self.config.hydra.sweep.dir)
         with contextlib.closing(_Turns(composer, job_overrides, initial_job_idx, folder)) as turns:
-            task = functools.partial(self.task_function, records=turns)
+            task = functools.partial(run_task, records=turns)
             for config in turns:
                 found.append(
                     run_job(
