@@ -27,6 +27,7 @@ NAMED = re.findall(r"`(\w+)`", README.partition("| NAME | question |")[2].partit
 EXPERIMENTS = {path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml")}
 LESS = {
     "task=chat": ["model=debug", "workload.num_new_tokens=2"],
+    "task=advise": ["model=debug", "workload.num_new_tokens=2", "timeout_s=10"],
     "-m": ["repeat=0", "model=debug", "workload.prompt_ids=[1,2]", "workload.num_new_tokens=2"],
 }
 

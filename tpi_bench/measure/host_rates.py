@@ -34,6 +34,7 @@ _MATRIX_BYTES = 4 << 20
 _SWEPT_BYTES = 8 << 20
 _COLUMNS = 1024
 _ROWS = (8, 128)  # of prompts
+_FEW_MATRICES = 8  # are enough where it is arithmetic that takes time
 _SMALL_OPERATORS = 32
 _DISK_BYTES = 256 << 20
 _BLOCK_BYTES = 4 << 20
@@ -79,25 +80,25 @@ def _products(held: str, overhead_s: float) -> dict[str, float]:
 
     dtype = getattr(torch, resolve_types("auto", held)[0])
     stored = [_stored(held, _MATRIX_BYTES) for _ in range(_MEMORY_BYTES // _MATRIX_BYTES)]
-    nbytes = sum(tensor.nbytes for tensors in stored for tensor in tensors)
+    nbytes = sum(tensor.nbytes for tensor in stored[0])
     matrices = [Matrix(*map(_as_on_a_device, tensors)) for tensors in stored]
-    calls_s = len(matrices) * overhead_s
 
-    def swept_s(num_rows: int) -> float:
+    def call_s(num_rows: int, num_matrices: int) -> float:
         rows = torch.ones(num_rows, _COLUMNS, dtype=dtype)
 
         def sweep() -> None:
-            for matrix in matrices:
+            for matrix in matrices[:num_matrices]:
                 matrix(rows)
 
-        taken_s = statistics.median(_times(sweep))
-        return max(taken_s - calls_s, taken_s / 2)
+        taken_s = statistics.median(_times(sweep)) / num_matrices
+        return max(taken_s - overhead_s, taken_s / 2)
 
-    reading_s, few_s, many_s = (swept_s(number) for number in (1, *_ROWS))
     few, many = _ROWS
+    reading_s, few_s = (call_s(number, len(matrices)) for number in (1, few))
+    many_s = call_s(many, min(_FEW_MATRICES, len(matrices)))  # their bytes count for little
     row_s = (many_s - few_s) / (many - few)
     before_s = max(few_s - few * row_s, few_s / 2)
-    flops = sum(2 * matrix.shape[0] * matrix.shape[1] for matrix in matrices)
+    flops = 2 * matrices[0].shape[0] * matrices[0].shape[1]
     names = ("memory_gb_per_s", "peak_gflops")
     if held != WEIGHTS[0]:
         names = (f"{held}_gb_per_s", f"{held}_gflops")
