@@ -94,9 +94,10 @@ def _take_memory(group: dict[str, Any]) -> Any:
 def _devices_in_order(profiles: dict[str, Any], overrides: Sequence[str]) -> list[Any]:
     """The composed profiles, as often and in the order that the command line names them."""
     names = list(profiles)
-    for override in OverridesParser.create().parse_overrides(list(overrides)):
+    of_devices = [text for text in overrides if text.startswith("device=")]
+    for override in OverridesParser.create().parse_overrides(of_devices):
         value = override.value()
-        if override.get_key_element() == "device" and isinstance(value, list):
+        if isinstance(value, list):
             names = [str(name) for name in value]
     return [profiles[name] for name in names]
 
