@@ -85,10 +85,10 @@ def test_errors_are_answers(workers: Workers) -> None:
 
 def test_one_that_ended_between_two_streams_costs_nothing(workers: Workers) -> None:
     before = {a.value[1] for a in workers.answers(told, [(0, 0.2), (1, 0.2)])}
-    for process in map(psutil.Process, before):
-        process.kill()
-        while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
-            time.sleep(0.01)
+    for pid in before:
+        os.kill(pid, signal.SIGKILL)
+    while not all(hand.worker.has_ended for hand in workers._hands):
+        time.sleep(0.01)
     answers = [a.value for a in workers.answers(told, [(0, 0.2), (1, 0.2)])]
     assert [number for number, _ in answers] == [0, 1]
     assert not before & {pid for _, pid in answers}

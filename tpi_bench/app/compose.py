@@ -105,9 +105,10 @@ def _devices_in_order(profiles: dict[str, Any], overrides: Sequence[str]) -> lis
 def chosen_devices(overrides: Sequence[str]) -> list[str]:
     """What `device=[a,b,b]` lists, in its order; nothing where there is no list."""
     choices: list[str] = []
-    for override in OverridesParser.create().parse_overrides(list(overrides)):
+    of_devices = [text for text in overrides if text.startswith("device=")]
+    for override in OverridesParser.create().parse_overrides(of_devices):
         value = override.value()
-        if override.get_key_element() == "device" and isinstance(value, list):
+        if isinstance(value, list):
             choices = [str(choice) for choice in value]
     return choices
 

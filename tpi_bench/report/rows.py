@@ -7,6 +7,7 @@ NaN for a number of seconds or bytes, and null for anything else.
 
 from __future__ import annotations
 
+import functools
 import math
 import typing
 from collections.abc import Mapping
@@ -31,15 +32,23 @@ class Row:
     @classmethod
     def unmeasured(cls) -> Self:
         """All columns empty."""
-        hints = typing.get_type_hints(cls)
         empty: dict[Any, Any] = {float: math.nan, dict[str, str]: {}}
-        return cls(**{each.name: empty.get(hints[each.name]) for each in fields(cls)})
+        return cls(
+            **{name: empty.get(hint) for name, hint in _hints(typing.cast(Any, cls)).items()}
+        )
 
     @classmethod
     def from_cells(cls, cells: Mapping[str, Any]) -> Self:
         """As stored; columns that an older record lacks are empty, others that it has are lost."""
         known = vars(cls.unmeasured())
         return cls(**(known | {name: cells[name] for name in known if name in cells}))
+
+
+@functools.cache
+def _hints(cls: type[Row]) -> dict[str, Any]:
+    """The types of its columns: a sweep asks for thousands of rows."""
+    hints = typing.get_type_hints(cls)
+    return {each.name: hints[each.name] for each in fields(cls)}
 
 
 @dataclass(kw_only=True)
