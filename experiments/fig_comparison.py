@@ -118,6 +118,7 @@ def draw(rows: pd.DataFrame) -> Figure:
     for axes in panels:
         axes.tick_params(axis="x", labelrotation=90, labelsize=6)
     panels[0].set_yticks(places, labels)
+    panels[0].set_ylim(-0.5, len(labels) - 0.5)  # also where a system has points at one cap alone
     shared = ", sharing cores" if rows.devices_share_cores.fillna(False).any() else ""
     figure.suptitle(f"{rows.model.iloc[0]}, measured{shared}, by weights", fontsize=7.5)
     handles = [

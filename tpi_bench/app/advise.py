@@ -10,7 +10,7 @@ import json
 import logging
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from hydra.core.hydra_config import HydraConfig
@@ -30,6 +30,9 @@ from tpi_bench.report.advice_text import advice_text, seconds_text
 from tpi_bench.report.folder import ResultsFolder, read_runs
 from tpi_bench.report.rows import Record
 
+if TYPE_CHECKING:
+    from tpi_bench.measure.side_by_side import SideBySide
+
 _LOG = logging.getLogger(__name__)
 _SECONDS = 26.0  # with the program's own start less than 30
 
@@ -38,6 +41,7 @@ def advise(settings: Settings) -> None:
     """Search, keep the rows, and tell. Raises ValueError, in one line, for what cannot be."""
     from tpi_bench.measure.advise import Adviser
     from tpi_bench.measure.planned import load_model
+    from tpi_bench.measure.side_by_side import SideBySide
 
     config = HydraConfig.get()
     if config.mode == RunMode.MULTIRUN:
@@ -49,10 +53,11 @@ def advise(settings: Settings) -> None:
     base = base_of(settings, cache_dir)
     results, kept = ResultsFolder(Path(config.sweep.dir)), list[Record]()
     is_shown = settings.raw["progress"] and settings.raw["verbosity"] != "quiet"
+    workers = SideBySide()
     bar = tqdm(unit="point", disable=None if is_shown else True, dynamic_ncols=True)
 
     def measured(points: Iterable[Settings]) -> Iterator[Record]:
-        for record in _not_twice(results, points):
+        for record in _not_twice(results, workers, points):
             kept.append(record)
             yield record
 
@@ -77,6 +82,7 @@ def advise(settings: Settings) -> None:
     try:
         advice, found = adviser.advise(bounded)
     finally:
+        workers.end()
         bar.close()
         lock.give_back()
     if found.best:
@@ -86,14 +92,14 @@ def advise(settings: Settings) -> None:
     _finish(settings, results, advice, Rows.of(kept))
 
 
-def _not_twice(results: ResultsFolder, points: Iterable[Settings]) -> Iterator[Record]:
+def _not_twice(
+    results: ResultsFolder, workers: SideBySide, points: Iterable[Settings]
+) -> Iterator[Record]:
     """The record of each point, in order; what is in the folder already is not run again."""
-    from tpi_bench.measure.side_by_side import measured_side_by_side
-
     asked = list(points)
     done = {each.point: results.done(each.point) for each in asked}
     missing = {each.point: each for each in asked if done[each.point] is None}
-    records = measured_side_by_side(missing.values())
+    records = workers.records(missing.values())
     for each in asked:
         record = done[each.point]
         if record is None:
