@@ -178,6 +178,8 @@ from tpi_bench import run, sweep
 print("begins")
 result = run("model=debug", "workload.prompt_ids=[1,2]", "workload.num_new_tokens=2", {cache!r})
 print(result.status, len(result.devices))
+"""
+SWEEP = """
 results = sweep("testbed=virtual", "model=debug", "workload.prompt_tokens=4", {cache!r},
                 "workload.num_new_tokens=2", "testbed.num_devices=1,2", show=False)
 print(list(results.runs.status))
@@ -186,8 +188,11 @@ print(list(results.runs.status))
 
 @pytest.mark.parametrize("is_script", [True, False], ids=["script", "standard input"])
 def test_works_without_a_guard(tmp_path: Path, cache_dir: Path, is_script: bool) -> None:
-    """Devices must not run the script once more, nor look for a file called <stdin>."""
-    text = SCRIPT.format(cache=f"cache_dir={cache_dir}")
+    """Devices must not run the script once more, nor look for a file called <stdin>.
+
+    Nor must the process of modelled runs, which is started as they are.
+    """
+    text = (SCRIPT + SWEEP * is_script).format(cache=f"cache_dir={cache_dir}")
     script = tmp_path / "script.py"
     script.write_text(text)
     done = subprocess.run(
@@ -200,7 +205,7 @@ def test_works_without_a_guard(tmp_path: Path, cache_dir: Path, is_script: bool)
         timeout=120,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout == "begins\nok 2\n['ok', 'ok']\n"
+    assert done.stdout == "begins\nok 2\n" + "['ok', 'ok']\n" * is_script
     assert done.stderr == ""
 
 

@@ -19,7 +19,7 @@ from tests.helpers.models_zoo import Variant, make_checkpoint, oracle, prompt_of
 from tests.helpers.running import make_job, run_ok
 from tests.helpers.settings import settings_of
 from tests.helpers.virtual import answer_of
-from tpi_bench.contract.job import Job, Outcome
+from tpi_bench.contract.job import Job
 from tpi_bench.contract.request import Request
 from tpi_bench.measure.point import measure
 from tpi_bench.measure.prepare import prepare
@@ -29,19 +29,19 @@ NUM_NEW = 24
 MAX_LOGIT_DIFFERENCE = 1e-3
 
 
-def job_of(system, folder: Path, tmp_path: Path, **extra) -> Job:
+def job_of(system, folder: Path, tmp_path: Path, num_new: int = NUM_NEW, **extra) -> Job:
     """A prompt of 20 tokens, whose logits are kept."""
-    request = Request(prompt_ids=prompt_of(20), num_new_tokens=NUM_NEW, keep_logits=True)
+    request = Request(prompt_ids=prompt_of(20), num_new_tokens=num_new, keep_logits=True)
     path = str(tmp_path / "logits.pt")
     return make_job(
         system, folder, tmp_path, num_devices=1, request=request, logits_path=path, **extra
     )
 
 
-def run_system(system, folder: Path, tmp_path: Path, **extra) -> tuple[Outcome, torch.Tensor]:
-    """Outcome and logits (n, v) on a device."""
-    job = job_of(system, folder, tmp_path, **extra)
-    return run_ok(job), torch.load(tmp_path / "logits.pt")
+def logits_of(system, folder: Path, tmp_path: Path) -> torch.Tensor:
+    """(n, v), in this process, which has loaded the libraries."""
+    answer_of(job_of(system, folder, tmp_path))
+    return torch.load(tmp_path / "logits.pt")
 
 
 def listing(folder: Path) -> dict[Path, int]:
@@ -120,7 +120,7 @@ def test_layers_are_not_in_memory(large: Path, tmp_path: Path) -> None:
     before = listing(large)
     sizes = {}
     for system in (AccelerateSystem(), AccelerateSystem(offload="cpu"), TransformersSystem()):
-        (device,) = run_system(system, large, tmp_path)[0].devices
+        (device,) = run_ok(job_of(system, large, tmp_path, num_new=3)).devices
         taken = device.peak_anon_bytes - device.start_anon_bytes
         sizes[f"{system.label} {system.variant}".strip()] = taken
     in_fp32 = 2 * size_of(large)
@@ -189,8 +189,8 @@ def test_options_of_transformers_take_effect(
 ) -> None:
     """Logits differ from the defaults', and by no more than rounding explains."""
     folder = checkpoints["gqa"]
-    _, logits = run_system(TransformersSystem(**options), folder, tmp_path)
-    _, plain = run_system(TransformersSystem(), folder, tmp_path)
+    logits = logits_of(TransformersSystem(**options), folder, tmp_path)
+    plain = logits_of(TransformersSystem(), folder, tmp_path)
     difference = (logits[0] - plain[0]).abs().max()
     assert 0 < difference < tolerance
 

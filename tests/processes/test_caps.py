@@ -326,10 +326,10 @@ def test_a_wait_is_told_from_work(checkpoints: dict[str, Path], cache_dir: Path)
 
 def test_virtual_time_has_a_limit_of_wall_time(cache_dir: Path) -> None:
     virtual = ("testbed=virtual", "model=llama2_70b", "model.weights=q4", "system.window=2")
-    longer = ("workload.prompt_tokens=8", "workload.num_new_tokens=500", "timeout_s=0.05")
+    longer = ("workload.prompt_tokens=8", "workload.num_new_tokens=500", "timeout_s=0.001")
     done = run(*virtual, *longer, "testbed.num_devices=8", cache_dir=cache_dir)
     assert done.returncode == 4
-    assert "timeout: virtual time had not come to its end after 0.05 s (timeout_s)" in done.stderr
+    assert "timeout: virtual time had not come to its end after 0.001 s (timeout_s)" in done.stderr
 
 
 def test_what_took_as_long_as_it_might_is_an_answer_and_a_hang_is_not() -> None:
@@ -355,7 +355,7 @@ def test_a_sweep_with_caps(cache_dir: Path, tmp_path: Path) -> None:
     """What fits only with a window runs with a window, with the same tokens; the rest is a row."""
     folder = sweep(
         "model=debug",
-        "model.num_layers=24",
+        "model.num_layers=12",
         "model.hidden=480",
         "model.intermediate=2000",
         "model.share_layers=true",
@@ -374,7 +374,7 @@ def test_a_sweep_with_caps(cache_dir: Path, tmp_path: Path) -> None:
     assert found == {("2", 300.0): "ok", ("2", 0.0): "ok", ("off", 0.0): "ok"}
     (error,) = runs.error.dropna()
     assert error.startswith("device.memory_mb=300 is too little for device 0, which needs ")
-    assert " 345 of weights, " in error
+    assert re.search(r" 17\d of weights, ", error)
     assert "; what fits: " in error
     assert "system.window=auto (" in error
     assert set(runs.cache.dropna()) == {"cold"}

@@ -58,19 +58,19 @@ def listening_ports(launcher: psutil.Process) -> set[int]:
     return ports
 
 
-def scan_until_it_ends(process: subprocess.Popen, num_per_port: int) -> list[socket.socket]:
-    """Connect to each port as soon as it is open, send probes and hold the connections."""
+def scan(process: subprocess.Popen, num_per_port: int) -> list[socket.socket]:
+    """Connect to each port when it is open, send probes and hold the connections."""
     launcher, probes = psutil.Process(process.pid), itertools.cycle(PROBES)
     held: dict[int, list[socket.socket]] = {}
     deadline = time.monotonic() + 60
-    while process.poll() is None and time.monotonic() < deadline:
+    while process.poll() is None and len(held) < NUM_DEVICES and time.monotonic() < deadline:
         for port in listening_ports(launcher) - held.keys():
             held[port] = []
             with contextlib.suppress(OSError):  # it may have closed since
                 for probe in itertools.islice(probes, num_per_port):
                     held[port].append(socket.create_connection(("127.0.0.1", port), timeout=1))
                     held[port][-1].sendall(probe)
-        time.sleep(0.001)
+        time.sleep(0.02)
     return [connection for connections in held.values() for connection in connections]
 
 
@@ -96,8 +96,8 @@ def test_a_port_scanner_does_not_disturb_a_run(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT
     )
     try:
-        held = scan_until_it_ends(process, NUM_PER_PORT)
-        output, errors = process.communicate(timeout=10)
+        held = scan(process, NUM_PER_PORT)
+        output, errors = process.communicate(timeout=60)
     finally:
         process.kill()
     assert process.returncode == 0, errors

@@ -45,11 +45,13 @@ class Sweep(WatchesSweep):
     def __init__(self, arguments: Sequence[str]) -> None:
         self.arguments = list(arguments)
         self._bar: tqdm[Any] | None = None
+        self._hides_bar = False
         self._lock: Lock | None = None
         self._jobs: list[list[str]] | None = None
         self._left_out: list[str] = []  # why points have no row, or no answer
         self._kept: set[str] = set()  # points that are not run again
         self._made: list[Path] = []  # folders that were not there before
+        self._greeting: list[str] = []  # what is said once the points are known to be right
         self._is_copy = False  # in a launcher's worker
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
@@ -61,9 +63,8 @@ class Sweep(WatchesSweep):
             jobs = all_jobs(config)
             if jobs is not None and len(jobs) > 1:
                 self._jobs = jobs
-                _LOG.info(
-                    "note: task=%s leaves no rows and no table; task=measure does", config.task
-                )
+                note = f"note: task={config.task} leaves no rows and no table; task=measure does"
+                self._greeting = [note]
             return
         folder = Path(config.hydra.sweep.dir)
         try:  # Hydra turns a callback's exceptions into warnings, and would go on
@@ -74,14 +75,20 @@ class Sweep(WatchesSweep):
         except (ValueError, OSError, InUse) as error:
             fail_of(config.report, error)
         self._jobs = all_jobs(config)
-        _LOG.info("results: %s", folder)
+        self._greeting = [f"results: {folder}"]
         if config.resume is not None:
             kept = kept_rows(ResultsFolder(folder), config.timeout_s)
             self._kept = {run.point for run in kept}
-            _LOG.info(kept_line(kept, folder))
-        num_points = None if self._jobs is None else len(self._jobs)
-        hidden = None if is_shown else True
-        self._bar = tqdm(total=num_points, unit="point", disable=hidden, dynamic_ncols=True)
+            self._greeting.append(kept_line(kept, folder))
+        self._hides_bar = not is_shown
+
+    def on_accepted(self) -> None:
+        for line in self._greeting:
+            _LOG.info(line)
+        if self._lock is not None:
+            total = None if self._jobs is None else len(self._jobs)
+            hidden = True if self._hides_bar else None  # None: on a terminal alone
+            self._bar = tqdm(total=total, unit="point", disable=hidden, dynamic_ncols=True)
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
         if self._is_copy:

@@ -31,6 +31,10 @@ class WatchesSweep(Callback):
     """What Hydra tells no callback. Workers have copies of one, this is of the original."""
 
     @abstractmethod
+    def on_accepted(self) -> None:
+        """No point is refused; the first is about to run."""
+
+    @abstractmethod
     def on_worker_end(self, job_return: JobReturn) -> None:
         """A point has ended that a worker ran."""
 

@@ -101,6 +101,8 @@ class GridSweeper(Sweeper):
             folder.mkdir(parents=True, exist_ok=True)
             OmegaConf.save(self.config, folder / "multirun.yaml")
         fix_folder(self.config)
+        for watcher in watchers(self.hydra_context):
+            watcher.on_accepted()
         results = self.launcher.launch(jobs, initial_job_idx=0)
         tell_of_workers(self.config, self.hydra_context, results)
         for result in results:
