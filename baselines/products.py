@@ -3,12 +3,15 @@
 What the engine's own kernels take for the matrices of a token, block by block out of the same
 files, without the small operators, the sampling and the messages between them. A token of
 `system=tpi` takes longer by just these: the two beside each other are the account of what is not
-weights, which spans cannot give, as a span holds a whole block.
+weights, which spans cannot give, as a span holds a whole block. With `by_matrix` each matrix has a
+span of its own, kept by `testbed.trace=true`; with `rows`, each is multiplied with so many vectors
+at once, as those of a prompt are.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, ClassVar
 
 from tpi_bench.contract.job import Job, Output
@@ -22,7 +25,7 @@ from tpi_bench.engine.generation import warmed_up
 from tpi_bench.engine.plans import tensor_parallel
 
 if TYPE_CHECKING:
-    from tpi_bench.contract.runtime import Runtime
+    from tpi_bench.contract.runtime import Key, Runtime
     from tpi_bench.engine.matrix import Matrix
 
 
@@ -34,8 +37,16 @@ class ProductsSystem(System):
     """
 
     name: str = setting("products", "how rows call it")
+    rows: int = setting(1, "vectors that each matrix is multiplied with at once")
+    by_matrix: bool = setting(False, "each matrix is a computation of its own, named by its shape")
 
     talks: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if self.rows < 1:
+            raise ValueError(
+                f"system.rows is {self.rows}; it is 1 for a token, or more for a prompt"
+            )
 
     @property
     def label(self) -> str:
@@ -52,23 +63,33 @@ class ProductsSystem(System):
 
         matrices = token_matrices(rt, self, job)
         dtype = getattr(torch, job.dtype)
-        vectors = {cols: torch.ones(1, cols, dtype=dtype) for _, cols in shapes_of(matrices)}
-        key = ("products", job.dtype, job.weights, *shapes_of(matrices))
+        vectors = {
+            cols: torch.ones(self.rows, cols, dtype=dtype) for _, cols in shapes_of(matrices)
+        }
+        parts = [[matrix] for matrix in matrices] if self.by_matrix else [matrices]
+        keys = [self._key(job, part) for part in parts]
 
-        def multiply() -> None:
-            for matrix in matrices:
+        def multiply(part: list[Matrix]) -> None:
+            for matrix in part:
                 matrix(vectors[matrix.shape[1]])
 
         def answer(limit: int, output: Output) -> Generation:
             result = Generation(token_ids=[], request_ns=rt.now(), token_ns=[], account=[])
             for _ in range(limit):
-                rt.compute(key, multiply)
+                for key, part in zip(keys, parts, strict=True):
+                    rt.compute(key, partial(multiply, part))
                 result.token_ids.append(0)
                 result.token_ns.append(rt.now())
             return result
 
         result = warmed_up(job.request, output, answer)
         return None if rt.rank else result
+
+    def _key(self, job: Job, part: list[Matrix]) -> Key:
+        """What its cost depends on; its first word is what a span of it is called."""
+        shapes = shapes_of(part)
+        name = f"{shapes[0][0]}x{shapes[0][1]}" if self.by_matrix else "products"
+        return (name, job.dtype, job.weights, self.rows, *shapes)
 
 
 def token_matrices(rt: Runtime, system: System, job: Job) -> list[Matrix]:

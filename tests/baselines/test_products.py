@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from baselines.products import ProductsSystem, token_matrices
+from baselines.products import ProductsSystem, shapes_of, token_matrices
 from tests.helpers.local_runtime import run_ranks
 from tests.helpers.models_zoo import prompt_of
 from tests.helpers.running import make_job, run_ok
@@ -56,3 +57,20 @@ def test_they_run_at_every_precision(weights: str, wide: Path, cache_dir: Path) 
     assert times == sorted(times)
     assert outcome.generation.warmup_ttft_ns is not None
     assert len(outcome.devices) == 2
+
+
+def test_a_span_a_matrix_and_rows_of_a_prompt(wide: Path, cache_dir: Path) -> None:
+    """Each matrix is a computation that its shape names, also with several vectors at once."""
+    job = job_of(wide, cache_dir, 1)
+    shapes = run_ranks(1, lambda rt: shapes_of(token_matrices(rt, ProductsSystem(), job)))[0]
+    program = ProductsSystem(rows=3, by_matrix=True)
+    outcome = run_ok(replace(job, program=program, trace=True))
+    names = [span.key for span in outcome.devices[0].spans if span.kind == "compute"]
+    passes, rest = divmod(len(names), len(shapes))
+    assert rest == 0
+    assert names == [f"{rows}x{cols}" for rows, cols in shapes] * passes
+
+
+def test_rows_are_at_least_one() -> None:
+    with pytest.raises(ValueError, match=r"system.rows is 0; it is 1 for a token"):
+        ProductsSystem(rows=0)

@@ -10,7 +10,6 @@ import pytest
 
 from tests.helpers.command_line import ROOT, run, run_module
 from tpi_bench.report.drawing import Drawing
-from tpi_bench.report.folder import read_runs
 
 EXPERIMENTS = sorted(path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml"))
 
@@ -74,6 +73,13 @@ TINY = {
         "workload.prompt_tokens=3",
         "testbed.threads_per_device=1",
     ],
+    "bench_profile": [
+        "model=debug",
+        "repeat=0",
+        "model.weights=float32",
+        "workload.prompt_tokens=3",
+        "testbed.threads_per_device=1",
+    ],
     "bench_virtual": [
         "model=debug",
         "model.hidden=128",
@@ -114,7 +120,13 @@ WITH_PROMPT = ("fig_latency", "fig_fidelity", "exactness", "tab_equivalence")
 
 DRAWN_AGAIN = ("fig_latency", "tab_memory")
 
-OWN_DEVICES = ("fig_allreduce", "fig_comparison_budget", "tab_case_study", "bench_engine")
+OWN_DEVICES = (
+    "fig_allreduce",
+    "fig_comparison_budget",
+    "tab_case_study",
+    "bench_engine",
+    "bench_profile",
+)
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
@@ -146,4 +158,4 @@ def test_an_experiment_runs_tiny(name: str, cache_dir: Path, tmp_path: Path) -> 
         assert done.stdout.strip() in again.stdout
     else:  # the table alone, which is quicker
         drawing: Drawing = importlib.import_module(f"experiments.{figure}").DRAWING
-        assert done.stdout.strip() == drawing.text(read_runs(folder)).strip()
+        assert done.stdout.strip() == drawing.text(drawing.stored(folder)).strip()

@@ -198,12 +198,12 @@ def finish(folder: Path, figure: str | None, report: str, num_left_out: int = 0)
 
 def _show(results: ResultsFolder, figure: str | None, shown: TextIO) -> list[Path]:
     """Print the experiment's own table, or that of any sweep; returns the files drawn."""
-    rows = read_runs(results.folder)
     if figure is None:
-        print(sweep_table(rows), file=shown)
+        print(sweep_table(read_runs(results.folder)), file=shown)
         return []
     drawing = drawing_of(figure)
     with told_of_older_rows(results.folder), results.writing():
+        rows = drawing.stored(results.folder)
         print(drawing.text(rows), file=shown)
         return drawing.save(rows, results.folder)
 

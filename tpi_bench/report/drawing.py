@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tpi_bench.report.figures import save_figure
-from tpi_bench.report.folder import CannotWrite, ResultsFolder, read_runs
+from tpi_bench.report.folder import CannotWrite, ResultsFolder, read_runs, read_spans
 from tpi_bench.report.older import told_of_older_rows
 
 if TYPE_CHECKING:
@@ -23,7 +23,9 @@ class Drawing:
     """What a module of `experiments/` calls DRAWING.
 
     `rows` takes those of the run table that it shows and adds columns of its own; there are none
-    when nothing can be drawn, and `nothing` says so. `table` and `draw` get these rows.
+    when nothing can be drawn, and `nothing` says so. `table` and `draw` get these rows. An
+    experiment that keeps spans (`testbed.trace=true`) adds what they tell of each point to the run
+    table with `of_spans`, which gets both tables.
     """
 
     name: str
@@ -31,6 +33,12 @@ class Drawing:
     table: Callable[[pd.DataFrame], str]
     draw: Callable[[pd.DataFrame], Figure]
     nothing: str = "no point succeeded"
+    of_spans: Callable[[pd.DataFrame, pd.DataFrame], pd.DataFrame] | None = None
+
+    def stored(self, folder: Path) -> pd.DataFrame:
+        """The run table of a results folder. Raises ValueError where a table is missing."""
+        runs = read_runs(folder)
+        return runs if self.of_spans is None else self.of_spans(runs, read_spans(folder))
 
     def text(self, runs: pd.DataFrame) -> str:
         """The table, or why there is none."""
@@ -61,8 +69,8 @@ class Drawing:
         parser.add_argument("folder", type=Path, help="a results folder, in which they are left")
         folder = parser.parse_args().folder
         try:
-            runs = read_runs(folder)
             self._refuse_another(folder)
+            runs = self.stored(folder)
             with told_of_older_rows(folder), ResultsFolder(folder).writing():
                 if self.rows(runs).empty:
                     raise ValueError(f"{folder} holds no point of {self.name} that succeeded")

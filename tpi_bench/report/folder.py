@@ -218,6 +218,16 @@ def read_runs(folder: Path) -> pd.DataFrame:
     return pd.read_parquet(path)
 
 
+def read_spans(folder: Path) -> pd.DataFrame:
+    """What took from when to when. Raises ValueError where none were kept."""
+    import pandas as pd
+
+    path = folder / "spans.parquet"
+    if not path.is_file():
+        raise ValueError(f"{folder} holds no spans; they are kept with testbed.trace=true")
+    return pd.read_parquet(path)
+
+
 def _read(path: Path) -> Record:
     found = json.loads(path.read_text())
     return Record(
