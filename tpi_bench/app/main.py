@@ -21,6 +21,7 @@ from tpi_bench.app import hydra_app
 from tpi_bench.app.advise_asked import with_advice_defaults
 from tpi_bench.app.arguments import for_hydra, options_last, plain_text
 from tpi_bench.app.errors import HYDRA_ERRORS, ExitStatus, fail_of, say_failure, status_text
+from tpi_bench.app.folder_tasks import folder_task
 from tpi_bench.app.place import ResultsPlace
 from tpi_bench.app.resolvers import register
 from tpi_bench.app.settings import help_text
@@ -40,6 +41,9 @@ def main() -> None:
     arguments = typed
     place = ResultsPlace()
     try:
+        of_folders = folder_task(typed)
+        if of_folders is not None:
+            sys.exit(of_folders.start(typed))
         given = with_advice_defaults(for_hydra(typed, sys.stdin.read))
         arguments = options_last(place.with_stored(given))
         OmegaConf.register_new_resolver("tpi_settings", settings_in_force, replace=True)

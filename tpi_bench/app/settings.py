@@ -52,7 +52,9 @@ PLAIN = (
         str,
         "generate answers one prompt, chat goes on; measure leaves a row; advise tells the fastest "
         "way of running a model on device=[...]; perplexity tells that of a text by precision; "
-        "calibrate makes this host's device profile",
+        "calibrate makes this host's device profile; of results folders, task=compare a=DIR b=DIR "
+        "tells what became faster or slower (fail_above=5%: status 1 if anything did), and "
+        "task=trace DIR makes spans a file for Perfetto",
         TASKS,
         True,
     ),

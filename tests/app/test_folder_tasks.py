@@ -1,0 +1,85 @@
+"""`task=compare` and `task=trace`, typed: of results folders, stored ones and one made here."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.command_line import ROOT, run, run_here
+from tpi_bench.app.main import main
+
+STORED = ROOT / "results" / "fig_latency"
+
+
+def typed(*arguments: str) -> tuple[int, str, str]:
+    """Status, standard output and standard error."""
+    done = run_here(main, list(arguments))
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_a_folder_beside_itself() -> None:
+    status, shown, _ = typed("task=compare", f"a={STORED}", f"b={STORED}", "fail_above=5%")
+    assert status == 0
+    assert "slower" not in shown.replace("slower by more", "")
+    assert "faster" not in shown
+    assert shown.strip().endswith("slower by more than 5%, or failed")
+    assert "\n0 of " in shown
+
+
+def test_as_json(tmp_path: Path) -> None:
+    status, shown, _ = typed("task=compare", f"a={STORED}", f"b={STORED}", "report=json")
+    found = json.loads(shown)
+    assert (status, found["status"], found["worse"]) == (0, "ok", None)
+    assert found["environment"] == {}
+    ratios = [each["token_latency_s"]["ratio"] for each in found["points"]]
+    assert {ratio for ratio in ratios if ratio is not None} == {1.0}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["a=x"], "b is missing. Usage: python -m tpi_bench task=compare a=DIR b=DIR"),
+        ([], "a and b is missing"),
+        (["a=nowhere", f"b={STORED}"], "a=nowhere: "),
+        ([f"a={STORED}", f"b={STORED}", "fail_abov=5%"], "did you mean fail_above?"),
+        ([f"a={STORED}", f"b={STORED}", "fail_above=much"], "it is a share, as 5% or 0.05"),
+        ([f"a={STORED}", f"b={STORED}", "report=xml"], "it may be text or json"),
+    ],
+)
+def test_what_cannot_be_compared(arguments: list[str], said: str) -> None:
+    status, shown, told = typed("task=compare", *arguments)
+    assert (status, shown) == (2, "")
+    assert told.startswith("error: ")
+    assert said in told
+    assert told.count("\n") == 1
+
+
+def test_spans_for_perfetto(cache_dir: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "traced"
+    measured = run(
+        "task=measure",
+        "testbed=virtual",
+        "testbed.trace=true",
+        "testbed.num_devices=2",
+        "model=debug",
+        "workload.prompt_tokens=3",
+        "workload.num_new_tokens=2",
+        f"output_dir={folder}",
+        cache_dir=cache_dir,
+    )
+    assert measured.returncode == 0, measured.stderr
+    status, shown, told = typed("task=trace", str(folder))
+    assert status == 0, told
+    assert shown.startswith(f"{folder / 'trace.json'}: ")
+    events = json.loads((folder / "trace.json").read_text())["traceEvents"]
+    assert {event["name"] for event in events if event["ph"] == "X"} >= {"embed", "attn"}
+    assert {event["pid"] for event in events} == {0, 1}
+
+
+def test_no_spans() -> None:
+    status, _, told = typed("task=trace", str(STORED))
+    assert status == 2
+    assert told == (f"error: {STORED}: no spans were kept; measure again with testbed.trace=true\n")
+    assert not (STORED / "trace.json").exists()

@@ -1,0 +1,132 @@
+"""`task=compare a=DIR b=DIR` and `task=trace DIR`: of results folders, without anything being run.
+
+They take folders and no settings of a point, so nothing is composed: their few arguments are read
+here, before Hydra is asked.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tpi_bench.app.errors import ExitStatus
+from tpi_bench.app.typed import did_you_mean
+from tpi_bench.host import cache
+from tpi_bench.report.chrome_trace import chrome_trace
+from tpi_bench.report.comparison import compared_runs, comparison_report, comparison_text
+from tpi_bench.report.results import Results, load
+
+TRACE_FILE = "trace.json"
+
+
+@dataclass(frozen=True)
+class FolderTask:
+    """`needed` and `more` are its arguments; one without a name is the first that is needed."""
+
+    run: Callable[[Mapping[str, str]], ExitStatus]
+    needed: tuple[str, ...]
+    more: tuple[str, ...]
+    usage: str
+
+    def start(self, typed: Sequence[str]) -> ExitStatus:
+        """Raises ValueError where an argument is unknown, missing or makes no sense."""
+        given: dict[str, str] = {}
+        for text in typed:
+            key, has_value, value = text.partition("=")
+            if key == "task":
+                continue
+            if not has_value and not text.startswith("-"):
+                key, value = self.needed[0], text
+            known = (*self.needed, *self.more, "report")
+            if key not in known:
+                name = key or text
+                raise ValueError(
+                    f"there is no {name} here; {did_you_mean(name, known)} Usage: {self.usage}"
+                )
+            given[key] = value
+        missing = [key for key in self.needed if not given.get(key)]
+        if missing:
+            raise ValueError(f"{' and '.join(missing)} is missing. Usage: {self.usage}")
+        if given.get("report", "text") not in ("text", "json"):
+            raise ValueError(f"report={given['report']} is not allowed; it may be text or json")
+        return self.run(given)
+
+
+def folder_task(typed: Sequence[str]) -> FolderTask | None:
+    """The task that was typed, if it is one of these."""
+    named = [text.partition("=")[2] for text in typed if text.startswith("task=")]
+    return FOLDER_TASKS.get(named[-1]) if named else None
+
+
+def _compare(given: Mapping[str, str]) -> ExitStatus:
+    a, b = (_stored(given[letter], letter) for letter in ("a", "b"))
+    fail_above = _share(given["fail_above"]) if "fail_above" in given else None
+    found = compared_runs(a.runs, b.runs)
+    failed = fail_above is not None and bool(found.worse(fail_above))
+    status = ExitStatus.ERROR if failed else ExitStatus.OK
+    if given.get("report") == "json":
+        said = {"status": "error" if failed else "ok", "exit_reason": status.reason}
+        print(json.dumps(said | comparison_report(found, fail_above)))
+    else:
+        print(comparison_text(found, fail_above))
+    return status
+
+
+def _trace(given: Mapping[str, str]) -> ExitStatus:
+    results = _stored(given["folder"], "folder")
+    try:
+        trace = chrome_trace(results.runs, results.spans)
+    except ValueError as error:
+        raise ValueError(f"{results.folder}: {error}") from error
+    path = Path(given.get("output") or results.folder / TRACE_FILE)
+    cache.write_json(path, trace)
+    if given.get("report") == "json":
+        said = {"status": "ok", "exit_reason": ExitStatus.OK.reason}
+        print(json.dumps(said | {"trace": str(path), "events": len(trace["traceEvents"])}))
+    else:
+        print(f"{path}: {len(trace['traceEvents'])} events, for Perfetto or chrome://tracing")
+    return ExitStatus.OK
+
+
+def _stored(folder: str, key: str) -> Results:
+    """A results folder with points. Raises ValueError."""
+    try:
+        found = load(folder)
+    except ValueError as error:
+        raise ValueError(f"{key}={folder}: {error}") from error
+    if not len(found):
+        raise ValueError(f"{key}={folder} has no point")
+    return found
+
+
+def _share(typed: str) -> float:
+    """`5%` and `0.05` are the same. Raises ValueError."""
+    try:
+        value = float(typed.removesuffix("%")) / (100 if typed.endswith("%") else 1)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value < math.inf:
+        raise ValueError(
+            f"fail_above={typed} is not allowed; it is a share, as 5% or 0.05, by which a point "
+            "may be slower"
+        )
+    return value
+
+
+FOLDER_TASKS = {
+    "compare": FolderTask(
+        _compare,
+        ("a", "b"),
+        ("fail_above",),
+        "python -m tpi_bench task=compare a=DIR b=DIR [fail_above=5%] [report=json]",
+    ),
+    "trace": FolderTask(
+        _trace,
+        ("folder",),
+        ("output",),
+        "python -m tpi_bench task=trace DIR [output=FILE] [report=json]",
+    ),
+}
