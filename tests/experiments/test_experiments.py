@@ -90,6 +90,23 @@ TINY = {
         "network.link_latency_ms=0.3",
         "network.bandwidth_mbps=300",
     ],
+    "fig_overlap": [
+        "model=debug",
+        "network.link_latency_ms=1",
+        "device.paper_emulated.memory_gb_per_s=0.1",
+        "device.paper_emulated.disk_gb_per_s=0.01",
+        "device.memory_mb=null",
+        "system=tpi,tpi_window2",
+    ],
+    "fig_window": ["model=debug", "system=tpi", "system.window=1,2,off"],
+    "fig_lan": [
+        "model=debug",
+        "network=switch",
+        "network.bandwidth_mbps=100",
+        "network.link_latency_ms=1",
+        "testbed.num_devices=2",
+    ],
+    "fig_token": ["model=debug", "system=tpi,pipeline", "device.memory_mb=null"],
     "tab_case_study": [
         "model=debug",  # whose heads do not divide into groups of 32 for four devices
         "model.hidden=128",
