@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
+from multiprocessing import forkserver
 from pathlib import Path
 
 # As many workers as cores, each with a torch whose threads would wait for each other awake.
@@ -15,7 +16,7 @@ import torch
 
 from tests.helpers.calibration import PLAIN, keep
 from tests.helpers.models_zoo import VARIANTS, WIDE, Variant, make_checkpoint
-from tpi_bench.host import helper
+from tpi_bench.host import fork, helper
 from tpi_bench.host.machine import available_cpus
 from tpi_bench.measure import noise, point
 
@@ -39,6 +40,28 @@ def probes() -> Iterator[tuple[float, ...]]:
 def modelled_runs() -> None:
     """Their process stays for all tests of this worker, that have others in between."""
     helper.shared_helper()._worker._idle_s = 3600.0
+
+
+@pytest.fixture(scope="session", autouse=True)
+def preloaded() -> Iterator[str]:
+    """What tests fork from, see `helpers/preload.py`; that of a user."""
+    of_a_user, fork._PRELOADED = fork._PRELOADED, "tests.helpers.preload"
+    yield of_a_user
+    fork._PRELOADED = of_a_user
+
+
+@pytest.fixture(scope="module")
+def as_a_user_forks(preloaded: str) -> Iterator[None]:
+    """From an interpreter with no more in its memory than a user's."""
+
+    def fork_from(module: str) -> None:
+        helper.shared_helper().end()  # while it lives, so does the interpreter that it is from
+        forkserver._forkserver._stop()
+        fork._PRELOADED = module
+
+    fork_from(preloaded)
+    yield
+    fork_from("tests.helpers.preload")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -33,6 +33,8 @@ from tpi_bench.processes import caps
 from tpi_bench.processes.launcher import run_job
 from tpi_bench.report.rows import RunRow
 
+pytestmark = pytest.mark.usefixtures("as_a_user_forks")
+
 SHORT = Request(prompt_ids=prompt_of(5), num_new_tokens=3)
 MB = 1_000_000
 
