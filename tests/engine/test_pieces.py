@@ -230,7 +230,7 @@ def test_as_it_is_typed(cache_dir: Path, tmp_path: Path) -> None:
     pieces, whole = runs[runs.prefill_chunk == 16], runs[runs.prefill_chunk.isna()]
     assert list(pieces.token_latency_s) == pytest.approx(list(whole.token_latency_s))
     # Links are waited for once a piece, of which there are three.
-    assert all(pieces.ttft_s.array > 2.5 * whole.ttft_s.array)
+    assert all(pieces.ttft_s.array > 2.4 * whole.ttft_s.array)
     assert all(pieces.ttft_s.array < 3.5 * whole.ttft_s.array)
 
 
