@@ -138,7 +138,9 @@ class Speed(Row):
     ttft_s: float = column("s", "from the request at the master to the first sampled token")
     warmup_ttft_s: float = column("s", "the same of the warm-up, which counts nowhere else")
     token_latency_s: float = column("s", "mean gap between later tokens: (last - first) / (n - 1)")
-    token_latency_p50_s: float = column("s", "median of these gaps")
+    token_latency_p50_s: float = column(
+        "s", "median of these gaps; of tokens that come together all but the first have gap 0"
+    )
     token_latency_p95_s: float = column("s", "95th percentile of these gaps")
     ttft_low_s: float = column(
         "s",
@@ -159,8 +161,27 @@ class Speed(Row):
 
 
 @dataclass(kw_only=True)
+class Speculated(Row):
+    """How tokens were drafted, and how many a pass gave; `measure/metrics.py` counts."""
+
+    speculation: str | None = column("", "`workload.speculation`: none, lookup or draft")
+    draft_tokens: int | None = column("", "tokens that a pass proposes at most; empty without")
+    draft_model: str | None = column("", "the model that drafts, and what its weights are held in")
+    num_passes: int | None = column(
+        "", "passes over all weights after the first token; empty where a library does not say"
+    )
+    pass_latency_s: float = column("s", "mean time of these passes: (last - first) / passes")
+    tokens_per_pass: float = column("", "tokens after the first, over these passes")
+    num_proposed: int | None = column("", "tokens that were drafted; empty where none are")
+    num_accepted: int | None = column("", "of these, what is in the answer")
+    acceptance: float = column("", "accepted over proposed")
+
+
+@dataclass(kw_only=True)
 class Limits(Row):
-    """What a token costs at least; `measure/limits.py` computes it."""
+    """What a token costs at least; `measure/limits.py` computes it. Where a pass gives several, it
+    is a pass's cost over them.
+    """
 
     memory_bps: float = column(
         "bytes/s",
@@ -272,6 +293,7 @@ PARTS = (
     Circumstances,
     HostNoise,
     Speed,
+    Speculated,
     Links,
     Limits,
     Exactness,
@@ -291,6 +313,7 @@ class RunRow(
     Exactness,
     Limits,
     Links,
+    Speculated,
     Speed,
     HostNoise,
     Circumstances,
