@@ -25,6 +25,11 @@ def refuse_speculation(settings: Settings) -> None:
             f"workload.speculation={kind} with system={system.name}, {known}; use tpi, pipeline, "
             "mmap, blocking, edgeshard or galaxy"
         )
+    if system.max_devices == 1 and workload.prefill_chunk is not None:
+        raise ValueError(
+            f"workload.prefill_chunk with workload.speculation={kind} and system={system.name}, "
+            "which takes the prompt whole then; leave out one of them"
+        )
     is_unreal = testbed.cost == "modelled"
     if is_unreal and workload.acceptance is None:
         raise ValueError(
