@@ -50,6 +50,7 @@ class Workload:
     own model, in `draft_weights`. `acceptance` stands for its real one in modelled virtual time.
     """
 
+    name: str = setting("chat", "how rows call it")
     prompt: str | None = setting(None, "the text that is answered; prompt= sets it as typed")
     prompt_ids: list[int] | None = setting(None, "token ids instead of a text", common=True)
     prompt_tokens: int | None = setting(

@@ -95,8 +95,7 @@ def answer(
     drafter: Drafter | None = None,
     before: Sequence[int] = (),
 ) -> Generation:
-    """Up to `limit` tokens from the prompt, or from a turn that follows `before`, which is cached.
-    """
+    """Up to `limit` tokens from the prompt, or from a turn behind what is cached, `before`."""
     from tpi_bench.engine.sampling import chooser
     from tpi_bench.engine.speculation import Agreement
 

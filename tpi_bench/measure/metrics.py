@@ -72,6 +72,8 @@ def speculated(job: Job, outcome: Outcome, *, is_library: bool) -> Speculated:
     kinds.speculation = asked.kind if asked else "none"
     kinds.draft_tokens = asked.draft_tokens if asked else None
     kinds.draft_model = job.draft_name or None
+    if asked and asked.acceptance is not None:
+        kinds.acceptance_asked = asked.acceptance
     if generation is None or outcome.status != "ok":
         return kinds
     num_later, num_passes = len(generation.token_ids) - 1, generation.num_passes

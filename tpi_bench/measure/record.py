@@ -119,6 +119,7 @@ def _asked(
         model=model_name,
         dtype=dtype,
         weights=weights,
+        workload=settings.workload.name,
         num_devices=settings.num_devices,
         topology=network.topology,
         link_latency_ms=network.link_latency_ms,

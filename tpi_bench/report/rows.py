@@ -70,6 +70,7 @@ class Asked(Row):
     model: str = column("", "name of the model")
     dtype: str = column("", "what the system computes in")
     weights: str = column("", "what it holds weights in: `float32` .. `q4`")
+    workload: str | None = column("", "`workload.name`")
     num_devices: int = column("", "devices, the master included")
     topology: str = column("", "`network.topology`")
     link_latency_ms: float = column("ms", "asked latency of one hop")
@@ -175,6 +176,7 @@ class Speculated(Row):
     num_proposed: int | None = column("", "tokens that were drafted; empty where none are")
     num_accepted: int | None = column("", "of these, what is in the answer")
     acceptance: float = column("", "accepted over proposed")
+    acceptance_asked: float = column("", "`workload.acceptance`, where none is real")
 
 
 @dataclass(kw_only=True)
