@@ -50,6 +50,8 @@ def test_a_product_with_a_few_rows_is_that_of_one_and_the_arithmetic_of_the_othe
     ]
     assert found == [50, 130, 190]
     assert profile.work_ns((Operator(1000, 100, "float32", "float32", 2),)) == 250
+    slower = replace(profile, q4_few_gflops=1, q4_gflops=9)  # of 4 further rows 80 each
+    assert slower.work_ns((Operator(400, 100, "q4", "float32", 5),)) == 50 + 4 * 80
 
 
 def test_rates_are_those_of_the_precision() -> None:
