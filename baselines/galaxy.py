@@ -67,9 +67,9 @@ class GalaxySystem(System):
 
     def run_device(self, rt: Runtime, job: Job, output: Output) -> Generation | None:
         from tpi_bench.engine.device_model import DeviceModel
+        from tpi_bench.engine.drafters import drafter_of
         from tpi_bench.engine.generation import generate
         from tpi_bench.engine.packing import make_wire
-        from tpi_bench.engine.speculation import drafter_of
 
         model = DeviceModel(rt, job)
         model.hold_buffers(2 * min(1, rt.world_size - 1))  # the gathered tiles, and a partial sum

@@ -117,9 +117,9 @@ class PipelineSystem(WindowedSystem):
 
     def run_device(self, rt: Runtime, job: Job, output: Output) -> Generation | None:
         from tpi_bench.engine.device_model import DeviceModel, Steps
+        from tpi_bench.engine.drafters import drafter_of
         from tpi_bench.engine.generation import generate
         from tpi_bench.engine.packing import make_wire
-        from tpi_bench.engine.speculation import drafter_of
 
         assert job.plan is not None
         chain = job.plan.chain

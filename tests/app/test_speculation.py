@@ -110,6 +110,19 @@ def test_in_virtual_time_acceptance_is_given(cache_dir: Path, tmp_path: Path) ->
     assert (first.token_latency_s > first.limit_token_s).all()
 
 
+def test_one_run_says_what_its_passes_gave(cache_dir: Path) -> None:
+    typed = (*VIRTUAL, "workload.speculation=lookup", "workload.acceptance=1")
+    typed = (*typed, "workload.num_new_tokens=11")
+    told = run(*typed, cache_dir=cache_dir)
+    assert told.returncode == 0
+    (line,) = (text for text in told.stderr.splitlines() if "tokens a pass" in text)
+    assert line.startswith("lookup              5.00 tokens a pass of ")
+    assert line.endswith("(8 of 8 drafted ones were right)")
+    report = json.loads(run(*typed, "report=json", cache_dir=cache_dir).stdout)
+    found = [report[name] for name in ("num_passes", "num_proposed", "num_accepted")]
+    assert found == [2, 8, 8]
+
+
 def test_a_talk_with_lookup_says_what_one_without_says(
     checkpoints: dict[str, Path], cache_dir: Path
 ) -> None:

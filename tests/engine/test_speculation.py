@@ -13,7 +13,7 @@ from baselines.pipeline import PipelineSystem
 from tests.helpers.drafting import LOOKUP, drafted
 from tests.helpers.models_zoo import oracle, prompt_of
 from tests.helpers.running import make_job
-from tests.helpers.virtual import answer_of
+from tests.helpers.virtual import IDEAL, answer_of, run_here
 from tpi_bench.contract.job import Job, Output
 from tpi_bench.contract.request import Request
 from tpi_bench.contract.speculation import Speculation
@@ -182,6 +182,24 @@ def test_a_pass_of_tokens_has_one_time_and_one_account(
         begins.append(begins[-1] + accepted + 1)
     assert begins.pop() == NUM_NEW
     assert [i for i, account in enumerate(found.account) if account] == begins
+
+
+def test_measured_virtual_time_has_real_tokens(
+    checkpoints: dict[str, Path], cache_dir: Path, tmp_path: Path
+) -> None:
+    """Which is why the same are accepted in each rehearsal."""
+    job = replace(
+        job_of(PipelineSystem(), 2, checkpoints["tied"], cache_dir, tmp_path),
+        profiles=(IDEAL, IDEAL),
+        logits_path=None,
+    )
+    request = replace(job.request, prompt_ids=(5, 6, 7) * 4, speculation=LOOKUP)
+    job = replace(job, request=request)
+    plain = answer_of(replace(job, request=replace(request, speculation=None)))
+    outcome = run_here(job, tmp_path, cost="measured")
+    assert outcome.generation is not None
+    assert outcome.generation.token_ids == plain.token_ids
+    assert sum(outcome.generation.accepted) > 0
 
 
 def test_a_request_that_speculates_needs_a_drafter() -> None:

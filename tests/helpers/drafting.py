@@ -12,7 +12,7 @@ from tests.helpers.virtual import answer_of
 from tpi_bench.contract.job import Job
 from tpi_bench.contract.request import Generation
 from tpi_bench.contract.speculation import Speculation
-from tpi_bench.engine import speculation
+from tpi_bench.engine import drafters
 
 LOOKUP = Speculation(kind="lookup", draft_tokens=4)
 
@@ -37,7 +37,7 @@ def drafted(
 ) -> Generation:
     """The job's answer, drafted by one who knows it, in this process."""
     text = [*job.request.prompt_ids, *answer]
-    monkeypatch.setattr(speculation, "drafter_of", lambda _rt, _job: KnowsTheAnswer(text, share))
+    monkeypatch.setattr(drafters, "drafter_of", lambda _rt, _job: KnowsTheAnswer(text, share))
     request = job.request
     if request.speculation is None:
         request = replace(request, speculation=LOOKUP)

@@ -9,14 +9,14 @@ import functools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import torch
-
 from tpi_bench.contract.system import Streaming
 from tpi_bench.engine.device_model import DeviceModel
 from tpi_bench.engine.generation import feed
 from tpi_bench.engine.sampling import greedy
 
 if TYPE_CHECKING:
+    import torch
+
     from tpi_bench.contract.job import Job
     from tpi_bench.contract.runtime import Runtime
 

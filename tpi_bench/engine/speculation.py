@@ -1,23 +1,18 @@
-"""Exact speculation on the master: what a pass proposes, and how much of it the model agrees with.
+"""Exact speculation on the master: what proposes tokens, and how much of it the model agrees with.
 
 `generation.py` puts a draft behind the last token and asks for the logits of all of them in one
 pass. What is not agreed with stays behind in the KV caches, and the next step, which begins at the
 first position that does not hold, writes over it: its header tells every rank (`device_model.py`).
+`drafters.py` has who proposes.
 """
 
 from __future__ import annotations
 
-import functools
 import random
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from tpi_bench.contract.speculation import Speculation
-from tpi_bench.engine.prompt_lookup import PromptLookup
-
-if TYPE_CHECKING:
-    from tpi_bench.contract.job import Job
-    from tpi_bench.contract.runtime import Runtime
 
 
 class Drafter(Protocol):
@@ -30,43 +25,6 @@ class Drafter(Protocol):
     def propose(self, text: Sequence[int], most: int) -> list[int]:
         """Up to `most` tokens (at least 1) that may follow."""
         ...
-
-
-class LookupDrafter:
-    """Copies from the text itself; a little Python on the master, charged as sampling is."""
-
-    def __init__(self, rt: Runtime) -> None:
-        self._rt = rt
-        self._lookup = PromptLookup()
-
-    def read(self, text: Sequence[int]) -> None:
-        self.propose(text, 1)
-
-    def propose(self, text: Sequence[int], most: int) -> list[int]:
-        find = functools.partial(self._lookup.propose, text, most)
-        return self._rt.compute(("lookup", most), find)
-
-
-class UnrealDrafter:
-    """Where nothing real is computed: always as many as are allowed, of no meaning."""
-
-    def read(self, text: Sequence[int]) -> None:
-        """There is nothing to look at."""
-
-    def propose(self, text: Sequence[int], most: int) -> list[int]:
-        return [0] * most
-
-
-def drafter_of(rt: Runtime, job: Job) -> Drafter | None:
-    """What proposes tokens in a job's answers; None where each pass gives one."""
-    speculation = job.request.speculation
-    if speculation is None:
-        return None
-    if speculation.kind == "draft":
-        from tpi_bench.engine.draft_model import ModelDrafter
-
-        return ModelDrafter(rt, job)
-    return LookupDrafter(rt) if speculation.acceptance is None else UnrealDrafter()
 
 
 class Agreement:

@@ -94,9 +94,9 @@ class TpiSystem(WindowedSystem):
 
     def run_device(self, rt: Runtime, job: Job, output: Output) -> Generation | None:
         from tpi_bench.engine.device_model import DeviceModel
+        from tpi_bench.engine.drafters import drafter_of
         from tpi_bench.engine.generation import generate
         from tpi_bench.engine.packing import make_wire
-        from tpi_bench.engine.speculation import drafter_of
 
         collective = collective_by_name(self.collective)
         model = DeviceModel(rt, job)
