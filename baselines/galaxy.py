@@ -13,7 +13,7 @@ from __future__ import annotations
 import functools
 import itertools
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from baselines.galaxy_shares import plan_shares
 from tpi_bench.contract.job import Job, Output
@@ -22,6 +22,7 @@ from tpi_bench.contract.network import Traffic
 from tpi_bench.contract.plan import Plan, Range, Site
 from tpi_bench.contract.request import Generation
 from tpi_bench.contract.setting import setting
+from tpi_bench.contract.speculation import SPECULATIONS
 from tpi_bench.contract.system import System
 from tpi_bench.engine.plans import tensor_parallel
 from tpi_bench.engine.wire import Wire, check_wire, hidden_bytes, wire_setting, wire_words
@@ -40,6 +41,8 @@ class GalaxySystem(System):
 
     name: str = setting("galaxy", "how rows call it")
     wire: str = wire_setting()
+
+    speculations: ClassVar[tuple[str, ...]] = SPECULATIONS
 
     def __post_init__(self) -> None:
         check_wire(self.wire)
@@ -64,6 +67,7 @@ class GalaxySystem(System):
 
     def run_device(self, rt: Runtime, job: Job, output: Output) -> Generation | None:
         from tpi_bench.engine.device_model import DeviceModel
+        from tpi_bench.engine.drafters import drafter_of
         from tpi_bench.engine.generation import generate
         from tpi_bench.engine.packing import make_wire
 
@@ -75,13 +79,13 @@ class GalaxySystem(System):
             _run_worker(rt, model, wire)
             return None
         master = _Master(rt, model, wire)
-        result = generate(rt, master.forward, job.request, output)
+        result = generate(rt, master.forward, job.request, output, drafter_of(rt, job))
         master.close()
         return result
 
 
 class _Master:
-    """Rank 0: gives each device the new positions that it connects, takes the last one back."""
+    """Rank 0: gives each device the new positions that it connects, takes the last ones back."""
 
     def __init__(self, rt: Runtime, model: DeviceModel, wire: Wire) -> None:
         from tpi_bench.engine.device_model import Steps
@@ -93,20 +97,25 @@ class _Master:
         self._steps = Steps(rt)
         self._workers = range(1, rt.world_size)
 
-    def forward(self, token_ids: list[int], position: int) -> torch.Tensor:
-        """New token ids -> logits (v,) of the last."""
+    def forward(self, token_ids: list[int], position: int, num_back: int = 1) -> torch.Tensor:
+        """New token ids -> logits (v,) of the last, or (n, v) of the last n."""
+        import torch
+
         num_new = len(token_ids)
         rows = split_positions(num_new, self._rt.world_size)
         x = self._model.embed(token_ids)
-        self._steps.announce(self._workers, num_new, position)
+        self._steps.announce(self._workers, num_new, position, num_back)
         for worker in self._workers:
             if rows[worker][0] < num_new:
                 self._rt.send(worker, self._wire.pack(self._rt, x[slice(*rows[worker])]))
         x = self._ring.layers(x[slice(*rows[0])], rows, position)
-        owner = _owner_of_last(rows)
-        if owner:
-            x = self._model.receive_hidden(owner, 1, self._wire)
-        return self._model.logits(x)
+        parts = [x[_first_back(rows[0], num_new, num_back) :]]
+        for worker in self._workers:
+            count = rows[worker][1] - rows[worker][0] - _first_back(rows[worker], num_new, num_back)
+            if count:
+                parts.append(self._model.receive_hidden(worker, count, self._wire))
+        parts = [part for part in parts if part.shape[0]]
+        return self._model.logits(parts[0] if len(parts) == 1 else torch.cat(parts), num_back)
 
     def close(self) -> None:
         self._steps.end()
@@ -114,17 +123,19 @@ class _Master:
 
 
 def _run_worker(rt: Runtime, model: DeviceModel, wire: Wire) -> None:
-    """Ranks above 0: their rows in, through all layers, the last position back to the master."""
+    """Ranks above 0: their rows in, through all layers, the last positions back to the master."""
     from tpi_bench.engine.device_model import Steps
 
     ring = _Ring(rt, model, wire)
-    for num_new, position in Steps(rt):
+    steps = Steps(rt)
+    for num_new, position in steps:
         rows = split_positions(num_new, rt.world_size)
         first, last = rows[rt.rank]
         x = ring.new_tile(0) if first == last else model.receive_hidden(0, last - first, wire)
         x = ring.layers(x, rows, position)
-        if rt.rank == _owner_of_last(rows):
-            rt.send(0, wire.pack(rt, x[-1:].contiguous()))
+        back = x[_first_back(rows[rt.rank], num_new, steps.num_back) :]
+        if back.shape[0]:
+            rt.send(0, wire.pack(rt, back.contiguous()))
     model.window.close()
 
 
@@ -237,9 +248,10 @@ def split_positions(num_new: int, num_devices: int) -> list[Range]:
     return list(zip([0, *ends[:-1]], ends, strict=True))
 
 
-def _owner_of_last(rows: list[Range]) -> int:
-    """Who holds the last of the new positions."""
-    return max(rank for rank, (first, last) in enumerate(rows) if last > first)
+def _first_back(own: Range, num_new: int, num_back: int) -> int:
+    """The first of a device's rows that is among the last `num_back` of the new positions."""
+    first, last = own
+    return min(last - first, max(0, num_new - num_back - first))
 
 
 def galaxy_steps(num_devices: int, num_layers: int) -> int:

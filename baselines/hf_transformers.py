@@ -1,13 +1,14 @@
 """Plain Hugging Face Transformers in one process: everyone's baseline, and the oracle.
 
 Needs all weights in memory: mapped from the checkpoint's files where they have the dtype that is
-computed in, else converted.
+computed in, else converted. `workload.speculation=lookup` is its own assisted generation, which
+takes the first place in the text where the last two tokens stand, or the last one.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from baselines.huggingface import HuggingFaceSystem, load_model
 from tpi_bench.contract.job import Job
@@ -30,6 +31,8 @@ class TransformersSystem(HuggingFaceSystem):
     )
     threads: int | None = setting(None, "of this system alone; null is the testbed's")
     attention: str = setting("sdpa", "how attention is computed", ATTENTIONS)
+
+    speculations: ClassVar[tuple[str, ...]] = ("none", "lookup")
 
     def __post_init__(self) -> None:
         if self.dtype is not None and self.dtype not in DTYPES:

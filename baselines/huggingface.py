@@ -7,9 +7,11 @@ and Transformers are imported on the device alone.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 from abc import abstractmethod
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -95,18 +97,21 @@ def _answer(rt: Runtime, model: Any, request: Request, limit: int, output: Outpu
     model.generation_config = transformers.GenerationConfig()
     prompt = torch.tensor([request.prompt_ids])
     stamps = _Stamps(rt, request, limit, output)
-    answer = rt.compute(
-        ("generate",),
-        lambda: model.generate(
-            prompt,
-            attention_mask=torch.ones_like(prompt),
-            generation_config=config,
-            streamer=stamps,
-            stopping_criteria=transformers.StoppingCriteriaList([stamps.is_over]),
-        ),
-    )
+    if request.speculation is not None:
+        stamps = _StampsOfPasses(rt, request, limit, output)
+    with stamps.watching(model):
+        answer = rt.compute(
+            ("generate",),
+            lambda: model.generate(
+                prompt,
+                attention_mask=torch.ones_like(prompt),
+                generation_config=config,
+                streamer=stamps,
+                stopping_criteria=transformers.StoppingCriteriaList([stamps.is_over]),
+            ),
+        )
     if output.on_logits and answer.logits:
-        for logits in answer.logits:
+        for logits in answer.logits[: len(stamps.result.token_ids)]:
             output.on_logits(logits[0].float())
     return stamps.result
 
@@ -134,6 +139,10 @@ class _Stamps:
     def end(self) -> None:
         """All tokens have been put."""
 
+    def watching(self, model: Any) -> contextlib.AbstractContextManager[None]:
+        """Nothing needs to be seen of the model."""
+        return contextlib.nullcontext()
+
     def is_over(self, input_ids: torch.Tensor, scores: object, **kwargs: object) -> torch.Tensor:
         """A stopping criterion: end of sequence and time limit as for every other system.
 
@@ -148,6 +157,50 @@ class _Stamps:
             account=[],
         )
         return torch.tensor([should_stop(self._request, so_far, self._limit)])
+
+
+class _StampsOfPasses(_Stamps):
+    """Of assisted generation: a pass's tokens come together, and the criteria are asked afterwards.
+
+    How many positions a pass has, and so how many tokens were proposed, is seen at the model.
+    """
+
+    _num_positions = 1
+    _is_over = False
+
+    def put(self, value: torch.Tensor) -> None:
+        if not self._has_prompt:
+            self._has_prompt = True
+            return
+        result, now_ns = self.result, self._rt.now()
+        tokens, before = value.flatten().tolist(), len(result.token_ids)
+        for token in tokens:
+            if self._is_over:  # at a token that ends the answer, which it does not know
+                break
+            result.token_ns.append(now_ns)
+            result.token_ids.append(token)
+            if self._output.on_token:
+                self._output.on_token(token)
+            self._is_over = should_stop(self._request, result, self._limit)
+        if before:
+            result.proposed.append(self._num_positions - 1)
+            result.accepted.append(min(len(tokens) - 1, len(result.token_ids) - before))
+
+    def is_over(self, input_ids: torch.Tensor, scores: object, **kwargs: object) -> torch.Tensor:
+        import torch
+
+        return torch.tensor([self._is_over])
+
+    @contextlib.contextmanager
+    def watching(self, model: Any) -> Iterator[None]:
+        def see(_model: Any, _given: Any, named: dict[str, Any]) -> None:
+            self._num_positions = named["input_ids"].shape[1]
+
+        hook = model.register_forward_pre_hook(see, with_kwargs=True)
+        try:
+            yield
+        finally:
+            hook.remove()
 
 
 def _generation_config(request: Request, limit: int) -> GenerationConfig:
@@ -166,4 +219,5 @@ def _generation_config(request: Request, limit: int) -> GenerationConfig:
         return_dict_in_generate=True,
         output_logits=request.keep_logits,
         prefill_chunk_size=request.prefill_chunk,
+        prompt_lookup_num_tokens=request.speculation and request.speculation.draft_tokens,
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from baselines.edgeshard import Stage, plan_stages
 from tpi_bench.contract.job import Job, Output
@@ -18,6 +18,7 @@ from tpi_bench.contract.network import Traffic
 from tpi_bench.contract.plan import Plan, Site
 from tpi_bench.contract.request import Generation
 from tpi_bench.contract.setting import setting
+from tpi_bench.contract.speculation import SPECULATIONS
 from tpi_bench.engine import plans
 from tpi_bench.engine.streaming import WindowedSystem
 from tpi_bench.engine.wire import (
@@ -51,6 +52,8 @@ class PipelineSystem(WindowedSystem):
         PLANNERS,
     )
     wire: str = wire_setting()
+
+    speculations: ClassVar[tuple[str, ...]] = SPECULATIONS
 
     def __post_init__(self) -> None:
         check_wire(self.wire)
@@ -114,6 +117,7 @@ class PipelineSystem(WindowedSystem):
 
     def run_device(self, rt: Runtime, job: Job, output: Output) -> Generation | None:
         from tpi_bench.engine.device_model import DeviceModel, Steps
+        from tpi_bench.engine.drafters import drafter_of
         from tpi_bench.engine.generation import generate
         from tpi_bench.engine.packing import make_wire
 
@@ -132,7 +136,7 @@ class PipelineSystem(WindowedSystem):
             _run_stage(rt, model, chain, wire)
             return None
         first = _FirstStage(rt, model, chain, wire)
-        result = generate(rt, first.forward, job.request, output)
+        result = generate(rt, first.forward, job.request, output, drafter_of(rt, job))
         first.close()
         return result
 
@@ -159,15 +163,15 @@ class _FirstStage:
         self._chain = chain
         self._steps = Steps(rt)
 
-    def forward(self, token_ids: list[int], position: int) -> torch.Tensor:
-        """New token ids -> logits (v,) of the last."""
-        self._steps.announce(self._chain[1:], len(token_ids), position)
+    def forward(self, token_ids: list[int], position: int, num_back: int = 1) -> torch.Tensor:
+        """New token ids -> logits (v,) of the last, or (n, v) of the last n."""
+        self._steps.announce(self._chain[1:], len(token_ids), position, num_back)
         x = self._model.layers(self._model.embed(token_ids), position, lambda partial: partial)
         if len(self._chain) > 1:
             self._rt.send(self._chain[1], self._wire.pack(self._rt, x))
             last = self._chain[-1]
-            x = self._model.receive_hidden(last, 1, self._wire)  # the last position is all it needs
-        return self._model.logits(x)
+            x = self._model.receive_hidden(last, num_back, self._wire)
+        return self._model.logits(x, num_back)
 
     def close(self) -> None:
         self._steps.end()
@@ -180,10 +184,11 @@ def _run_stage(rt: Runtime, model: DeviceModel, chain: Sequence[int], wire: Wire
 
     place = chain.index(rt.rank)
     is_last = place == len(chain) - 1
-    for num_new, position in Steps(rt):
+    steps = Steps(rt)
+    for num_new, position in steps:
         x = model.receive_hidden(chain[place - 1], num_new, wire)
         x = model.layers(x, position, lambda partial: partial)
-        following, x = (0, x[-1:]) if is_last else (chain[place + 1], x)
+        following, x = (0, x[-steps.num_back :]) if is_last else (chain[place + 1], x)
         rt.send(following, wire.pack(rt, x))
     model.window.close()
 

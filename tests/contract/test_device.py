@@ -32,11 +32,26 @@ def test_an_operator_takes_the_longer_of_bytes_and_operations() -> None:
     assert profile.work_ns(()) == 0
 
 
-def test_a_product_with_several_rows_takes_both() -> None:
-    """50 ns of reading and 250 of computing: one row 250, two rows 300."""
+def test_a_product_with_many_rows_takes_both() -> None:
+    """50 ns of reading and 250 of computing: one row 250, nine rows 300."""
     profile = replace(ideal_device(), memory_gb_per_s=2, peak_gflops=4)
-    one, two = (Operator(1000, 100, "float32", "float32", rows) for rows in (1, 2))
-    assert [profile.work_ns((one,)), profile.work_ns((two,))] == [250, 300]
+    one, nine = (Operator(1000, 100, "float32", "float32", rows) for rows in (1, 9))
+    assert [profile.work_ns((one,)), profile.work_ns((nine,))] == [250, 300]
+
+
+def test_a_product_with_a_few_rows_is_that_of_one_and_the_arithmetic_of_the_others() -> None:
+    """Of 50 ns of reading, at a rate that more rows do not have, and 20 of computing a row: one row
+    50, five 130, eight 190. Where a row computes for 125 ns, two take 250.
+    """
+    profile = replace(ideal_device(), memory_gb_per_s=2, peak_gflops=4, float32_rows_gb_per_s=0.001)
+    found = [
+        profile.work_ns((Operator(80 * rows, 100, "float32", "float32", rows),))
+        for rows in (1, 5, 8)
+    ]
+    assert found == [50, 130, 190]
+    assert profile.work_ns((Operator(1000, 100, "float32", "float32", 2),)) == 250
+    slower = replace(profile, q4_few_gflops=1, q4_gflops=9)  # of 4 further rows 80 each
+    assert slower.work_ns((Operator(400, 100, "q4", "float32", 5),)) == 50 + 4 * 80
 
 
 def test_rates_are_those_of_the_precision() -> None:

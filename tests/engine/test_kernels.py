@@ -14,7 +14,7 @@ import torch
 from gguf.quants import dequantize, quantize
 from numba.core.caching import FunctionCache
 
-from tpi_bench.contract.model import GROUP, QUANTISED, WEIGHTS
+from tpi_bench.contract.model import FEW, GROUP, QUANTISED, WEIGHTS
 from tpi_bench.engine import compiled, matrix, one_position, position_kernels, tiles
 from tpi_bench.engine.matrix import Matrix, kernel_name
 from tpi_bench.models.quantised import unpack
@@ -98,6 +98,20 @@ def test_bits_do_not_depend_on_threads_or_cuts(weights: str) -> None:
     ]
     outs.append(torch.cat(parts, dim=1))
     assert all(torch.equal(out, outs[0]) for out in outs)
+
+
+@pytest.mark.parametrize(("weights", "shape"), SHAPES)
+def test_a_few_rows_have_the_bits_that_each_has_alone(
+    weights: str, shape: tuple[int, int], num_threads: int
+) -> None:
+    """Where there is a kernel: of narrower rows torch makes what it likes."""
+    product, _ = make(weights, shape)
+    if product._kernel is None:
+        pytest.skip("too narrow for a kernel")
+    x = torch.cat([vector(shape[1], seed) for seed in range(FEW)])
+    alone = torch.cat([product(row) for row in x.split(1)])
+    for num_rows in range(2, FEW + 1):
+        assert torch.equal(product(x[:num_rows]), alone[:num_rows]), num_rows
 
 
 @pytest.mark.parametrize("dtype", UNIT_OF)

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from tests.helpers.attention import DTYPES, HEADS, LENGTH, UNIT, expected, make, random
+from tpi_bench.contract.model import FEW
 from tpi_bench.contract.plan import Shard
 from tpi_bench.engine import attention, one_position
 from tpi_bench.engine.attention import HeadMap
@@ -64,6 +65,37 @@ def test_gate(cols: int, dtype: torch.dtype, way: str) -> None:
     assert out.dtype == dtype
     bound = (6 * UNIT[torch.float32] + 3 * UNIT[dtype]) * exact.abs()
     assert ((out.double() - exact).abs() <= bound + 1e-6).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_few_positions_have_the_bits_that_each_has_alone(dtype: torch.dtype) -> None:
+    x, weight, both = random(FEW, 576).to(dtype), 1 + random(576, seed=1) / 10, random(FEW, 192)
+    alone = torch.cat([rms_norm(row, weight, 1e-5) for row in x.split(1)])
+    gated = torch.cat([gate(row) for row in both.to(dtype).split(1)])
+    for num_new in range(2, FEW + 1):
+        assert torch.equal(rms_norm(x[:num_new], weight, 1e-5), alone[:num_new])
+        assert torch.equal(gate(both[:num_new].to(dtype)), gated[:num_new])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("heads", HEADS)
+def test_attention_of_a_few_has_the_bits_of_one_after_another(
+    heads: str, dtype: torch.dtype
+) -> None:
+    """Behind a prompt of 5, and over positions that were cached before and are forgotten."""
+    (first, last), (first_kv, last_kv), _ = HEADS[heads]
+    qkv = random(LENGTH, (last - first + 2 * (last_kv - first_kv)) * 32).to(dtype)
+    one_by_one, _ = make(heads, 32, dtype)
+    at_once, _ = make(heads, 32, dtype)
+    alone = [one_by_one(qkv[:5], 0), *(one_by_one(qkv[i : i + 1], i) for i in range(5, LENGTH))]
+    together = [at_once(qkv[:5], 0)]
+    for start in range(5, LENGTH - FEW, 3):
+        mixed = at_once(qkv[start : start + FEW], start)
+        assert torch.equal(mixed, torch.cat(alone)[start : start + FEW])
+    assert torch.equal(together[0], alone[0])
+    assert torch.equal(
+        one_by_one.cache.keys[:, : LENGTH - FEW], at_once.cache.keys[:, : LENGTH - FEW]
+    )
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -54,15 +54,17 @@ def test_attention_sees_what_is_cached(heads: str, dtype: torch.dtype, sizes: An
         assert ((mixed.double() - exact).abs() <= bound).all(), position
 
 
-@pytest.mark.parametrize(("position", "num_seen"), [(0, 2.5), (5, 9)])
-def test_what_attention_of_a_piece_is_charged(position: int, num_seen: float) -> None:
-    """Two products of 4 positions of 6 heads with all that is cached, and themselves; of a whole
-    prompt, with half of itself and half a position, as torch leaves out what comes later.
+@pytest.mark.parametrize(
+    ("num_new", "position", "num_seen"), [(4, 0, 2.5), (4, 5, 7.5), (12, 0, 6.5), (12, 5, 17)]
+)
+def test_what_attention_of_a_piece_is_charged(num_new: int, position: int, num_seen: float) -> None:
+    """Two products of 6 heads of each position with what it sees: of a few, and of a whole prompt,
+    those up to itself, on average; of a long piece all, as torch is told what to leave out.
     """
     with torch.device("meta"), torch.inference_mode():
         mix, _ = make("even", 64, torch.float32)
-        _, work = count_work(lambda: mix(torch.empty(4, 10 * 64), position))
-    assert sum(operator.flops for operator in work) == 2 * 2 * 4 * 6 * 64 * num_seen
+        _, work = count_work(lambda: mix(torch.empty(num_new, 10 * 64), position))
+    assert sum(operator.flops for operator in work) == 2 * 2 * num_new * 6 * 64 * num_seen
 
 
 SYSTEMS: list[tuple[int, System]] = [
@@ -218,7 +220,7 @@ def test_as_it_is_typed(cache_dir: Path, tmp_path: Path) -> None:
     """In a sweep, on four devices with a window; the rows say what was asked."""
     folder = sweep(
         *("testbed=virtual", "testbed.num_devices=4", "model=debug", "system=tpi,pipeline,galaxy"),
-        *("workload.prompt_tokens=40", "workload.prefill_chunk=16,null"),
+        *("workload.prompt_tokens=48", "workload.prefill_chunk=16,null"),
         *("workload.num_new_tokens=3", "network=paper"),
         cache_dir=cache_dir,
         tmp_path=tmp_path,
@@ -228,7 +230,7 @@ def test_as_it_is_typed(cache_dir: Path, tmp_path: Path) -> None:
     pieces, whole = runs[runs.prefill_chunk == 16], runs[runs.prefill_chunk.isna()]
     assert list(pieces.token_latency_s) == pytest.approx(list(whole.token_latency_s))
     # Links are waited for once a piece, of which there are three.
-    assert all(pieces.ttft_s.array > 2.5 * whole.ttft_s.array)
+    assert all(pieces.ttft_s.array > 2.4 * whole.ttft_s.array)
     assert all(pieces.ttft_s.array < 3.5 * whole.ttft_s.array)
 
 

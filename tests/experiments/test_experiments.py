@@ -21,6 +21,16 @@ TINY = {
         "network.link_latency_ms=0.5",
         "system=tpi,tpi_window2,pipeline",
     ],
+    "fig_speculation": [
+        "model=debug",
+        "repeat=0",
+        "workload=code,question",
+        "workload.prompt_ids=[7,8,9,7,8,9,7,8]",
+        "workload.speculation=none,lookup",
+        "workload.acceptance=null",
+        "network.link_latency_ms=0.5",
+        "system=tpi_direct,pipeline",
+    ],
     "fig_allreduce": [
         "system.collective=star,direct",
         "testbed.num_devices=3",

@@ -68,6 +68,7 @@ def planned_job(
         config, Site(proportions=[1.0] * num_devices, weights=weights, num_positions=16)
     )
     assert plan is not None
+    request = extra.pop("request", None)
     return Job(
         program=system,
         config=config,
@@ -76,7 +77,7 @@ def planned_job(
         num_devices=num_devices,
         plan=plan,
         blocks=planned_blocks(config, plan, weights, "float32"),
-        request=Request(prompt_ids=prompt_of(num_prompt), num_new_tokens=8),
+        request=request or Request(prompt_ids=prompt_of(num_prompt), num_new_tokens=8),
         network=NetworkConfig(),
         threads_per_device=1,
         **extra,

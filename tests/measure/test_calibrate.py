@@ -69,25 +69,27 @@ def test_products_are_measured_in_every_precision(monkeypatch: pytest.MonkeyPatc
     found = host_rates.compute_rates(1)
     torch.set_num_threads(num_threads)
     of_precisions = [f"{w}_{unit}" for w in WEIGHTS[1:] for unit in ("gb_per_s", "gflops")]
-    of_rows = [f"{w}_rows_gb_per_s" for w in WEIGHTS]
+    of_rows = [f"{w}_{unit}" for w in WEIGHTS for unit in ("rows_gb_per_s", "few_gflops")]
     plain = ["memory_gb_per_s", "peak_gflops", "op_overhead_us"]
     assert set(found) == {*plain, *of_precisions, *of_rows}
     assert all(value > 0 for value in found.values())
 
 
 def test_no_reading_and_no_arithmetic_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two matrices, 0.1 s a call. A vector takes both 1.2 s: reading 0.5 each. Of 8 and 128 rows
-    each takes 0.01 s of arithmetic, the bytes 2 s before it; at least half of the few is theirs.
+    """Two matrices, 0.1 s a call. A vector takes both 1.2 s: reading 0.5 each, and 8 at once 2.6 s:
+    each of 7 further ones 0.1. Of 16 and 128 rows each takes 0.01 s of arithmetic, the bytes 2 s
+    before it; at least half of the few is theirs.
     """
     monkeypatch.setattr(host_rates, "_MEMORY_BYTES", 2 << 18)
     monkeypatch.setattr(host_rates, "_MATRIX_BYTES", 1 << 18)
     flops, nbytes = 2 * (1 << 16), 1 << 18
-    for few_s, many_s, row_s, before_s in ((2.08, 3.28, 0.01, 2.0), (0.2, 12.2, 0.1, 0.1)):
-        times = iter([[1.2], [2 * (few_s + 0.1)], [2 * (many_s + 0.1)]])
+    for few_s, many_s, row_s, before_s in ((2.16, 3.28, 0.01, 2.0), (1.0, 12.2, 0.1, 0.5)):
+        times = iter([[1.2], [2.6], [2 * (few_s + 0.1)], [2 * (many_s + 0.1)]])
         monkeypatch.setattr(host_rates, "_times", lambda fn, times=times: next(times))
         found = host_rates._products("float32", 0.1)
         assert found["memory_gb_per_s"] == pytest.approx(nbytes / 0.5 / 1e9)
         assert found["peak_gflops"] == pytest.approx(flops / row_s / 1e9, rel=0.02)
+        assert found["float32_few_gflops"] == pytest.approx(flops / 0.1 / 1e9)
         assert found["float32_rows_gb_per_s"] == pytest.approx(nbytes / before_s / 1e9, rel=0.02)
 
 

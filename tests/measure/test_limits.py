@@ -73,6 +73,33 @@ def virtual_job(*arguments: str, cache_dir: Path) -> tuple[Job, Limits]:
     return job, limits.point_limits(settings.testbed, settings.system, job, outcome, None)
 
 
+def test_a_pass_is_shared_by_the_tokens_that_it_gave(tmp_path: Path) -> None:
+    """Eight tokens, seven of them from three passes of 5, 5 and 3 positions: each has three
+    sevenths of what weights and latencies cost a pass, and of 13 / 3 hidden states. So a system
+    that reads every weight once a pass does not beat its limit.
+    """
+    typed = ["workload.prompt_ids=[1]", "testbed.num_devices=3", *PAPER_NETWORK]
+    job, plain = virtual_job(*typed, "system=pipeline", cache_dir=tmp_path)
+    settings = settings_of("testbed=virtual", "model=debug", *typed, f"cache_dir={tmp_path}")
+    times = [1, 2, 2, 2, 3, 3, 4, 4]
+    generation = Generation(
+        token_ids=[0] * 8,
+        request_ns=0,
+        token_ns=times,
+        account=[],
+        proposed=[4, 4, 2],
+        accepted=[2, 1, 1],
+    )
+    outcome = Outcome(status="ok", generation=generation)
+    found = limits.point_limits(settings.testbed, job.program, job, outcome, None)
+    assert found.limit_memory_s == pytest.approx(plain.limit_memory_s * 3 / 7)
+    wire_s = 3 * 4 * 96 * 8 / 300e6  # three messages of one position
+    latency_s = 3 * 4e-3
+    assert plain.limit_network_s == pytest.approx(latency_s + wire_s)
+    assert found.limit_network_s == pytest.approx((latency_s + wire_s * 13 / 3) * 3 / 7)
+    assert found.limit_token_s == pytest.approx(found.limit_memory_s + found.limit_network_s)
+
+
 def test_one_device_in_memory_reads_every_weight(tmp_path: Path) -> None:
     job, found = virtual_job("workload.prompt_ids=[1]", "testbed.num_devices=1", cache_dir=tmp_path)
     rate = job.profiles[0].memory_bps

@@ -6,9 +6,11 @@ import math
 
 import pytest
 
+from tests.helpers.planned import planned_job
 from tpi_bench.contract.job import Outcome
-from tpi_bench.contract.request import Generation
-from tpi_bench.measure.metrics import percentile, speed_of, token_rows
+from tpi_bench.contract.request import Generation, Request
+from tpi_bench.contract.speculation import Speculation
+from tpi_bench.measure.metrics import percentile, speculated, speed_of, token_rows
 
 S = 1_000_000_000
 # The request at 10 s, the first token 2 s later, then gaps of 1, 3 and 2 s.
@@ -38,6 +40,33 @@ def test_speed_of_an_answer() -> None:
     assert speed.compute_share == pytest.approx(0.5)  # of 1 / 2, 1 / 3 and 1 / 2
     assert speed.sync_share == pytest.approx(0.25)  # of 1 / 4, 1 / 3 and 0
     assert (speed.load_wait_share, speed.sampling_share) == (0.0, 0.0)
+
+
+def test_tokens_that_come_together_have_no_gaps_but_the_first() -> None:
+    """Passes of 2 and 4 s after the first token, of 3 tokens and 1; of 5 drafted 2 are right."""
+    drafted = Generation(
+        token_ids=[1, 2, 3, 4, 5],
+        request_ns=0,
+        token_ns=[S, 3 * S, 3 * S, 3 * S, 7 * S],
+        account=[],
+        proposed=[4, 1],
+        accepted=[2, 0],
+    )
+    outcome = Outcome(status="ok", generation=drafted)
+    speed = speed_of(outcome)
+    assert speed.token_latency_s == 1.5  # (7 - 1) / 4
+    assert speed.token_latency_p50_s == 1.0  # of 0, 0, 2 and 4
+    asked = Speculation(kind="lookup", draft_tokens=4)
+    request = Request(prompt_ids=(1,), num_new_tokens=5, speculation=asked)
+    job = planned_job(request=request)
+    found = speculated(job, outcome, is_library=False)
+    assert (found.speculation, found.draft_tokens, found.num_passes) == ("lookup", 4, 2)
+    assert (found.pass_latency_s, found.tokens_per_pass) == (3.0, 2.0)
+    assert (found.num_proposed, found.num_accepted, found.acceptance) == (5, 2, 0.4)
+    plain = speculated(planned_job(), Outcome(status="ok", generation=ANSWER), is_library=True)
+    assert (plain.speculation, plain.num_passes, plain.tokens_per_pass) == ("none", 3, 1.0)
+    assert plain.num_proposed is None
+    assert math.isnan(plain.acceptance)
 
 
 def test_one_token_has_no_latency() -> None:

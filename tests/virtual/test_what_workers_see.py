@@ -61,12 +61,13 @@ def test_frames_and_files(
         assert {kind for kind, _ in opened[rank]} == {"attn", "ffn"}
         assert not own & {path for _, path in opened[rank]}
     num_prompt, hidden = len(job.request.prompt_ids), job.config.hidden
-    steps = [(num_prompt, 0), *((1, num_prompt + i) for i in range(job.request.num_new_tokens))]
+    fed = range(num_prompt, num_prompt + job.request.num_new_tokens)
+    steps = [(num_prompt, 0, 1), *((1, position, 1) for position in fed)]
     for worker in (1, 2):
         frames = [frame for dst, frame in sent if dst == worker]
         headers = [tuple(f.tolist()) for f in frames if f.dtype == torch.int64]
         # The end, and the empty messages whose round trips are measured first.
-        assert set(headers) - {(0, 0), (0,)} <= set(steps)
+        assert set(headers) - {(0, 0, 1), (0,)} <= set(steps)
         payloads = [f for f in frames if f.dtype != torch.int64]
         sizes = {num_prompt * hidden, hidden}
         if system.wire == "q8":

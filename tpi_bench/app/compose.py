@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from tpi_bench.app.arguments import as_typed, plain_text
 from tpi_bench.app.choices import GROUPS
 from tpi_bench.app.devices import name_of
+from tpi_bench.app.drafts import draft_source
 from tpi_bench.app.settings import PLAIN
 from tpi_bench.app.typed import describe, did_you_mean, fits, load_class, make_dataclass
 from tpi_bench.contract.request import Workload
@@ -53,6 +54,7 @@ def settings_from(values: dict[str, Any], overrides: Sequence[str]) -> Settings:
         memory_mb=values["memory_mb"],
         profiles=tuple(_make(each, _device_group(each)) for each in values["device"]),
         workload=workload,
+        draft=draft_source(values),
         raw=values,
         overrides=tuple(map(as_typed, overrides)),
     )

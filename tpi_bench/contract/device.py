@@ -3,11 +3,12 @@
 The `device` group holds one YAML a device, every number with its source; `task=calibrate` makes
 the one of this host. A computation costs what the roofline says: each operator takes the longer of
 its bytes over the rate at which it reads them and its floating-point operations over the peak rate,
-plus a fixed overhead (Williams et al., "Roofline", CACM 2009). A product with several rows takes
+plus a fixed overhead (Williams et al., "Roofline", CACM 2009). A product with many rows takes
 both, one after the other: with the longer of both, a prompt of 49 came out at 0.6 of its time on a
-host of ours. Its bytes have a rate of their own, as it may widen them or lay them out anew: with
-that of one vector, a prompt of 8 in 4 bit came out at a third. All rates are those of the
-precision: unpacking 4-bit weights may be slower than memory, half precision has a peak of its own.
+host of ours. Its bytes have a rate of their own, as it may widen them or lay them out anew. A few
+rows read the weights as one does, and each further one adds arithmetic, at a rate of its own. All
+rates are those of the precision: unpacking 4-bit weights may be slower than memory, half precision
+has a peak of its own.
 """
 
 from __future__ import annotations
@@ -19,12 +20,13 @@ from math import inf
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from tpi_bench.contract.model import WEIGHTS
+from tpi_bench.contract.model import FEW, WEIGHTS
 from tpi_bench.contract.setting import needed, setting
 
 _OF_PRECISION = [
     *(f"{name}_{unit}" for unit in ("gb_per_s", "gflops") for name in WEIGHTS[1:]),
     *(f"{name}_rows_gb_per_s" for name in WEIGHTS),
+    *(f"{name}_few_gflops" for name in WEIGHTS),
 ]
 _OF_DISK = ("disk_computing_gb_per_s", "disk_shared_gb_per_s")
 _OVERHEADS = (
@@ -156,6 +158,32 @@ class DeviceProfile:
         "(laid out anew, or widened); null: as with one vector",
     )
 
+    float32_few_gflops: float | None = setting(
+        None,
+        "arithmetic of each further one of a few vectors in products with float32 weights; null: "
+        "peak_gflops",
+    )
+    float16_few_gflops: float | None = setting(
+        None,
+        "arithmetic of each further one of a few vectors in products with float16 weights; null: "
+        "peak_gflops",
+    )
+    bfloat16_few_gflops: float | None = setting(
+        None,
+        "arithmetic of each further one of a few vectors in products with bfloat16 weights; null: "
+        "peak_gflops",
+    )
+    q8_few_gflops: float | None = setting(
+        None,
+        "arithmetic of each further one of a few vectors in products with q8 weights; null: "
+        "peak_gflops",
+    )
+    q4_few_gflops: float | None = setting(
+        None,
+        "arithmetic of each further one of a few vectors in products with q4 weights; null: "
+        "peak_gflops",
+    )
+
     # What each round of its calibration found, by name of the number; none where it was given.
     rounds: tuple[tuple[tuple[str, float], ...], ...] = field(default=(), repr=False)
 
@@ -257,6 +285,11 @@ class DeviceProfile:
         given = self._given(precision, "gflops")
         return (self.peak_gflops if given is None else given) * 1e9 * self._used_share
 
+    def few_flops_per_s(self, weights: str | None) -> float:
+        """Operations a second of each further one of a few rows: in fp32, whatever is held."""
+        given = self._given(f"{weights}_few" if weights else None, "gflops")
+        return (self.peak_gflops if given is None else given) * 1e9 * self._used_share
+
     def _given(self, precision: str | None, unit: str) -> float | None:
         """What the profile says of a precision, if it does; fp32 is what all else is said in."""
         return getattr(self, f"{precision}_{unit}", None)
@@ -270,8 +303,12 @@ class DeviceProfile:
         total_s = 0.0
         for flops, nbytes, weights, dtype, num_rows in work:
             computing_s = flops / self.flops_per_s(weights or dtype)
-            if num_rows > 1:
+            if num_rows > FEW:
                 total_s += computing_s + nbytes / self.rows_bps(weights)
+            elif num_rows > 1:
+                one_s = max(computing_s / num_rows, nbytes / self.read_bps(weights))
+                rest = flops * (num_rows - 1) / num_rows
+                total_s += one_s + rest / self.few_flops_per_s(weights)
             else:
                 total_s += max(computing_s, nbytes / self.read_bps(weights))
             total_s += self.op_overhead_us * 1e-6

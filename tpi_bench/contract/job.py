@@ -65,6 +65,8 @@ class Job:
     stream: bool = False
     talks: bool = False  # turn after turn from one KV cache, until nobody asks any more
     logits_path: str | None = None
+    draft: Job | None = None  # of the model that drafts, on the master alone
+    draft_name: str = ""  # its name, and what its weights are held in
 
     def memory_of(self, rank: int) -> float:
         """Bytes that a device may hold: its profile's or its cap; infinite where none is known."""
@@ -76,11 +78,17 @@ class Job:
         """Of that, what is left beside the process itself; infinite where nothing is known."""
         return self.free_bytes[rank] if self.free_bytes else self.memory_of(rank)
 
+    def blocks_of(self, rank: int) -> list[BlockFile]:
+        """All that a device reads: its own, and the master a draft model's; none of a library."""
+        own = self.blocks[rank] if self.blocks else []
+        return [*own, *(self.draft.blocks_of(0) if self.draft and rank == 0 else [])]
+
     @property
     def opened_files(self) -> list[str]:
         """What the devices open: block files, or all that a library is given."""
         if self.blocks:
-            return sorted({block.path for blocks in self.blocks for block in blocks})
+            own = {block.path for blocks in self.blocks for block in blocks}
+            return sorted(own.union(self.draft.opened_files if self.draft else ()))
         if self.checkpoint_path is None:
             return []
         given = Path(self.checkpoint_path)

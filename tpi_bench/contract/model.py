@@ -12,6 +12,7 @@ DTYPES = ("float32", "float16", "bfloat16")  # that are computed in
 WEIGHTS = (*DTYPES, "q8", "q4")  # that weights are held in
 QUANTISED = ("q8", "q4")
 GROUP = 32  # consecutive values of a row that share a scale when quantised, as in GGUF
+FEW = 8  # most positions that kernels compute at once: of more, torch is as fast
 TILE_VALUES = 1 << 21  # of a weight that is widened at once, for several positions
 # One element of a stored tensor.
 BYTES_PER_VALUE = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1, "uint8": 1}

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from tpi_bench.contract.model import WEIGHTS
 from tpi_bench.contract.setting import setting
+from tpi_bench.contract.speculation import SPECULATIONS, Speculation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,8 +44,13 @@ class Workload:
     With `text` (a file, or `page`, one that comes with the program) nothing is generated: its first
     `text_tokens` tokens are given one by one, and the row gets the perplexity that they had.
     `prompt_ids` and `prompt_tokens` are the text's ids then.
+
+    With `speculation` a pass computes up to `draft_tokens` + 1 positions (`speculation.py`).
+    `draft_model` is a name in conf/model, a folder, a GGUF file or a hub id, or `same`: the point's
+    own model, in `draft_weights`. `acceptance` stands for its real one in modelled virtual time.
     """
 
+    name: str = setting("chat", "how rows call it")
     prompt: str | None = setting(None, "the text that is answered; prompt= sets it as typed")
     prompt_ids: list[int] | None = setting(None, "token ids instead of a text", common=True)
     prompt_tokens: int | None = setting(
@@ -73,8 +80,30 @@ class Workload:
     top_k: int = setting(0, "sample from the k likeliest tokens; 0 is off")
     top_p: float = setting(1.0, "sample from the likeliest tokens of this share; 1 is off")
     seed: int = setting(0, "of sampling")
+    speculation: str = setting(
+        "none",
+        "several tokens a pass, as greedy would give them: lookup proposes what followed the same "
+        "words earlier, draft asks draft_model",
+        SPECULATIONS,
+        common=True,
+    )
+    draft_tokens: int = setting(4, "tokens that a pass of speculation proposes at most")
+    draft_model: str | None = setting(
+        None,
+        "with speculation=draft, the model on the master: same (as model=, in draft_weights), a "
+        "name in conf/model, a folder, a .gguf file or an id on the hub",
+    )
+    draft_weights: str = setting(
+        "q4", "what the draft model's weights are held in", ("auto", *WEIGHTS)
+    )
+    acceptance: float | None = setting(
+        None,
+        "chance that a drafted token is right, where nothing real is computed "
+        "(testbed.cost=modelled); else it is measured",
+    )
 
     def __post_init__(self) -> None:
+        self._check_speculation()
         if self.num_new_tokens < 1:
             raise ValueError(f"workload.num_new_tokens={self.num_new_tokens} must be at least 1")
         if self.warmup_tokens < 0:
@@ -105,6 +134,57 @@ class Workload:
             raise ValueError(f"workload.positions={self.positions} must be at least 2, or null")
         _ = self.sampling
 
+    def _check_speculation(self) -> None:
+        if self.speculation not in SPECULATIONS:
+            raise ValueError(
+                f"workload.speculation={self.speculation} is unknown; choose one of "
+                f"{', '.join(SPECULATIONS)}"
+            )
+        if self.draft_tokens < 1:
+            raise ValueError(f"workload.draft_tokens={self.draft_tokens} must be at least 1")
+        if self.acceptance is not None and not 0 <= self.acceptance <= 1:
+            raise ValueError(f"workload.acceptance={self.acceptance} must be in 0 to 1, or null")
+        if self.draft_weights not in ("auto", *WEIGHTS):
+            raise ValueError(
+                f"workload.draft_weights={self.draft_weights} is unknown; choose one of auto, "
+                f"{', '.join(WEIGHTS)}"
+            )
+        if (self.draft_model is not None) != (self.speculation == "draft"):
+            raise ValueError(
+                f"workload.draft_model={self.draft_model or 'null'} with workload.speculation="
+                f"{self.speculation}: draft, and draft alone, asks a draft model; give both or "
+                "neither"
+            )
+        if self.speculation == "none":
+            if self.acceptance is not None:
+                raise ValueError(
+                    f"workload.acceptance={self.acceptance} is of drafted tokens, and with "
+                    "workload.speculation=none there are none; set it to lookup or draft"
+                )
+            return
+        if self.temperature:
+            raise ValueError(
+                f"workload.temperature={self.temperature} with workload.speculation="
+                f"{self.speculation}, which gives what greedy decoding gives; set temperature to 0"
+            )
+        if self.text is not None:
+            raise ValueError(
+                f"workload.text with workload.speculation={self.speculation}: a text is given and "
+                "nothing is generated; leave out one of them"
+            )
+
+    @property
+    def drafts(self) -> Speculation | None:
+        """How passes propose tokens; None for one token a pass."""
+        if self.speculation == "none":
+            return None
+        return Speculation(
+            kind=self.speculation,
+            draft_tokens=self.draft_tokens,
+            acceptance=self.acceptance,
+            seed=self.seed,
+        )
+
     @property
     def sampling(self) -> Sampling:
         return Sampling(
@@ -118,7 +198,8 @@ class Request:
 
     `text_ids` are the tokens that follow the prompt, whatever the model would say.
     `prefill_chunk` is the most positions of the prompt that one step takes; None: all. `positions`
-    is what the KV cache has room for, where a conversation goes on.
+    is what the KV cache has room for, where a conversation goes on. `speculation` None gives a
+    token a pass.
     """
 
     prompt_ids: tuple[int, ...]
@@ -132,6 +213,7 @@ class Request:
     text_ids: tuple[int, ...] = ()
     prefill_chunk: int | None = None
     positions: int = 0
+    speculation: Speculation | None = None
 
     @property
     def length(self) -> int:
@@ -142,8 +224,21 @@ class Request:
     @property
     def most_new(self) -> int:
         """Most positions that a step takes: what activations and messages need room for."""
+        return max(self.most_fed, self.most_drafted + 1)
+
+    @property
+    def most_fed(self) -> int:
+        """Most positions of the prompt that a step takes."""
         whole = len(self.prompt_ids)
         return whole if self.prefill_chunk is None else min(whole, self.prefill_chunk)
+
+    @property
+    def most_drafted(self) -> int:
+        """Most tokens that a pass proposes: the first and the last of an answer never are."""
+        if self.speculation is None:
+            return 0
+        longest = max(self.num_new_tokens, self.warmup_tokens)
+        return max(0, min(self.speculation.draft_tokens, longest - 2))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,6 +259,8 @@ class Generation:
 
     `account[i]` covers the time that ends with token i; kinds that were not measured are absent.
     `log_probs` are how likely the model found each token of a given text (natural logarithms).
+    With speculation, `proposed[i]` tokens were drafted in the i-th pass after the first token, and
+    `accepted[i]` of them are in the text; those of one pass have the same time.
     """
 
     token_ids: list[int]
@@ -172,6 +269,13 @@ class Generation:
     account: list[dict[str, int]]
     warmup_ttft_ns: int | None = None
     log_probs: list[float] = field(default_factory=list)
+    proposed: list[int] = field(default_factory=list)
+    accepted: list[int] = field(default_factory=list)
+
+    @property
+    def num_passes(self) -> int:
+        """Passes over the layers after the first token."""
+        return len(self.proposed) or max(0, len(self.token_ids) - 1)
 
 
 def make_request(
@@ -206,6 +310,11 @@ def make_request(
             f"the prompt has {len(prompt_ids)} tokens and {num_new} are to be generated: {needed} "
             f"positions, but the model's context is {context_length}; shorten one of them"
         )
+    if workload.speculation != "none" and workload.draft_tokens >= context_length:
+        raise ValueError(
+            f"workload.draft_tokens={workload.draft_tokens} must be below {context_length}, the "
+            "model's context"
+        )
     return Request(
         prompt_ids=tuple(prompt_ids),
         num_new_tokens=workload.num_new_tokens,
@@ -217,6 +326,7 @@ def make_request(
         keep_logits=keep_logits,
         prefill_chunk=workload.prefill_chunk,
         positions=workload.positions or 0,
+        speculation=workload.drafts,
     )
 
 

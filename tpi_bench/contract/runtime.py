@@ -23,6 +23,7 @@ Key = tuple[Hashable, ...]
 # Of computations that are not `compute`.
 _KINDS: dict[Hashable, str] = {
     "sample": "sampling",
+    "lookup": "sampling",
     "reduce": "sync",
     "pack": "sync",
     "unpack": "sync",

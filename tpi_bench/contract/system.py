@@ -76,6 +76,7 @@ class System(Program):
     name: str  # as in `system=NAME`
 
     talks: ClassVar[bool] = True  # it answers by the engine's request loop, which can go on
+    speculations: ClassVar[tuple[str, ...]] = ("none",)  # of `speculation.py`, those it knows
     max_devices: ClassVar[int | None] = None  # 1: one process, whatever the testbed offers
     stand_in: ClassVar[str | None] = None  # what to run in virtual time, if this one cannot
 

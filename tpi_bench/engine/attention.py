@@ -1,8 +1,8 @@
 """Attention of new positions over a shard's KV cache: what lies between its products.
 
-Several positions of a prompt are mixed by torch, with those that the cache holds. One position
-takes two compiled kernels (`position_kernels.py`), or torch where they do not fit; as an operator
-of torch it is `tpi_bench::attend`, which is what virtual time counts (see `matrix.py`).
+Many positions of a prompt are mixed by torch, with those that the cache holds. One position, or a
+few, take two compiled kernels (`position_kernels.py`), or torch where they do not fit; as an
+operator of torch that is `tpi_bench::attend`, which is what virtual time counts (see `matrix.py`).
 Shape legend: T new positions, S positions so far, a own heads, b own KV heads, d head dimension.
 """
 
@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import library
 from torch.utils.flop_counter import register_flop_formula
 
-from tpi_bench.contract.model import Rope
+from tpi_bench.contract.model import FEW, Rope
 from tpi_bench.contract.plan import Shard
 from tpi_bench.engine.compiled import Kernel, is_traced, kernels
 from tpi_bench.engine.task import (
@@ -25,6 +25,7 @@ from tpi_bench.engine.task import (
     HEAD_TO_KV,
     KEYS,
     KV_HEADS,
+    NUM_NEW,
     OUT,
     PITCH,
     POSITION,
@@ -82,9 +83,13 @@ class RotaryTable:
         """
         if (first, end) != self._seen_at:
             self._seen_at = (first, end)
-            later = torch.full((end - first, end), -torch.inf, dtype=dtype)
-            self._seen = later.triu_(first + 1)
+            self._seen = later_than(first, end, dtype)
         return self._seen
+
+
+def later_than(first: int, end: int, dtype: torch.dtype) -> torch.Tensor:
+    """What is added to scores (T, S) of positions `first` to `end`: -inf for what comes later."""
+    return torch.full((end - first, end), -torch.inf, dtype=dtype).triu_(first + 1)
 
 
 def inverse_frequencies(rope: Rope, head_dim: int) -> torch.Tensor:
@@ -146,7 +151,7 @@ class Attention:
             )
         turns = self._rotary.at(position, past)
         heads = (self._heads.head_to_kv, self._heads.group)
-        if qkv.shape[0] > 1:
+        if qkv.shape[0] > FEW:
             seen = self._rotary.seen(position, past, qkv.dtype) if position else None
             return _prefill(Given(qkv, keys, values, *turns, *heads), position, seen)
         if is_traced(qkv):
@@ -157,13 +162,14 @@ class Attention:
 
 
 def _attend(given: Given, position: int) -> torch.Tensor:
-    """One position over the cache: mixed heads (1, a d)."""
+    """A few positions over the cache, each up to itself: mixed heads (T, a d)."""
     num_heads, (num_kv_heads, length, d) = len(given.head_to_kv), given.keys.shape
+    num_new = given.qkv.shape[0]
     if d % _LANES or d < 2 * _LANES or not kernels():
         return _attend_by_torch(given, position)
-    task, room = _task(num_heads, num_kv_heads, d, length)
-    row, out = given.qkv.float().contiguous(), torch.empty((1, num_heads * d))
-    task.point(X, row)
+    task, room = _task(num_heads, num_kv_heads, d, length, num_new)
+    rows, out = given.qkv.float().contiguous(), torch.empty((num_new, num_heads * d))
+    task.point(X, rows)
     task.point(OUT, out)
     task.point(KEYS, given.keys)
     task.point(VALUES, given.values)
@@ -173,7 +179,7 @@ def _attend(given: Given, position: int) -> torch.Tensor:
     task.point(SCRATCH, room)
     task.put(POSITION, position)
     task.put(STRIDE, given.keys.stride(0))
-    is_short = num_heads * d * position < _SHORT
+    is_short = num_new * num_heads * d * position < _SHORT
     num_threads = 1 if is_short else torch.get_num_threads()
     task.begin(num_threads)
     remember, attend = _kernels(given.keys.dtype)
@@ -189,17 +195,25 @@ def _kernels(dtype: torch.dtype) -> tuple[Kernel, Kernel]:
 
 
 @functools.lru_cache(maxsize=64)
-def _task(num_heads: int, num_kv_heads: int, d: int, length: int) -> tuple[Task, torch.Tensor]:
-    """A task, and room for each head's turned query and its scores, a whole number of vectors."""
+def _task(
+    num_heads: int, num_kv_heads: int, d: int, length: int, num_new: int
+) -> tuple[Task, torch.Tensor]:
+    """A task, and room for each new position's heads: the turned query and its scores, a whole
+    number of vectors.
+    """
     pitch = d + -(-length // _LANES) * _LANES
     task = Task(num_heads, d)
     task.put(KV_HEADS, num_kv_heads)
     task.put(PITCH, 4 * pitch)
+    task.put(NUM_NEW, num_new)
     task.put_real(d**-0.5)
-    return task, torch.empty(num_heads * pitch)
+    return task, torch.empty(num_new * num_heads * pitch)
 
 
 def _attend_by_torch(given: Given, position: int) -> torch.Tensor:
+    num_new = given.qkv.shape[0]
+    if num_new > 1:
+        return _prefill(given, position, later_than(position, position + num_new, given.qkv.dtype))
     queries, keys, values = _remember(given, position)
     group = given.group
     if group == 0:  # as if every query head had its own KV head
@@ -240,17 +254,22 @@ def _remember(given: Given, position: int) -> tuple[torch.Tensor, torch.Tensor, 
 
 
 def _attend_so_far(*given: Any) -> torch.Tensor:
-    """As an operator of torch: the cache ends with this position."""
-    return _attend(Given(*given), given[1].shape[1] - 1)
+    """As an operator of torch: the cache ends with the last of the new positions."""
+    return _attend(Given(*given), given[1].shape[1] - given[0].shape[0])
 
 
 def _shape_of_mixed(qkv: torch.Tensor, keys: torch.Tensor, *_others: Any) -> torch.Tensor:
-    return qkv.new_empty((1, qkv.shape[1] - 2 * keys.shape[0] * keys.shape[2]))
+    return qkv.new_empty((qkv.shape[0], qkv.shape[1] - 2 * keys.shape[0] * keys.shape[2]))
 
 
 def _flops(qkv: torch.Size, keys: torch.Size, *_others: Any, **_more: Any) -> int:
     """Products of the query heads with keys, and of their shares with values."""
-    return 4 * (qkv[1] - 2 * keys[0] * keys[2]) * keys[1]
+    return 4 * (qkv[1] - 2 * keys[0] * keys[2]) * _num_seen(qkv[0], keys[1])
+
+
+def _num_seen(num_new: int, num_cached: int) -> int:
+    """Positions that are looked at, by all new ones together: each sees those up to itself."""
+    return num_new * num_cached - num_new * (num_new - 1) // 2
 
 
 _LIBRARY = library.Library("tpi_bench", "FRAGMENT")

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 from tpi_bench.contract.blocks import PAGE, BlockFile
 from tpi_bench.contract.job import Job
-from tpi_bench.contract.model import BYTES_PER_VALUE, TILE_VALUES, ModelConfig
+from tpi_bench.contract.model import BYTES_PER_VALUE, FEW, TILE_VALUES, ModelConfig
 from tpi_bench.contract.plan import DoesNotFit, Shard
 from tpi_bench.contract.system import Streaming
 from tpi_bench.engine.look_up import look_up_bytes
@@ -53,7 +53,8 @@ def within_memory(job: Job, rank: int, keep: str, num_buffers: int) -> Streaming
         )
     num_rows = job.request.most_new
     buffers = num_buffers * num_rows * job.config.hidden * BYTES_PER_VALUE[job.dtype]
-    room = int(free) - int(free) // _SPARE_SHARE - other_bytes(job, rank) - buffers
+    others = other_bytes(job, rank) + draft_weight_bytes(job, rank)
+    room = int(free) - int(free) // _SPARE_SHARE - others - buffers
     planner = _Planner(job.blocks[rank], keep, num_rows)
     plan = planner.plan(room)
     if plan is None:
@@ -68,22 +69,31 @@ def within_memory(job: Job, rank: int, keep: str, num_buffers: int) -> Streaming
 
 
 def other_bytes(job: Job, rank: int) -> int:
-    """What the device's blocks hold beside weights: KV cache and activations."""
+    """What the device holds beside weights: KV cache and activations, of a draft model too."""
     assert job.plan is not None  # it has blocks
     shards, itemsize = job.plan.shards[rank], BYTES_PER_VALUE[job.dtype]
     cache = cache_bytes(job, rank)
     num_new = job.request.most_new
     activations = activation_bytes(job.config, shards, num_new, itemsize)
-    return cache + _SCRATCH * activations + earlier_bytes(job, rank) + tile_bytes(job)
+    own = cache + _SCRATCH * activations + earlier_bytes(job, rank) + tile_bytes(job)
+    return own + (other_bytes(job.draft, 0) if job.draft and rank == 0 else 0)
+
+
+def draft_weight_bytes(job: Job, rank: int) -> int:
+    """Weights of a draft model, which the master holds beside its own."""
+    if job.draft is None or rank:
+        return 0
+    return Streaming.of_all(job.draft.blocks[0]).kept_bytes
 
 
 def earlier_bytes(job: Job, rank: int) -> int:
     """What pieces of a prompt take besides, as they see earlier positions: which of them (T, S),
-    and keys and values (S, d) for each of a layer's own query heads. A whole prompt has none.
+    and keys and values (S, d) for each of a layer's own query heads. A whole prompt has none, nor
+    have the few positions that a kernel takes.
     """
     request = job.request
-    is_whole = request.most_new == len(request.prompt_ids) and not request.positions
-    if job.plan is None or is_whole:
+    is_whole = request.most_fed == len(request.prompt_ids) and not request.positions
+    if job.plan is None or (is_whole and request.most_drafted < FEW):
         return 0
     heads = max(shard.heads[1] - shard.heads[0] for shard in job.plan.shards[rank])
     values = request.most_new + 2 * heads * job.config.head_dim

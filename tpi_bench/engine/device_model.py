@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from tpi_bench.contract.job import Job
+from tpi_bench.contract.model import FEW
 from tpi_bench.contract.plan import Shard
 from tpi_bench.contract.system import Streaming, System
 from tpi_bench.engine.budget import activation_bytes, earlier_bytes, tile_bytes
@@ -116,7 +117,7 @@ class DeviceModel:
                 f"1, begin at 0 to {self._num_cached} (what the KV cache holds) and end within "
                 f"{room} (prompt and answer)"
             )
-        if num_new > 1 and position:
+        if num_new > FEW and position:
             self._rotary.seen(position, past, self.dtype)  # once, and no part of a block's work
         self._num_cached = past
 
@@ -139,27 +140,37 @@ class DeviceModel:
             x = self._rt.compute(residual, functools.partial(torch.add, x, whole))
         return x
 
-    def logits(self, x: torch.Tensor) -> torch.Tensor:
-        """(T, h) -> logits (v,) of the last position. Master only."""
+    def logits(self, x: torch.Tensor, num_back: int = 1) -> torch.Tensor:
+        """(T, h) -> logits (v,) of the last position, or (n, v) of the last n. Master only."""
         weights = self.window.acquire(self._output_index)
         shape = (x.shape[0], self.config.hidden, self.config.vocab)
-        key = ("head", *shape, self.dtype, self._held)
-        logits = self._rt.compute(key, lambda: output_logits(x, weights, self.config.rms_eps))
+        key = ("head", *shape, self.dtype, self._held, *([num_back] if num_back > 1 else []))
+        logits = self._rt.compute(
+            key, lambda: output_logits(x[-num_back:], weights, self.config.rms_eps)
+        )
         self.window.release(self._output_index)
-        return logits
+        return logits[0] if num_back == 1 else logits
 
 
 class Steps:
-    """How the master tells the others about a step, before hidden states (T, h) follow."""
+    """How the master tells the others about a step, before hidden states (T, h) follow.
+
+    A step may begin before the end of what the KV caches hold: what was there is forgotten, as of a
+    draft the tokens that were not right. `num_back` are the last positions of the step that the
+    master wants the final hidden states of, where others hold them.
+    """
 
     def __init__(self, rt: Runtime) -> None:
         self._rt = rt
+        self.num_back = 1
         # Real numbers even where tensors hold no data.
-        self._header = torch.zeros(2, dtype=torch.int64, device="cpu")
+        self._header = torch.zeros(3, dtype=torch.int64, device="cpu")
 
-    def announce(self, workers: Sequence[int], num_new: int, position: int) -> None:
+    def announce(
+        self, workers: Sequence[int], num_new: int, position: int, num_back: int = 1
+    ) -> None:
         """Tell `workers` that `num_new` positions from `position` on are next; 0 is the end."""
-        self._header[0], self._header[1] = num_new, position
+        self._header[0], self._header[1], self._header[2] = num_new, position, num_back
         for worker in workers:
             self._rt.send(worker, self._header)
 
@@ -171,7 +182,7 @@ class Steps:
         """(number of new positions, first position) of each step, until the end."""
         while True:
             self._rt.recv(0, self._header)
-            num_new, position = self._header.tolist()
+            num_new, position, self.num_back = self._header.tolist()
             if not num_new:
                 return
             yield num_new, position

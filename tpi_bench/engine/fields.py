@@ -11,7 +11,7 @@ from numba import types
 from tpi_bench.engine.vectors import FLOAT, I64, float32, int64, operation, void
 
 _PARTS = ("vectors", "fields", "task", "digits")
-_SOURCES = (*_PARTS, "kernels", "position_kernels", "packing_kernels", "wire")
+_SOURCES = (*_PARTS, "kernels", "row_sums", "position_kernels", "packing_kernels", "wire")
 
 
 def _digest() -> str:

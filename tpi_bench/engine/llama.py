@@ -102,10 +102,10 @@ def embed(token_ids: list[int], weights: Weights, dtype: torch.dtype) -> torch.T
 
 
 def output_logits(x: torch.Tensor, weights: Weights, eps: float) -> torch.Tensor:
-    """The last position of x (T, h) -> logits (v,) in fp32. A tied head is the embedding itself."""
+    """x (T, h) -> logits (T, v) in fp32. A tied head is the embedding itself."""
     matrices = weights.matrices
     head = matrices.get("head") or matrices["embedding"]
-    return head(rms_norm(x[-1:], weights.vectors["norm"], eps))[0].float()
+    return head(rms_norm(x, weights.vectors["norm"], eps)).float()
 
 
 def project(x: torch.Tensor, weights: Weights, name: str) -> torch.Tensor:

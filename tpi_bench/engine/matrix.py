@@ -1,7 +1,8 @@
 """A weight as it lies in memory, and its product with hidden states.
 
 One row, as in decoding, is multiplied by a compiled kernel (`kernels.py`) at the speed of the
-memory; several rows, and all where there are no kernels, by torch (`tiles.py`).
+memory, and so are a few, as in speculative decoding, each with the bits that it gets alone. More
+rows, and all where there are no kernels, are multiplied by torch (`tiles.py`).
 
 Virtual time counts operators as torch dispatches them: on the meta device and under a dispatch
 mode a product is one operator of torch, `tpi_bench::product`, whatever runs it.
@@ -14,10 +15,10 @@ import functools
 import torch
 from torch import library
 
-from tpi_bench.contract.model import GROUP
+from tpi_bench.contract.model import FEW, GROUP
 from tpi_bench.engine import compiled, tiles
 from tpi_bench.engine.compiled import Kernel, is_traced, kernels
-from tpi_bench.engine.task import DIGITS, OUT, SCALES, VALUES, Task, X
+from tpi_bench.engine.task import DIGITS, NUM_NEW, OUT, SCALES, VALUES, Task, X
 
 _HELD = {
     torch.float32: "float32",
@@ -53,8 +54,6 @@ class Matrix:
         task = Task(*self.shape)
         task.point(VALUES, self.values)
         task.point(SCALES, self.scales)
-        if self.weights == "q4":
-            task.point(DIGITS, _digits(self.shape[1]))
         return task
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
@@ -62,18 +61,21 @@ class Matrix:
         if is_traced(x):
             out: torch.Tensor = torch.ops.tpi_bench.product(x, self.values, self.scales)
             return out
-        if x.shape[0] == 1 and self._kernel is not None:
-            return self._one_row(x, self._kernel)
+        if x.shape[0] <= FEW and self._kernel is not None:
+            return self._few_rows(x, self._kernel)
         return tiles.multiply(x, self.values, self.scales, self.shape)
 
-    def _one_row(self, x: torch.Tensor, kernel: Kernel) -> torch.Tensor:
-        row = x.float().contiguous()
-        out = torch.empty((1, self.shape[0]))
+    def _few_rows(self, x: torch.Tensor, kernel: Kernel) -> torch.Tensor:
+        num_rows = x.shape[0]
+        rows = x.float().contiguous()
+        out = torch.empty((num_rows, self.shape[0]))
         task, num_threads = self._task, torch.get_num_threads()
-        task.point(X, row)
+        task.point(X, rows)
         task.point(OUT, out)
+        task.put(NUM_NEW, num_rows)
         task.begin(num_threads)
         if self._split is not None:
+            task.point(DIGITS, _digits(self.shape[1]))
             self._split(task.place)
         kernel(task.place, num_threads)
         return out.to(x.dtype)
@@ -103,8 +105,8 @@ def _kernels_for(weights: str, cols: int) -> tuple[Kernel | None, Kernel | None]
 
 @functools.cache
 def _digits(cols: int) -> torch.Tensor:
-    """Room for the digits of a vector; all matrices with so many columns share it."""
-    return torch.zeros(-(-cols // _BLOCK) * _BLOCK_BYTES, dtype=torch.uint8)
+    """Room for the digits of a few vectors; all matrices with so many columns share it."""
+    return torch.zeros(FEW * -(-cols // _BLOCK) * _BLOCK_BYTES, dtype=torch.uint8)
 
 
 @library.custom_op("tpi_bench::product", mutates_args=())

@@ -1,7 +1,8 @@
-"""What one position of a decoder takes besides products with weights: numba kernels.
+"""What a position of a decoder takes besides products with weights: numba kernels.
 
-`one_position.py` runs them. All compute in float32 and add in a fixed order; the KV cache is read
-and written in its own type.
+`one_position.py` and `attention.py` run them, for one position or a few; each gets the same bits
+alone and with others. All compute in float32 and add in a fixed order; the KV cache is read and
+written in its own type.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import numpy as np
 from llvmlite import ir
 
 from tpi_bench.engine.fields import field, real_field, take
-from tpi_bench.engine.kernels import helper
+from tpi_bench.engine.row_sums import helper
 from tpi_bench.engine.task import (
     COLS,
     COS,
@@ -21,6 +22,7 @@ from tpi_bench.engine.task import (
     KEYS,
     KV_HEADS,
     NEXT,
+    NUM_NEW,
     OUT,
     PITCH,
     POSITION,
@@ -88,9 +90,8 @@ def exponential(b: ir.IRBuilder, x: ir.Value) -> ir.Value:
     return b.fmul(value, b.bitcast(bits, FLOATS))
 
 
-def rms_norm(task: Any) -> None:
-    """x (h,), weight (h,) at VALUES and epsilon in REAL -> out (h,); h in whole vectors."""
-    cols, x, weight, out = field(task, COLS), field(task, X), field(task, VALUES), field(task, OUT)
+@helper
+def _norm_row(x: int, weight: int, out: int, cols: int, epsilon: Any) -> None:
     a, b = zeros(), zeros()
     for at in range(0, 4 * (cols & ~31), 128):
         low, high = load(x + at, np.float32), load(x + at + 64, np.float32)
@@ -99,28 +100,42 @@ def rms_norm(task: Any) -> None:
         last = load(x + 4 * (cols - 16), np.float32)
         a = fma(last, last, a)
     mean = total(add(a, b)) / np.float32(cols)
-    scale = splat(_ONE / np.float32(math.sqrt(mean + real_field(task, REAL))))
+    scale = splat(_ONE / np.float32(math.sqrt(mean + epsilon)))
     for at in range(0, 4 * cols, 64):
         normed = multiply(load(x + at, np.float32), scale)
         store(out + at, multiply(normed, load(weight + at, np.float32)))
 
 
+def rms_norm(task: Any) -> None:
+    """x (NUM_NEW, h), weight (h,) at VALUES and epsilon in REAL -> out (NUM_NEW, h); h in whole
+    vectors.
+    """
+    cols, weight, epsilon = field(task, COLS), field(task, VALUES), real_field(task, REAL)
+    for row in range(0, 4 * cols * field(task, NUM_NEW), 4 * cols):
+        _norm_row(field(task, X) + row, weight, field(task, OUT) + row, cols, epsilon)
+
+
 def gate(task: Any) -> None:
-    """gate and up (2 c,) -> silu(gate) * up (c,); c in whole vectors."""
+    """gate and up (NUM_NEW, 2 c) -> silu(gate) * up (NUM_NEW, c); c in whole vectors."""
     cols, x, out = field(task, COLS), field(task, X), field(task, OUT)
-    for at in range(0, 4 * cols, 64):
-        value, up = load(x + at, np.float32), load(x + 4 * cols + at, np.float32)
-        below = add(splat(_ONE), exponential(multiply(value, splat(-_ONE))))
-        store(out + at, multiply(divide(value, below), up))
+    for _ in range(field(task, NUM_NEW)):
+        for at in range(0, 4 * cols, 64):
+            value, up = load(x + at, np.float32), load(x + 4 * cols + at, np.float32)
+            below = add(splat(_ONE), exponential(multiply(value, splat(-_ONE))))
+            store(out + at, multiply(divide(value, below), up))
+        x += 8 * cols
+        out += 4 * cols
 
 
 @helper
-def _turn(task: Any, head: int, out: int, kind: Any, size: int) -> None:
-    """Rotary embedding of a float32 head (d,) at this position -> `out`, of type `kind`.
+def _turn(task: Any, new: int, head: int, out: int, kind: Any, size: int) -> None:
+    """Rotary embedding of a float32 head (d,) at the new position of that number -> `out`, of type
+    `kind`.
 
     The last vector of a half is done in part twice where d / 2 is no whole number of them.
     """
-    half, cos, sin = field(task, COLS) >> 1, field(task, COS), field(task, SIN)
+    half, place = field(task, COLS) >> 1, 4 * new * field(task, COLS)
+    cos, sin = field(task, COS) + place, field(task, SIN) + place
     for start in range(0, half, 16):
         for low in (0, half):
             here = low + min(start, half - 16)
@@ -169,14 +184,22 @@ def _mix(shares: int, values: int, count: int, cols: int, at: int, kind: Any, si
 
 
 @helper
-def _attend_head(task: Any, head: int, kind: Any, size: int) -> None:
-    cols, position = field(task, COLS), field(task, POSITION)
+def _row_bytes(task: Any) -> int:
+    """Of a new position's queries, keys and values."""
+    return 4 * field(task, COLS) * (field(task, ROWS) + 2 * field(task, KV_HEADS))
+
+
+@helper
+def _attend_head(task: Any, new: int, head: int, kind: Any, size: int) -> None:
+    """A query head of the new position of that number, over the cache up to it."""
+    cols, heads, position = field(task, COLS), field(task, ROWS), field(task, POSITION) + new
     kv_head = load_index(field(task, HEAD_TO_KV) + 8 * head)
     keys = field(task, KEYS) + size * kv_head * field(task, STRIDE)
     values = field(task, VALUES) + size * kv_head * field(task, STRIDE)
-    query = field(task, SCRATCH) + field(task, PITCH) * head
+    query = field(task, SCRATCH) + field(task, PITCH) * (new * heads + head)
     scores = query + 4 * cols
-    _turn(task, field(task, X) + 4 * cols * head, query, np.float32, 4)
+    x = field(task, X) + new * _row_bytes(task)
+    _turn(task, new, x + 4 * cols * head, query, np.float32, 4)
     count, scale = position + 1, real_field(task, REAL)
     for n in range(count):
         store_one(scores + 4 * n, scale * _dot(query, keys + size * cols * n, cols, kind, size))
@@ -184,7 +207,7 @@ def _attend_head(task: Any, head: int, kind: Any, size: int) -> None:
     for n in range(count, whole):
         store_one(scores + 4 * n, _LOWEST)
     share = splat(_ONE / _shares(scores, whole))
-    out = field(task, OUT) + 4 * cols * head
+    out = field(task, OUT) + 4 * cols * (new * heads + head)
     for at in range(0, cols, 16):
         mixed = _mix(scores, values, count, cols, at, kind, size)
         store(out + 4 * at, multiply(mixed, share))
@@ -192,31 +215,35 @@ def _attend_head(task: Any, head: int, kind: Any, size: int) -> None:
 
 @helper
 def _remember(task: Any, kind: Any, size: int) -> None:
-    """This position's keys, turned, and values into the cache; by one thread."""
+    """The new positions' keys, turned, and values into the cache; by one thread."""
     cols, heads, kv_heads = field(task, COLS), field(task, ROWS), field(task, KV_HEADS)
-    for kv_head in range(kv_heads):
-        place = size * (kv_head * field(task, STRIDE) + field(task, POSITION) * cols)
-        key = field(task, X) + 4 * cols * (heads + kv_head)
-        _turn(task, key, field(task, KEYS) + place, kind, size)
-        value = key + 4 * cols * kv_heads
-        for at in range(0, cols, 16):
-            rounded = load(value + 4 * at, np.float32)
-            store_as(field(task, VALUES) + place + size * at, rounded, kind)
+    for new in range(field(task, NUM_NEW)):
+        position = field(task, POSITION) + new
+        for kv_head in range(kv_heads):
+            place = size * (kv_head * field(task, STRIDE) + position * cols)
+            key = field(task, X) + new * _row_bytes(task) + 4 * cols * (heads + kv_head)
+            _turn(task, new, key, field(task, KEYS) + place, kind, size)
+            value = key + 4 * cols * kv_heads
+            for at in range(0, cols, 16):
+                rounded = load(value + 4 * at, np.float32)
+                store_as(field(task, VALUES) + place + size * at, rounded, kind)
 
 
 @helper
 def _attend(task: Any, kind: Any, size: int) -> None:
+    """Threads share the heads; each does its own of all new positions, which read the same keys."""
     rows, share = field(task, ROWS), field(task, SHARE)
     first = take(task, NEXT, share)
     while first < rows:
         for head in range(first, min(first + share, rows)):
-            _attend_head(task, head, kind, size)
+            for new in range(field(task, NUM_NEW)):
+                _attend_head(task, new, head, kind, size)
         first = take(task, NEXT, share)
 
 
 def remember_float32(task: Any) -> None:
-    """X has a query heads, b keys and b values (d,) of a position; the caches are at KEYS and
-    VALUES, STRIDE values from one KV head to the next. So for the other types.
+    """X has a query heads, b keys and b values (d,) of each new position; the caches are at KEYS
+    and VALUES, STRIDE values from one KV head to the next. So for the other types.
     """
     _remember(task, np.float32, 4)
 
@@ -230,7 +257,9 @@ def remember_bfloat16(task: Any) -> None:
 
 
 def attend_float32(task: Any) -> None:
-    """Query heads at X, over the cache up to POSITION -> mixed heads (a, d); after `remember`."""
+    """Query heads at X, each over the cache up to its position, POSITION and on -> mixed heads
+    (NUM_NEW, a, d); after `remember`.
+    """
     _attend(task, np.float32, 4)
 
 

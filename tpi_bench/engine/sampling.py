@@ -43,12 +43,17 @@ class Sampler:
     def __call__(self, logits: torch.Tensor) -> int:
         """logits (v,) in fp32 -> token id. Meta tensors hold no values: their token is 0."""
         if self._sampling.temperature == 0 or logits.is_meta:
-            best = logits.argmax()
-            return 0 if best.is_meta else int(best)
+            return greedy(logits)
         shares = torch.softmax(
             filter_logits(logits / self._sampling.temperature, self._sampling), dim=-1
         )
         return int(torch.multinomial(shares, 1, generator=self._generator))
+
+
+def greedy(logits: torch.Tensor) -> int:
+    """logits (v,) -> the likeliest token id; 0 of meta tensors."""
+    best = logits.argmax()
+    return 0 if best.is_meta else int(best)
 
 
 def filter_logits(logits: torch.Tensor, sampling: Sampling) -> torch.Tensor:

@@ -10,9 +10,10 @@ import torch
 
 # Places in the array. Rows that are taken, rows of a share, addresses of tensors.
 NEXT, SHARE, ROWS, COLS, VALUES, SCALES, X, OUT, DIGITS = range(9)
-# Of attention and norms; the last is a float64.
+# Of attention and norms; REAL is a float64.
 KEYS, KV_HEADS, HEAD_TO_KV, STRIDE, POSITION, COS, SIN, SCRATCH, PITCH, REAL = range(9, 19)
-_NUM_FIELDS = 19
+NUM_NEW = 19  # vectors that are multiplied at once, or positions
+_NUM_FIELDS = 20
 _SHARES = 8  # of each thread: a thread that is late leaves the others little to wait for
 
 

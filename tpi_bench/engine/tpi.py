@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from tpi_bench.contract.job import Job, Output
 from tpi_bench.contract.model import ModelConfig
@@ -16,6 +16,7 @@ from tpi_bench.contract.network import Traffic
 from tpi_bench.contract.plan import Plan, Site
 from tpi_bench.contract.request import Generation
 from tpi_bench.contract.setting import setting
+from tpi_bench.contract.speculation import SPECULATIONS
 from tpi_bench.engine.collectives import COLLECTIVE_NAMES, Collective, collective_by_name
 from tpi_bench.engine.plans import tensor_parallel
 from tpi_bench.engine.streaming import WindowedSystem
@@ -51,6 +52,8 @@ class TpiSystem(WindowedSystem):
         common=True,
     )
     wire: str = wire_setting()
+
+    speculations: ClassVar[tuple[str, ...]] = SPECULATIONS
 
     def __post_init__(self) -> None:
         collective_by_name(self.collective)
@@ -91,6 +94,7 @@ class TpiSystem(WindowedSystem):
 
     def run_device(self, rt: Runtime, job: Job, output: Output) -> Generation | None:
         from tpi_bench.engine.device_model import DeviceModel
+        from tpi_bench.engine.drafters import drafter_of
         from tpi_bench.engine.generation import generate
         from tpi_bench.engine.packing import make_wire
 
@@ -105,7 +109,7 @@ class TpiSystem(WindowedSystem):
             _run_worker(rt, model, collective, wire)
             return None
         master = _Master(rt, model, collective, wire)
-        result = generate(rt, master.forward, job.request, output)
+        result = generate(rt, master.forward, job.request, output, drafter_of(rt, job))
         master.close()
         return result
 
@@ -123,13 +127,13 @@ class _Master:
         self._workers = range(1, rt.world_size)
         self._whole = whole_sum(rt, collective, wire)
 
-    def forward(self, token_ids: list[int], position: int) -> torch.Tensor:
-        """New token ids -> logits (v,) of the last."""
+    def forward(self, token_ids: list[int], position: int, num_back: int = 1) -> torch.Tensor:
+        """New token ids -> logits (v,) of the last, or (n, v) of the last n."""
         x = self._model.embed(token_ids)
         self._steps.announce(self._workers, len(token_ids), position)
         self._wire.broadcast(self._rt, x, self._workers)
         x = self._model.layers(x, position, self._whole)
-        return self._model.logits(x)
+        return self._model.logits(x, num_back)
 
     def close(self) -> None:
         self._steps.end()

@@ -17,7 +17,7 @@ from tpi_bench.contract.job import Job
 from tpi_bench.contract.model import Model
 from tpi_bench.contract.plan import DoesNotFit
 from tpi_bench.contract.system import System
-from tpi_bench.engine.budget import cache_bytes, other_bytes
+from tpi_bench.engine.budget import cache_bytes, draft_weight_bytes, other_bytes
 from tpi_bench.engine.streaming import WindowedSystem
 from tpi_bench.host import cache
 from tpi_bench.measure.planned import Devices, load_model, planned_job
@@ -187,7 +187,7 @@ def _weights(job: Job, rank: int) -> int:
     if not job.blocks:
         return system.token_weight_bytes(job)
     streaming = system.streaming(job, rank)
-    return streaming.kept_bytes + streaming.area_bytes
+    return streaming.kept_bytes + streaming.area_bytes + draft_weight_bytes(job, rank)
 
 
 def _mb(nbytes: float) -> str:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tpi_bench.contract.blocks import PAGE, Extent
-from tpi_bench.contract.model import GROUP, WEIGHTS, resolve_types
+from tpi_bench.contract.model import FEW, GROUP, WEIGHTS, resolve_types
 from tpi_bench.host import cache
 from tpi_bench.host.fork import in_helper
 from tpi_bench.host.machine import available_cpus
@@ -33,7 +33,8 @@ _MEMORY_BYTES = 256 << 20
 _MATRIX_BYTES = 4 << 20
 _SWEPT_BYTES = 8 << 20
 _COLUMNS = 1024
-_ROWS = (8, 128)  # of prompts
+_ROWS = (16, 128)  # of prompts: more than kernels take
+_MOST_ROWS = 1000  # that are taken to compute while the weights of one are read
 _FEW_MATRICES = 8  # are enough where it is arithmetic that takes time
 _SMALL_OPERATORS = 32
 _DISK_BYTES = 256 << 20
@@ -71,7 +72,7 @@ def _products(held: str, overhead_s: float) -> dict[str, float]:
     """Bytes a second of matrices times one vector and times several rows, and arithmetic a second.
 
     The matrices are of a block's size, and so many that none is in a cache. What a call costs
-    besides is left out. What few and many rows take differs by their arithmetic; the rest is what
+    besides is left out. What 16 and many rows take differs by their arithmetic; the rest is what
     the bytes take with any number of them, which the roofline adds (`contract/device.py`).
     """
     import torch
@@ -94,11 +95,12 @@ def _products(held: str, overhead_s: float) -> dict[str, float]:
         return max(taken_s - overhead_s, taken_s / 2)
 
     few, many = _ROWS
-    reading_s, few_s = (call_s(number, len(matrices)) for number in (1, few))
+    reading_s, eight_s, few_s = (call_s(number, len(matrices)) for number in (1, FEW, few))
     many_s = call_s(many, min(_FEW_MATRICES, len(matrices)))  # their bytes count for little
     row_s = (many_s - few_s) / (many - few)
     before_s = max(few_s - few * row_s, few_s / 2)
     flops = 2 * matrices[0].shape[0] * matrices[0].shape[1]
+    further_s = max((eight_s - reading_s) / (FEW - 1), reading_s / _MOST_ROWS)
     names = ("memory_gb_per_s", "peak_gflops")
     if held != WEIGHTS[0]:
         names = (f"{held}_gb_per_s", f"{held}_gflops")
@@ -106,6 +108,7 @@ def _products(held: str, overhead_s: float) -> dict[str, float]:
         names[0]: nbytes / reading_s / 1e9,
         names[1]: flops / row_s / 1e9,
         f"{held}_rows_gb_per_s": nbytes / before_s / 1e9,
+        f"{held}_few_gflops": flops / further_s / 1e9,
     }
 
 

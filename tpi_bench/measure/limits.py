@@ -1,7 +1,8 @@
 """What a token of a point costs at least: bytes over measured or profiled rates, and round trips.
 
-Every speed in the results stands beside this. Decoding touches every weight once a token: its limit
-is bytes over memory bandwidth in memory, streamed bytes over disk bandwidth, and the links.
+Every speed in the results stands beside this. Decoding touches every weight once a pass: its limit
+is bytes over memory bandwidth in memory, streamed bytes over disk bandwidth, and the links. A pass
+gives one token, or with speculation several, each of which has its share of that.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from pathlib import Path
 from tpi_bench.contract.blocks import PAGE, BlockFile, Extent
 from tpi_bench.contract.job import Job, Outcome
 from tpi_bench.contract.model import BYTES_PER_VALUE
+from tpi_bench.contract.network import Traffic
+from tpi_bench.contract.request import Generation
 from tpi_bench.contract.system import Streaming, System
 from tpi_bench.contract.testbed import Rates, Testbed
 from tpi_bench.host.fork import in_helper
@@ -50,8 +53,8 @@ def point_limits(
     testbed: Testbed, system: System, job: Job, outcome: Outcome, host: HostLimits | None
 ) -> Limits:
     """The limit columns of a run row."""
-    generation = outcome.generation
-    sizes = _token_bytes(system, job, len(generation.token_ids) if generation else 2)
+    passes = Passes.of(outcome.generation)
+    sizes = _token_bytes(system, job, passes.count + 1)
     is_tensor = job.plan is not None and job.plan.scheme == "tensor"
     rates = testbed.rates(job)
     if rates is not None:
@@ -63,7 +66,8 @@ def point_limits(
     one_way_s = testbed.one_way_s(job, outcome.round_trips_ns)
     if host is not None and host.round_trip_s / 2 < one_way_s:  # NaN where links are emulated
         one_way_s = host.round_trip_s / 2  # the run's own few were made at a bad moment
-    network_s = job.network.least_s(system.traffic(job), one_way_s)
+    network_s = job.network.least_s(passes.traffic(system.traffic(job)), one_way_s)
+    network_s, times = network_s * passes.per_token, times.scaled(passes.per_token)
     return Limits(
         memory_bps=min(rates.memory_bps),
         disk_bps=min(rates.disk_bps),
@@ -78,8 +82,38 @@ def point_limits(
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Passes:
+    """Those of an answer after its first token: how many, how many for each token that they gave,
+    and how many positions one had on average.
+    """
+
+    count: int = 1
+    per_token: float = 1.0
+    positions: float = 1.0
+
+    @classmethod
+    def of(cls, generation: Generation | None) -> Passes:
+        """Without speculation a pass is a token."""
+        if generation is None:
+            return cls()
+        count, num_later = generation.num_passes, len(generation.token_ids) - 1
+        if not generation.proposed:
+            return cls(count=max(1, count))
+        positions = 1 + sum(generation.proposed) / count
+        return cls(count=count, per_token=count / num_later, positions=positions)
+
+    def traffic(self, of_a_token: Traffic) -> Traffic:
+        """Each position has its own hidden state; latencies are those of the pass."""
+        return replace(
+            of_a_token,
+            serial_bytes=of_a_token.serial_bytes * self.positions,
+            all_bytes=of_a_token.all_bytes * self.positions,
+        )
+
+
 def _token_bytes(system: System, job: Job, num_tokens: int) -> list[TokenBytes]:
-    """Of each device, a token after the first of `num_tokens`.
+    """Of each device, a pass after the first of `num_tokens`, which one pass each gives.
 
     A look-up in the embedding touches a row and counts as nothing.
     """
@@ -144,6 +178,12 @@ class TokenTimes:
     memory_s: float
     critical_memory_s: float
     disk_s: float
+
+    def scaled(self, share: float) -> TokenTimes:
+        """Of a pass, what falls to each of its tokens."""
+        return TokenTimes(
+            self.memory_s * share, self.critical_memory_s * share, self.disk_s * share
+        )
 
 
 def shared_times(sizes: Sequence[TokenBytes], host: HostLimits, *, is_tensor: bool) -> TokenTimes:

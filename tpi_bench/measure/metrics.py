@@ -1,8 +1,10 @@
 """The metrics, one definition for all systems. Times in seconds; what was not measured is NaN.
 
 TTFT: from the request at the master to the first sampled token. Token latency: mean gap between
-later tokens, (t_last - t_first) / (n - 1); the raw gaps are kept in the token table. Warm-up is
-apart. Perplexity: how many equally likely tokens would be as hard to guess as the text's.
+later tokens, (t_last - t_first) / (n - 1); the raw gaps are kept in the token table. Tokens that a
+pass of speculation gives together come at one time: the first of them has the whole gap, the others
+0, and percentiles are of all gaps, these zeros too. Warm-up is apart. Perplexity: how many equally
+likely tokens would be as hard to guess as the text's.
 """
 
 from __future__ import annotations
@@ -12,9 +14,9 @@ import math
 import statistics
 from collections.abc import Sequence
 
-from tpi_bench.contract.job import Outcome
+from tpi_bench.contract.job import Job, Outcome
 from tpi_bench.contract.request import Generation
-from tpi_bench.report.rows import Speed, TokenRow
+from tpi_bench.report.rows import Speculated, Speed, TokenRow
 
 
 def token_gaps_s(generation: Generation) -> list[float]:
@@ -61,6 +63,30 @@ def speed_of(outcome: Outcome) -> Speed:
         sampling_share=_median([row.sampling_s / row.gap_s for row in later]),
         unexplained_share=_median([row.unexplained_s / row.gap_s for row in later]),
     )
+
+
+def speculated(job: Job, outcome: Outcome, *, is_library: bool) -> Speculated:
+    """How a run's tokens were drafted, and what its passes gave."""
+    generation, asked = outcome.generation, job.request.speculation
+    kinds = Speculated.unmeasured()
+    kinds.speculation = asked.kind if asked else "none"
+    kinds.draft_tokens = asked.draft_tokens if asked else None
+    kinds.draft_model = job.draft_name or None
+    if asked and asked.acceptance is not None:
+        kinds.acceptance_asked = asked.acceptance
+    if generation is None or outcome.status != "ok":
+        return kinds
+    num_later, num_passes = len(generation.token_ids) - 1, generation.num_passes
+    if num_passes and not (is_library and asked and not generation.proposed):
+        decoding_s = (generation.token_ns[-1] - generation.token_ns[0]) / 1e9
+        kinds.num_passes = num_passes
+        kinds.pass_latency_s = decoding_s / num_passes
+        kinds.tokens_per_pass = num_later / num_passes
+    if asked and generation.proposed:
+        kinds.num_proposed, kinds.num_accepted = sum(generation.proposed), sum(generation.accepted)
+        if kinds.num_proposed:
+            kinds.acceptance = kinds.num_accepted / kinds.num_proposed
+    return kinds
 
 
 def _times_s(generation: Generation) -> tuple[float, float]:

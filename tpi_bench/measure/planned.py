@@ -7,7 +7,7 @@ they would fit.
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tpi_bench.contract.blocks import BlockFile
@@ -16,7 +16,9 @@ from tpi_bench.contract.job import Job
 from tpi_bench.contract.model import BYTES_PER_VALUE, Model, ModelSource
 from tpi_bench.contract.plan import Plan, Site
 from tpi_bench.contract.request import Request, make_request
+from tpi_bench.host import cache
 from tpi_bench.measure.calibrate import ThisHost
+from tpi_bench.measure.drafts import draft_job
 from tpi_bench.measure.settings import Settings
 from tpi_bench.measure.texts import read_text
 from tpi_bench.models.block_layout import planned_blocks
@@ -43,7 +45,7 @@ def planned_job(settings: Settings, model: Model, request: Request, devices: Dev
     """The job with the sizes of its blocks, but not their files. Raises ValueError."""
     system = settings.system
     plan = system.plan(model.config, _site(settings, devices, model, request))
-    return Job(
+    job = Job(
         program=system,
         config=model.config,
         dtype=model.dtype,
@@ -62,6 +64,14 @@ def planned_job(settings: Settings, model: Model, request: Request, devices: Dev
         timeout_s=settings.timeout_s,
         trace=settings.testbed.trace,
     )
+    if settings.draft is None or plan is None:
+        return job
+    try:
+        drafter = load_model(settings.draft, cache.cache_folder(settings.cache_dir))
+    except ValueError as error:
+        raise ValueError(f"workload.draft_model: {error}") from error
+    named = f"{drafter.name} in {drafter.weights}"
+    return replace(job, draft=draft_job(job, model, drafter), draft_name=named)
 
 
 def devices_of(settings: Settings, cache_dir: Path) -> Devices:

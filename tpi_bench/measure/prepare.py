@@ -12,6 +12,7 @@ from tpi_bench.contract.job import Job
 from tpi_bench.contract.model import Model
 from tpi_bench.host import cache
 from tpi_bench.measure.blocks import made_blocks
+from tpi_bench.measure.drafts import draft_plan, refuse_speculation
 from tpi_bench.measure.fits import advice, refuse_too_little
 from tpi_bench.measure.planned import devices_of, load_model, planned_job, request_of
 from tpi_bench.measure.settings import Settings
@@ -38,6 +39,7 @@ def prepare(settings: Settings) -> Prepared:
     model, job = _planned(settings, cache_dir)
     if job.plan is not None and testbed.opens_files:
         job = replace(job, blocks=made_blocks(model, job.plan, cache_dir))
+        job = _with_draft_blocks(settings, job, cache_dir)
     path = system.checkpoint_path(model, cache_dir)
     job = replace(job, checkpoint_path=None if path is None else str(path))
     return Prepared(settings=settings, model=model, job=job)
@@ -56,6 +58,7 @@ def refuse_early(settings: Settings) -> None:
 def refuse_unfit(settings: Settings) -> None:
     """What the settings alone say cannot be run, without a file of the model. Raises ValueError."""
     refuse_text(settings)
+    refuse_speculation(settings)
     _ = settings.memory_bytes  # raises for a list of another length
     if isinstance(settings.testbed.proportions, list):
         settings.shares(())
@@ -74,6 +77,16 @@ def _planned(settings: Settings, cache_dir: Path) -> tuple[Model, Job]:
     for rank in range(len(job.blocks)):
         settings.system.streaming(job, rank)  # raises where a device's memory is too small
     return model, job
+
+
+def _with_draft_blocks(settings: Settings, job: Job, cache_dir: Path) -> Job:
+    """The files of the model that drafts, if there is one."""
+    if settings.draft is None or job.draft is None:
+        return job
+    model = load_model(settings.draft, cache_dir)
+    return replace(
+        job, draft=replace(job.draft, blocks=made_blocks(model, draft_plan(model), cache_dir))
+    )
 
 
 def advice_after(prepared: Prepared) -> str:

@@ -14,7 +14,7 @@ from tpi_bench.contract.system import System
 from tpi_bench.contract.testbed import Testbed
 from tpi_bench.host import page_cache
 from tpi_bench.host.machine import available_cpus, provenance
-from tpi_bench.measure.metrics import perplexity_of, token_rows
+from tpi_bench.measure.metrics import perplexity_of, speculated, token_rows
 from tpi_bench.measure.prepare import Prepared
 from tpi_bench.measure.settings import Settings
 from tpi_bench.report.rows import (
@@ -62,6 +62,7 @@ def make_record(
         _circumstances(settings.testbed, job, outcome.devices),
         noise,
         speed,
+        speculated(job, outcome, is_library=settings.system.max_devices == 1),
         _links(job, outcome),
         limits,
         exactness,
@@ -118,6 +119,7 @@ def _asked(
         model=model_name,
         dtype=dtype,
         weights=weights,
+        workload=settings.workload.name,
         num_devices=settings.num_devices,
         topology=network.topology,
         link_latency_ms=network.link_latency_ms,

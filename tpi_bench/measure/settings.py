@@ -56,6 +56,7 @@ class Settings:
     workload: Workload
     wait: bool
     raw: dict[str, Any]
+    draft: ModelSource | None = None  # `workload.draft_model`
     overrides: tuple[str, ...] = ()  # as typed or swept
 
     @property

@@ -105,7 +105,7 @@ def _run(rank: int, job: Job, cap: Cap, control: Control) -> None:
         target=_serve_control, args=(control, mesh, rt, turns), name="control", daemon=True
     ).start()
     try:
-        reader.open(block.path for block in (job.blocks[rank] if job.blocks else []))
+        reader.open(block.path for block in job.blocks_of(rank))
         on_token = functools.partial(_tell_token, control) if job.stream else None
         next_turn = functools.partial(_next_turn, control, turns) if job.talks else None
         result = run_rank(rt, job, on_token, next_turn)

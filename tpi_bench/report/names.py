@@ -28,6 +28,11 @@ _VARYING = {
     "cache": "{} cache",
     "prompt_tokens": "prompt {:.0f}",
     "num_tokens_asked": "{:.0f} tokens",
+    "workload": "{}",
+    "speculation": "speculation {}",
+    "draft_tokens": "{:.0f} drafted",
+    "draft_model": "by {}",
+    "acceptance_asked": "acceptance {:g}",
 }
 
 

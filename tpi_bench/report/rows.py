@@ -70,6 +70,7 @@ class Asked(Row):
     model: str = column("", "name of the model")
     dtype: str = column("", "what the system computes in")
     weights: str = column("", "what it holds weights in: `float32` .. `q4`")
+    workload: str | None = column("", "`workload.name`")
     num_devices: int = column("", "devices, the master included")
     topology: str = column("", "`network.topology`")
     link_latency_ms: float = column("ms", "asked latency of one hop")
@@ -138,7 +139,9 @@ class Speed(Row):
     ttft_s: float = column("s", "from the request at the master to the first sampled token")
     warmup_ttft_s: float = column("s", "the same of the warm-up, which counts nowhere else")
     token_latency_s: float = column("s", "mean gap between later tokens: (last - first) / (n - 1)")
-    token_latency_p50_s: float = column("s", "median of these gaps")
+    token_latency_p50_s: float = column(
+        "s", "median of these gaps; of tokens that come together all but the first have gap 0"
+    )
     token_latency_p95_s: float = column("s", "95th percentile of these gaps")
     ttft_low_s: float = column(
         "s",
@@ -159,8 +162,28 @@ class Speed(Row):
 
 
 @dataclass(kw_only=True)
+class Speculated(Row):
+    """How tokens were drafted, and how many a pass gave; `measure/metrics.py` counts."""
+
+    speculation: str | None = column("", "`workload.speculation`: none, lookup or draft")
+    draft_tokens: int | None = column("", "tokens that a pass proposes at most; empty without")
+    draft_model: str | None = column("", "the model that drafts, and what its weights are held in")
+    num_passes: int | None = column(
+        "", "passes over all weights after the first token; empty where a library does not say"
+    )
+    pass_latency_s: float = column("s", "mean time of these passes: (last - first) / passes")
+    tokens_per_pass: float = column("", "tokens after the first, over these passes")
+    num_proposed: int | None = column("", "tokens that were drafted; empty where none are")
+    num_accepted: int | None = column("", "of these, what is in the answer")
+    acceptance: float = column("", "accepted over proposed")
+    acceptance_asked: float = column("", "`workload.acceptance`, where none is real")
+
+
+@dataclass(kw_only=True)
 class Limits(Row):
-    """What a token costs at least; `measure/limits.py` computes it."""
+    """What a token costs at least; `measure/limits.py` computes it. Where a pass gives several, it
+    is a pass's cost over them.
+    """
 
     memory_bps: float = column(
         "bytes/s",
@@ -272,6 +295,7 @@ PARTS = (
     Circumstances,
     HostNoise,
     Speed,
+    Speculated,
     Links,
     Limits,
     Exactness,
@@ -291,6 +315,7 @@ class RunRow(
     Exactness,
     Limits,
     Links,
+    Speculated,
     Speed,
     HostNoise,
     Circumstances,

@@ -49,6 +49,8 @@ def sweep_table(runs: pd.DataFrame) -> str:
         if runs.config_hash.duplicated().any():
             line["repeats"] = len(repeats)
         line |= {name: _milliseconds(repeats[column]) for name, column in _TIMES.items()}
+        if runs.num_proposed.notna().any():
+            line["tokens a pass"] = _folded(repeats.tokens_per_pass)
         if runs.tokens_equal.notna().any():
             line["tokens"] = _verdict(repeats)
         if runs.perplexity.notna().any():

@@ -41,6 +41,12 @@ def run_report(
             "tokens_equal": run.tokens_equal,
             "max_logit_diff": _number(run.max_logit_diff),
         }
+    if run.num_proposed is not None:
+        report |= {
+            "num_passes": run.num_passes,
+            "num_proposed": run.num_proposed,
+            "num_accepted": run.num_accepted,
+        }
     if run.error:
         report["error"] = run.error
     return report
@@ -91,6 +97,7 @@ def _speed_lines(run: RunRow) -> list[str]:
             f"token latency  {latency * 1e3:9.1f} ms   (p50 {run.token_latency_p50_s * 1e3:.1f}, "
             f"p95 {run.token_latency_p95_s * 1e3:.1f}, {run.num_tokens} tokens)"
         )
+        lines += _drafted(run)
         if limit > 0:
             reason = (
                 f"limit {1 / limit:.1f}: memory at {run.memory_bps / 1e9:.1f} GB/s "
@@ -104,6 +111,17 @@ def _speed_lines(run: RunRow) -> list[str]:
         asked, trip = run.asked_round_trip_s * 1e3, run.link_round_trip_s * 1e3
         lines.append(f"round trip     {trip:9.2f} ms   (asked {asked:.2f})")
     return lines
+
+
+def _drafted(run: RunRow) -> list[str]:
+    """What speculation gave, if there was any."""
+    if run.speculation in (None, "none") or not run.num_passes:
+        return []
+    return [
+        f"{run.speculation:<15s}{run.tokens_per_pass:9.2f} tokens a pass of "
+        f"{run.pass_latency_s * 1e3:.1f} ms   ({run.num_accepted} of {run.num_proposed} drafted "
+        "ones were right)"
+    ]
 
 
 def _device_line(device: DeviceRow) -> str:

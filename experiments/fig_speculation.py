@@ -1,0 +1,180 @@
+"""Speculation: how many drafted tokens are right, and what that makes of token latency.
+
+Question it answers: by how much does exact speculation shorten a token where each pass costs link
+latency or a scan of the disk (one pass pays for several tokens), on tensor parallelism and on a
+pipeline. Run it with `python -m tpi_bench +experiment=fig_speculation`; draw it again from stored
+rows with `python -m experiments.fig_speculation FOLDER`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tpi_bench.report import figures, names
+from tpi_bench.report.drawing import Drawing, succeeded
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_STYLES = {"none": ":", "lookup": "-", "draft": "--"}
+_WORDS = {"none": "plain", "lookup": "lookup", "draft": "draft model"}
+_KEY = ["panel", "line", "workload", "link_latency_ms"]
+
+
+def table(rows: pd.DataFrame) -> str:
+    """Means over the repeats, one line a system, text, link latency and way of drafting.
+
+    `x plain` is how many times as fast as one token a pass of the same system and text.
+    """
+    groups = rows.groupby([*_KEY, "speculation", "acceptance_asked"], dropna=False, sort=False)
+    found = groups.agg(
+        token=("token_latency_s", "mean"),
+        per_pass=("tokens_per_pass", "mean"),
+        acceptance=("acceptance", "mean"),
+        gain=("gain", "mean"),
+        limit=("limit_token_s", "mean"),
+        repeats=("repeat", "nunique"),
+    ).reset_index()
+    shown = found.assign(
+        **{
+            "link ms/hop": found.link_latency_ms.map("{:g}".format),
+            "acceptance": found.acceptance.map("{:.2f}".format).replace("nan", "-"),
+            "tokens a pass": found.per_pass.map("{:.2f}".format),
+            "token ms": (found.token * 1e3).map("{:.1f}".format),
+            "limit ms": (found.limit * 1e3).map("{:.1f}".format),
+            "x plain": found.gain.map("{:.2f}".format).replace("nan", "-"),
+        }
+    ).rename(columns={"line": "system", "workload": "text"})
+    columns = ["panel", "system", "text", "speculation", "link ms/hop", "acceptance"]
+    columns += ["tokens a pass", "token ms", "limit ms", "x plain", "repeats"]
+    return shown[columns].to_string(index=False)
+
+
+def draw(rows: pd.DataFrame) -> Figure:
+    """Measured: acceptance by text, and token latency by link latency over all texts. Virtual:
+    token latency by acceptance, in 4 bit and in fp32, against one token a pass (dotted).
+    """
+    measured, virtual = rows[rows.panel == "measured"], rows[rows.panel != "measured"]
+    panels = list(dict.fromkeys(virtual.panel))
+    count = (2 if len(measured) else 0) + len(panels)
+    figure = figures.new_figure(3.2, num_columns=2)
+    drawn = list(figure.subplots(1, count, squeeze=False)[0])
+    labels = list(dict.fromkeys(rows[rows.num_devices > 1].line)) or list(dict.fromkeys(rows.line))
+    colours = figures.palette(labels)
+    if len(measured):
+        _draw_acceptance(drawn.pop(0), measured)
+        _draw_by_latency(drawn.pop(0), measured[measured.line.isin(labels)], colours)
+    for axes, panel in zip(drawn, panels, strict=True):
+        _draw_by_acceptance(axes, virtual[virtual.panel == panel], colours)
+    _legend(figure, colours, [kind for kind in _STYLES if (rows.speculation == kind).any()])
+    return figure
+
+
+def _draw_acceptance(axes: Axes, rows: pd.DataFrame) -> None:
+    """Bars by text; above each, the tokens that a pass gave."""
+    drafted = rows[rows.speculation != "none"]
+    kinds = list(dict.fromkeys(zip(drafted.speculation, drafted.is_library, strict=True)))
+    texts = list(dict.fromkeys(drafted.workload))
+    width = 0.8 / max(1, len(kinds))
+    for number, (kind, is_library) in enumerate(kinds):
+        own = drafted[(drafted.speculation == kind) & (drafted.is_library == is_library)]
+        means = own.groupby("workload")[["acceptance", "tokens_per_pass"]].mean().reindex(texts)
+        places = [i + (number - (len(kinds) - 1) / 2) * width for i in range(len(texts))]
+        name = "Transformers'" if is_library else _WORDS[kind]
+        axes.bar(places, means.acceptance, width * 0.95, label=name, color=str(0.3 + 0.25 * number))
+        for place, (share, tokens) in zip(places, means.to_numpy(), strict=True):
+            axes.text(place, share, f"{tokens:.1f}", ha="center", va="bottom", fontsize=5)
+    axes.set_xticks(range(len(texts)), texts)
+    axes.set_ylim(0, 1.15)
+    axes.set_ylabel("drafted tokens that are right", fontsize=7)
+    axes.set_title(f"{rows.model.iloc[0]}, measured;\nabove: tokens a pass", fontsize=5.5)
+    axes.legend(fontsize=5, loc="upper left", frameon=False)
+
+
+def _draw_by_latency(axes: Axes, rows: pd.DataFrame, colours: dict) -> None:
+    for (line, kind), own in rows[rows.num_devices > 1].groupby(["line", "speculation"]):
+        means = own.groupby("link_latency_ms").token_latency_s.mean() * 1e3
+        axes.plot(means.index, means, _STYLES[kind], color=colours[line], marker="o")
+    figures.log_milliseconds(axes)
+    axes.set_xlabel(f"link latency (ms a hop, {rows.topology.iloc[0]})", fontsize=7)
+    axes.set_ylabel("token latency (ms), mean of the texts", fontsize=7)
+    shared = ", sharing cores" if rows.devices_share_cores.eq(True).any() else ""
+    number = rows.num_devices.max()
+    axes.set_title(f"{rows.model.iloc[0]}, measured,\n{number} devices{shared}", fontsize=5.5)
+
+
+def _draw_by_acceptance(axes: Axes, rows: pd.DataFrame, colours: dict) -> None:
+    """At the link latency that most rows have beside 0, or the least above it."""
+    latencies = sorted(rows.link_latency_ms.unique())
+    latency = next((each for each in latencies if each > 0), latencies[0])
+    own = rows[rows.link_latency_ms == latency]
+    ends = [own.acceptance_asked.min(), own.acceptance_asked.max()]
+    for (line, kind), group in own.groupby(["line", "speculation"]):
+        if kind == "none":
+            times, shares = [group.token_latency_s.mean()] * 2, ends
+        else:
+            means = group.groupby("acceptance_asked").token_latency_s.mean()
+            times, shares = list(means), list(means.index)
+        marker = "" if kind == "none" else "o"
+        axes.plot(shares, times, _STYLES[kind], color=colours[line], marker=marker)
+    figures.log_milliseconds(axes)
+    first = own.iloc[0]
+    axes.set_xlabel("share of drafted tokens that are right", fontsize=7)
+    axes.set_ylabel("token latency (s)", fontsize=7)
+    axes.set_title(
+        f"{first.model} in {first.weights}, virtual,\n{first.device}, {latency:g} ms a hop",
+        fontsize=5.5,
+    )
+
+
+def _legend(figure: Figure, colours: dict, kinds: list[str]) -> None:
+    from matplotlib.lines import Line2D
+
+    handles = [Line2D([], [], color=colour, label=line) for line, colour in colours.items()]
+    handles += [
+        Line2D([], [], color="0.4", linestyle=_STYLES[kind], label=_WORDS[kind]) for kind in kinds
+    ]
+    figure.legend(handles=handles, ncol=6, loc="outside lower center", frameon=False)
+
+
+def _rows(runs: pd.DataFrame) -> pd.DataFrame:
+    """Points that succeeded, each with its panel, its line, and how much faster it is than the same
+    without speculation.
+    """
+    good = succeeded(runs)
+    if good.empty or "speculation" not in good:
+        return good[:0]
+    good["panel"] = [
+        "measured" if row["clock"] == "wall" else f"virtual {row['weights']}"
+        for row in good.to_dict("records")
+    ]
+    good["line"] = [_line(row) for row in good.to_dict("records")]
+    good["speculation"] = good.speculation.fillna("none")
+    plain = good[good.speculation == "none"].groupby(_KEY).token_latency_s.mean()
+    keys = [tuple(key) for key in good[_KEY].itertuples(index=False)]
+    found = dict(zip(plain.index, plain, strict=True))
+    gains = [found.get(key, float("nan")) for key in keys]
+    good["gain"] = [
+        time / own if kind != "none" else float("nan")
+        for time, own, kind in zip(gains, good.token_latency_s, good.speculation, strict=True)
+    ]
+    return good
+
+
+def _line(row: dict) -> str:
+    name = names.system_label(row).partition(" window")[0]
+    is_alone = row["num_devices"] == 1 and not row["is_library"]
+    return f"{name}, 1 device" if is_alone else name
+
+
+DRAWING = Drawing(
+    name="fig_speculation",
+    rows=_rows,
+    table=table,
+    draw=draw,
+)
+
+if __name__ == "__main__":
+    DRAWING.again()

@@ -1,0 +1,198 @@
+"""Sums of a row of weights times one vector, and times two: what products are made of.
+
+A row of weights comes from memory once, some lines ahead, for the first vector or two; for others
+it is in the cache. Two vectors share what weights are loaded and converted for, and each is summed
+in the order in which it is alone, so that its bits are the same. `kernels.py` calls all of it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import njit
+
+from tpi_bench.engine.digits import BLOCK_BYTES, BLOCK_GROUPS, dot_block
+from tpi_bench.engine.vectors import (
+    add,
+    fma,
+    keep_last,
+    load,
+    load_4_scales,
+    load_scale,
+    multiply,
+    prefetch,
+    quarter_0,
+    quarter_1,
+    quarter_2,
+    quarter_3,
+    store_one,
+    total,
+    zeros,
+)
+
+# Bytes: what memory takes to answer, at its full rate. Each is what was fastest on one CPU.
+_AHEAD_OF_FLOATS, _AHEAD_OF_NUMBERS = 3072, 6144
+_LINE = 64
+
+helper = njit(error_model="numpy", forceinline=True)
+
+
+@helper
+def _fetch(address: int, num_bytes: int) -> None:
+    for line in range(0, num_bytes, _LINE):
+        prefetch(address + line)
+
+
+@helper
+def float_row(row: int, x: int, cols: int, kind: Any, size: int) -> Any:
+    """The sum of a row of values of type `kind`, `size` bytes each, at least 16 of them."""
+    a, b, c, d = zeros(), zeros(), zeros(), zeros()
+    whole = cols & ~63
+    for col in range(0, whole, 64):
+        w, v = row + col * size, x + col * 4
+        _fetch(w + _AHEAD_OF_FLOATS, 64 * size)
+        a = fma(load(w, kind), load(v, np.float32), a)
+        b = fma(load(w + 16 * size, kind), load(v + 64, np.float32), b)
+        c = fma(load(w + 32 * size, kind), load(v + 128, np.float32), c)
+        d = fma(load(w + 48 * size, kind), load(v + 192, np.float32), d)
+    for col in range(whole, cols & ~15, 16):
+        a = fma(load(row + col * size, kind), load(x + col * 4, np.float32), a)
+    if cols & 15:  # the last 16 again, less those that are counted
+        rest = keep_last(load(x + (cols - 16) * 4, np.float32), cols & 15)
+        b = fma(load(row + (cols - 16) * size, kind), rest, b)
+    return add(add(a, b), add(c, d))
+
+
+@helper
+def _q8_group(numbers: int, x: int) -> Any:
+    low = multiply(load(numbers, np.int8), load(x, np.float32))
+    return fma(load(numbers + 16, np.int8), load(x + 64, np.float32), low)
+
+
+@helper
+def q8_row(row: int, scales: int, x: int, groups: int) -> Any:
+    a, b, c, d = zeros(), zeros(), zeros(), zeros()
+    whole = groups & ~3
+    for group in range(0, whole, 4):
+        w, v = row + 32 * group, x + 128 * group
+        _fetch(w + _AHEAD_OF_NUMBERS, 128)
+        four = load_4_scales(scales + 2 * group)
+        a = fma(_q8_group(w, v), quarter_0(four), a)
+        b = fma(_q8_group(w + 32, v + 128), quarter_1(four), b)
+        c = fma(_q8_group(w + 64, v + 256), quarter_2(four), c)
+        d = fma(_q8_group(w + 96, v + 384), quarter_3(four), d)
+    for group in range(whole, groups):
+        a = fma(_q8_group(row + 32 * group, x + 128 * group), load_scale(scales + 2 * group), a)
+    return add(add(a, b), add(c, d))
+
+
+@helper
+def q4_row(row: int, scales: int, digits: int, groups: int, out: int) -> None:
+    sums = zeros()
+    for start in range(0, groups, BLOCK_GROUPS):
+        group = min(start, groups - BLOCK_GROUPS)
+        w = row + 16 * group
+        _fetch(w + _AHEAD_OF_NUMBERS, 64)
+        sums = fma(dot_block(w, digits), load_4_scales(scales + 2 * group), sums)
+        digits += BLOCK_BYTES
+    store_one(out, total(sums))
+
+
+@helper
+def q4_two_rows(row: int, scales: int, digits: int, groups: int, out: int) -> None:
+    """A row and the next: digits, of which there are more bytes than weights, are loaded once."""
+    sums, others = zeros(), zeros()
+    pitch, scale_pitch = 16 * groups, 2 * groups
+    for start in range(0, groups, BLOCK_GROUPS):
+        group = min(start, groups - BLOCK_GROUPS)
+        w, s = row + 16 * group, scales + 2 * group
+        _fetch(w + _AHEAD_OF_NUMBERS, 64)
+        _fetch(w + pitch + _AHEAD_OF_NUMBERS, 64)
+        sums = fma(dot_block(w, digits), load_4_scales(s), sums)
+        others = fma(dot_block(w + pitch, digits), load_4_scales(s + scale_pitch), others)
+        digits += BLOCK_BYTES
+    store_one(out, total(sums))
+    store_one(out + 4, total(others))
+
+
+@helper
+def two_of_floats(row: int, x: int, cols: int, kind: Any, size: int, out: int, pitch: int) -> None:
+    """A row of weights times two vectors; the second's sum lies `pitch` bytes behind the first's.
+
+    The compiler loads a weight once that stands here twice.
+    """
+    a, b, c, d = zeros(), zeros(), zeros(), zeros()
+    e, f, g, h = zeros(), zeros(), zeros(), zeros()
+    whole, y = cols & ~63, x + 4 * cols
+    for col in range(0, whole, 64):
+        w, at = row + col * size, col * 4
+        _fetch(w + _AHEAD_OF_FLOATS, 64 * size)
+        a = fma(load(w, kind), load(x + at, np.float32), a)
+        e = fma(load(w, kind), load(y + at, np.float32), e)
+        b = fma(load(w + 16 * size, kind), load(x + at + 64, np.float32), b)
+        f = fma(load(w + 16 * size, kind), load(y + at + 64, np.float32), f)
+        c = fma(load(w + 32 * size, kind), load(x + at + 128, np.float32), c)
+        g = fma(load(w + 32 * size, kind), load(y + at + 128, np.float32), g)
+        d = fma(load(w + 48 * size, kind), load(x + at + 192, np.float32), d)
+        h = fma(load(w + 48 * size, kind), load(y + at + 192, np.float32), h)
+    for col in range(whole, cols & ~15, 16):
+        a = fma(load(row + col * size, kind), load(x + col * 4, np.float32), a)
+        e = fma(load(row + col * size, kind), load(y + col * 4, np.float32), e)
+    if cols & 15:
+        last = (cols - 16) * 4
+        rest = keep_last(load(x + last, np.float32), cols & 15)
+        b = fma(load(row + (cols - 16) * size, kind), rest, b)
+        rest = keep_last(load(y + last, np.float32), cols & 15)
+        f = fma(load(row + (cols - 16) * size, kind), rest, f)
+    store_one(out, total(add(add(a, b), add(c, d))))
+    store_one(out + pitch, total(add(add(e, f), add(g, h))))
+
+
+@helper
+def two_of_q8(row: int, scales: int, x: int, groups: int, out: int, pitch: int) -> None:
+    a, b, c, d = zeros(), zeros(), zeros(), zeros()
+    e, f, g, h = zeros(), zeros(), zeros(), zeros()
+    whole, far = groups & ~3, 128 * groups
+    for group in range(0, whole, 4):
+        w, v = row + 32 * group, x + 128 * group
+        _fetch(w + _AHEAD_OF_NUMBERS, 128)
+        four = load_4_scales(scales + 2 * group)
+        a = fma(_q8_group(w, v), quarter_0(four), a)
+        e = fma(_q8_group(w, v + far), quarter_0(four), e)
+        b = fma(_q8_group(w + 32, v + 128), quarter_1(four), b)
+        f = fma(_q8_group(w + 32, v + far + 128), quarter_1(four), f)
+        c = fma(_q8_group(w + 64, v + 256), quarter_2(four), c)
+        g = fma(_q8_group(w + 64, v + far + 256), quarter_2(four), g)
+        d = fma(_q8_group(w + 96, v + 384), quarter_3(four), d)
+        h = fma(_q8_group(w + 96, v + far + 384), quarter_3(four), h)
+    for group in range(whole, groups):
+        w, v, scale = row + 32 * group, x + 128 * group, load_scale(scales + 2 * group)
+        a = fma(_q8_group(w, v), scale, a)
+        e = fma(_q8_group(w, v + far), scale, e)
+    store_one(out, total(add(add(a, b), add(c, d))))
+    store_one(out + pitch, total(add(add(e, f), add(g, h))))
+
+
+@helper
+def two_of_q4(
+    row: int, scales: int, digits: int, groups: int, out: int, pitch: int, far: int
+) -> None:
+    """A row of weights and the next times two vectors, whose digits lie `far` bytes apart."""
+    a, b, c, d = zeros(), zeros(), zeros(), zeros()
+    wide, scale_wide = 16 * groups, 2 * groups
+    for start in range(0, groups, BLOCK_GROUPS):
+        group = min(start, groups - BLOCK_GROUPS)
+        w, s = row + 16 * group, scales + 2 * group
+        _fetch(w + _AHEAD_OF_NUMBERS, 64)
+        _fetch(w + wide + _AHEAD_OF_NUMBERS, 64)
+        four, other = load_4_scales(s), load_4_scales(s + scale_wide)
+        a = fma(dot_block(w, digits), four, a)
+        b = fma(dot_block(w + wide, digits), other, b)
+        c = fma(dot_block(w, digits + far), four, c)
+        d = fma(dot_block(w + wide, digits + far), other, d)
+        digits += BLOCK_BYTES
+    store_one(out, total(a))
+    store_one(out + 4, total(b))
+    store_one(out + pitch, total(c))
+    store_one(out + pitch + 4, total(d))
