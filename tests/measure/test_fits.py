@@ -14,6 +14,8 @@ from tpi_bench.measure.planned import devices_of, load_model, planned_job, reque
 from tpi_bench.measure.point import measure
 from tpi_bench.measure.prepare import prepare
 
+pytestmark = pytest.mark.usefixtures("as_a_user_forks")
+
 # 345 MB of weights in fp32, beside about 190 that a device starts with and grows by.
 LARGE = (
     *("model=debug", "model.num_layers=24", "model.hidden=480", "model.intermediate=2048"),

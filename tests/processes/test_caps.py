@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +28,7 @@ from tpi_bench.contract.network import NetworkConfig
 from tpi_bench.contract.request import Request
 from tpi_bench.contract.system import System
 from tpi_bench.engine.tpi import TpiSystem
-from tpi_bench.host import cgroups, page_cache
+from tpi_bench.host import cgroups, helper, page_cache
 from tpi_bench.measure.prepare import prepare
 from tpi_bench.processes import caps
 from tpi_bench.processes.launcher import run_job
@@ -45,6 +46,16 @@ def group_parents() -> list[Path]:
 
 def groups_of(pid: int) -> list[Path]:
     return [folder for parent in group_parents() for folder in parent.glob(f"tpi_bench-{pid}-*")]
+
+
+def loaded(names: Sequence[str]) -> list[str]:
+    return [name for name in names if name in sys.modules]
+
+
+def test_a_device_starts_with_no_library_that_it_does_not_need() -> None:
+    """Each would be megabytes of its memory; numba alone would load scipy."""
+    asked = ("torch", "numba", "scipy", "transformers", "accelerate", "pandas")
+    assert helper.shared_helper().call(loaded, asked) == ["torch", "numba"]
 
 
 @pytest.fixture(scope="session")
