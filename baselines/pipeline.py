@@ -1,17 +1,18 @@
 """Pipeline (layer-wise model) parallelism: each device owns consecutive layers.
 
 One request keeps one device busy at a time, and a token costs one message a device. Layers are
-divided evenly or in given proportions, as in Petals, or by EdgeShard's planner, which also chooses
-the devices (arXiv 2405.14371). Runs on the same blocks, windows and runtime as the TPI engine.
+divided by one of the planners of `layer_planners.py`: evenly or in given proportions, or as
+EdgeShard, Parallax, exo or prima.cpp do. Runs on the same blocks, windows and runtime as TPI.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from baselines.edgeshard import Stage, plan_stages
+from baselines.layer_planners import OF_PROFILES, PLANNERS, Layers, check_planner
 from tpi_bench.contract.job import Job, Output
 from tpi_bench.contract.model import ModelConfig
 from tpi_bench.contract.network import Traffic
@@ -26,7 +27,6 @@ from tpi_bench.engine.wire import (
     Wire,
     check_wire,
     hidden_bytes,
-    wire_bytes,
     wire_setting,
     wire_words,
 )
@@ -37,9 +37,6 @@ if TYPE_CHECKING:
     from tpi_bench.contract.runtime import Runtime
     from tpi_bench.engine.device_model import DeviceModel
 
-PLANNERS = ("proportional", "edgeshard")
-_OPERATORS = 23  # of a layer in decoding: 14 in attention, 7 in the FFN, 2 residuals
-
 
 @dataclass(frozen=True, kw_only=True)
 class PipelineSystem(WindowedSystem):
@@ -48,8 +45,9 @@ class PipelineSystem(WindowedSystem):
     name: str = setting("pipeline", "how rows call it")
     planner: str = setting(
         "proportional",
-        "proportional: layers even or by testbed.proportions; edgeshard chooses devices too",
-        PLANNERS,
+        "who gets how many layers: proportional: even, or by testbed.proportions; memory: as exo; "
+        "waterfill: as Parallax; edgeshard and halda (prima.cpp) choose devices too",
+        tuple(PLANNERS),
     )
     wire: str = wire_setting()
 
@@ -57,10 +55,7 @@ class PipelineSystem(WindowedSystem):
 
     def __post_init__(self) -> None:
         check_wire(self.wire)
-        if self.planner not in PLANNERS:
-            raise ValueError(
-                f"system.planner={self.planner} is unknown; choose one of {', '.join(PLANNERS)}"
-            )
+        check_planner(self.planner)
         super().__post_init__()
 
     @property
@@ -73,38 +68,23 @@ class PipelineSystem(WindowedSystem):
 
     @property
     def needs_profiles(self) -> bool:
-        """EdgeShard's planner wants to know what devices and links can do."""
-        return self.planner == "edgeshard"
+        """Some planners want to know what devices can do."""
+        return self.planner in OF_PROFILES
 
     def plan(self, config: ModelConfig, site: Site) -> Plan:
-        if self.planner == "edgeshard":
-            return plans.layer_chain(config, self._stages(config, site), site.num_devices)
-        return plans.layer_parallel(config, site.proportions)
-
-    def _stages(self, config: ModelConfig, site: Site) -> list[Stage]:
-        """Of EdgeShard. A layer costs its bytes over memory bandwidth, or streamed, over disk's."""
-        weights = round(config.layer_parameters * site.bytes_per_weight)
-        cache = config.cache_values(site.num_positions)
-        window = self.window_config
-        is_held = window.holds_all
-        layer_s = []
-        for profile in site.profiles:
-            rate = profile.read_bps(site.weights)
-            if not is_held:
-                rate = min(rate, profile.disk_bps)
-            layer_s.append(weights / rate + _OPERATORS * profile.op_overhead_us * 1e-6)
-        rooms = [float("inf")] * site.num_devices
-        if is_held and site.memory_bytes is not None:
-            rooms = [float(room) for room in site.memory_bytes]
-            rooms[0] -= config.end_parameters * site.bytes_per_weight
-        num = config.num_layers
-        stages, _ = plan_stages(
-            [[seconds] * num for seconds in layer_s],
-            [weights + cache * site.bytes_per_value] * num,
-            rooms,
-            _moves_s(site, wire_bytes(self.wire, config.hidden, site.bytes_per_value)),
+        if self.planner == "proportional":
+            return plans.layer_parallel(config, site.proportions)
+        layers = Layers(
+            config=config,
+            site=site,
+            wire=self.wire,
+            streams=not self.window_config.holds_all,
+            num_layers=config.num_layers,
         )
-        return stages
+        parts = PLANNERS[self.planner](layers)
+        ends = list(itertools.accumulate(count for _, count in parts))
+        stages = [(rank, end - count, end) for (rank, count), end in zip(parts, ends, strict=True)]
+        return plans.layer_chain(config, stages, site.num_devices)
 
     def traffic(self, job: Job) -> Traffic:
         assert job.plan is not None
@@ -139,16 +119,6 @@ class PipelineSystem(WindowedSystem):
         result = generate(rt, first.forward, job.request, output, drafter_of(rt, job))
         first.close()
         return result
-
-
-def _moves_s(site: Site, nbytes: int) -> list[list[float]]:
-    """Seconds for a message from each device to each other: on the links, and in both devices."""
-    assert site.transfers_s is not None
-    overheads = [profile.message_overhead_us * 1e-6 for profile in site.profiles]
-    return [
-        [seconds + overheads[a] + overheads[b] for b, seconds in enumerate(row)]
-        for a, row in enumerate(site.transfers_s(nbytes))
-    ]
 
 
 class _FirstStage:

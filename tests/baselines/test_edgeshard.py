@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 import random
 from dataclasses import replace
@@ -11,11 +10,7 @@ import pytest
 
 from baselines.edgeshard import MOST_DEVICES, plan_stages
 from baselines.pipeline import PipelineSystem
-from tpi_bench.contract.device import ideal_device
-from tpi_bench.contract.model import ModelConfig
-from tpi_bench.contract.network import NetworkConfig
-from tpi_bench.contract.plan import Site
-from tpi_bench.virtual.network import transfers_s
+from tests.helpers.sites import SHAPE, device, site_of
 
 
 def cost_of(stages, layer_s, transfer_s) -> float:
@@ -64,31 +59,6 @@ def test_too_many_devices_are_refused() -> None:
     n = MOST_DEVICES + 1
     with pytest.raises(ValueError, match=rf"num_devices={n}.*at most {MOST_DEVICES}"):
         plan_stages([[1.0]] * n, [1], [9.0] * n, [[0.0] * n] * n)
-
-
-SHAPE = ModelConfig(
-    num_layers=8,
-    hidden=64,
-    num_heads=4,
-    num_kv_heads=4,
-    head_dim=16,
-    intermediate=128,
-    vocab=100,
-    context_length=64,
-)
-
-
-def device(name: str, memory_gb_per_s: float, memory_mb: float):
-    return replace(ideal_device(name), memory_gb_per_s=memory_gb_per_s, memory_gb=memory_mb / 1e3)
-
-
-def site_of(devices, **network) -> Site:
-    return Site(
-        proportions=[1.0] * len(devices),
-        profiles=tuple(devices),
-        memory_bytes=tuple(d.memory_bytes for d in devices),
-        transfers_s=functools.partial(transfers_s, NetworkConfig(**network), len(devices)),
-    )
 
 
 def chain_of(devices, **network) -> tuple[int, ...]:

@@ -132,6 +132,7 @@ def test_a_window_reads_all_but_what_lies_in_it_at_the_first_token(tmp_path: Pat
         (["system=tpi_direct"], 8, 8 * 2),
         (["system=pipeline"], 3, 3),
         (["system=galaxy"], 8 * 3, 8 * 3),
+        (["system=prima", "system.planner=memory", "system.rounds=1"], 3, 3),
     ],
 )
 def test_the_links_cost_their_latency_a_step_and_their_bytes(

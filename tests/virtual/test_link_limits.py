@@ -9,8 +9,11 @@ from typing import Any
 
 import pytest
 
+from baselines.dllama import DllamaSystem
 from baselines.galaxy import GalaxySystem
 from baselines.pipeline import PipelineSystem
+from baselines.prima import PrimaSystem
+from tests.helpers.models_zoo import Variant, make_checkpoint
 from tests.helpers.virtual import IDEAL, run_here, virtual_job
 from tpi_bench.contract.network import NetworkConfig, Traffic
 from tpi_bench.engine.collectives import COLLECTIVES
@@ -27,6 +30,8 @@ SYSTEMS = [
     *(TpiSystem(collective=name, wire=wire) for name in COLLECTIVES for wire in ("auto", "q8")),
     PipelineSystem(),
     GalaxySystem(),
+    PrimaSystem(planner="proportional", rounds=1),
+    DllamaSystem(collective="direct", wire="q8", prompt_sync="together"),
 ]
 
 
@@ -64,6 +69,8 @@ def test_no_token_beats_its_links(
         (TpiSystem(collective="tree"), 1.1),
         (PipelineSystem(), 1.1),
         (GalaxySystem(), 1.3),
+        (PrimaSystem(planner="proportional", rounds=1), 1.1),
+        (DllamaSystem(collective="direct", wire="q8"), 1.5),
     ],
     ids=lambda value: value if isinstance(value, float) else value.label,
 )
@@ -72,6 +79,36 @@ def test_bytes_are_what_such_a_token_takes(
 ) -> None:
     gaps, limit_s = gaps_and_limit(system, 4, NETWORKS["bytes"], checkpoints["mha"], cache_dir)
     assert statistics.median(gaps) < most * limit_s
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_tokens_after_a_prompt_that_came_one_by_one(
+    network: str, checkpoints: dict[str, Path], cache_dir: Path
+) -> None:
+    """The first of them finds less of the last one's messages on the way than the others do, so
+    the limit is that of their mean, which is what rows say."""
+    system = DllamaSystem(collective="direct", wire="q8")
+    gaps, limit_s = gaps_and_limit(system, 3, NETWORKS[network], checkpoints["mha"], cache_dir)
+    assert statistics.mean(gaps) > limit_s * (1 - 1e-3)
+
+
+@pytest.fixture(scope="module")
+def six(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of six layers, which several numbers of rounds divide."""
+    variant = Variant(changes={"num_hidden_layers": 6})
+    return make_checkpoint(tmp_path_factory.mktemp("six"), variant)
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize(("rounds", "num_devices"), [(2, 2), (3, 2), (2, 3)])
+def test_a_ring_takes_its_hops_every_round(
+    network: str, rounds: int, num_devices: int, six: Path, cache_dir: Path
+) -> None:
+    system = PrimaSystem(planner="proportional", rounds=rounds)
+    gaps, limit_s = gaps_and_limit(system, num_devices, NETWORKS[network], six, cache_dir)
+    assert min(gaps) > limit_s * (1 - 1e-3)
+    if network in ("latency", "bytes"):
+        assert statistics.median(gaps) < 1.1 * limit_s
 
 
 def test_the_terms_of_the_limit() -> None:

@@ -40,8 +40,12 @@ _SCRATCH = 2  # times the activations: what the allocator does not give back bet
 Rung = list[tuple[int, int]]
 
 
-def within_memory(job: Job, rank: int, keep: str, num_buffers: int) -> Streaming:
+def within_memory(
+    job: Job, rank: int, keep: str, num_buffers: int, planner: type[Planner] | None = None
+) -> Streaming:
     """The plan of a device that receives into so many hidden states of a step's positions.
+
+    `planner` lays out what is streamed, unless it comes as `Planner` has it, block after block.
 
     Raises ValueError when nothing bounds its memory, DoesNotFit when that is too small.
     """
@@ -55,10 +59,10 @@ def within_memory(job: Job, rank: int, keep: str, num_buffers: int) -> Streaming
     buffers = num_buffers * num_rows * job.config.hidden * BYTES_PER_VALUE[job.dtype]
     others = other_bytes(job, rank) + draft_weight_bytes(job, rank)
     room = int(free) - int(free) // _SPARE_SHARE - others - buffers
-    planner = _Planner(job.blocks[rank], keep, num_rows)
-    plan = planner.plan(room)
+    choice = (planner or Planner)(job.blocks[rank], keep, num_rows)
+    plan = choice.plan(room)
     if plan is None:
-        lacking = (planner.least_room() - room) * _SPARE_SHARE / (_SPARE_SHARE - 1)
+        lacking = (choice.least_room() - room) * _SPARE_SHARE / (_SPARE_SHARE - 1)
         least = job.memory_of(rank) + lacking
         raise DoesNotFit(
             f"system.window=auto: device.memory_mb={_megabytes(job.memory_of(rank))} is too little "
@@ -160,7 +164,7 @@ class _Cost:
     streamed: int
 
 
-class _Planner:
+class Planner:
     """A device's blocks, and how much of each may be kept. `kept[i]` are bytes of block i."""
 
     def __init__(self, blocks: Sequence[BlockFile], keep: str, num_rows: int) -> None:
@@ -232,14 +236,17 @@ class _Planner:
         return self._cost(kept, room).held <= room
 
     def _cost(self, kept: Sequence[int], room: int) -> _Cost:
-        rests = self._rests(kept)
-        area = place_at_ends(rests, _ahead_bytes(rests, room))[1]
-        held = sum(kept) + area
+        held = sum(kept) + self._place(kept, room)[1]
         if self._has_ends and not kept[0]:
             held += look_up_bytes(self._blocks[0], self._num_rows)
         elif self._is_tied:
             held -= kept[0]
-        return _Cost(held, sum(rests))
+        return _Cost(held, sum(self._rests(kept)))
+
+    def _place(self, kept: Sequence[int], room: int) -> tuple[list[int], int]:
+        """Where what is streamed lies, and the size of its area."""
+        rests = self._rests(kept)
+        return place_at_ends(rests, _ahead_bytes(rests, room))
 
     def _rests(self, kept: Sequence[int]) -> list[int]:
         """What is streamed of each block, of those that are."""
@@ -252,8 +259,7 @@ class _Planner:
 
     def _streaming(self, kept: Sequence[int], room: int) -> Streaming:
         parts = [block.cut(cut) for block, cut in zip(self._blocks, kept, strict=True)]
-        rests = self._rests(kept)
-        places, area = place_at_ends(rests, _ahead_bytes(rests, room))
+        places, area = self._place(kept, room)
         return Streaming(
             kept=tuple(first if first.nbytes else None for first, _ in parts),
             streamed=tuple(

@@ -22,7 +22,7 @@ from tpi_bench.engine.llama import (
     embed,
     output_logits,
 )
-from tpi_bench.engine.window import weight_source
+from tpi_bench.engine.window import WeightSource, weight_source
 from tpi_bench.engine.wire import AS_COMPUTED, Wire
 
 if TYPE_CHECKING:
@@ -35,10 +35,17 @@ LayerBlock = AttentionBlock | FeedForwardBlock
 class DeviceModel:
     """One device's blocks of a job, with their KV caches and weights, in the order of a token.
 
-    `streaming` is what the job's system says of itself, unless another one is given.
+    `streaming` is what the job's system says of itself, unless another one is given; `source` is
+    what makes of it where weights come from.
     """
 
-    def __init__(self, rt: Runtime, job: Job, streaming: Streaming | None = None) -> None:
+    def __init__(
+        self,
+        rt: Runtime,
+        job: Job,
+        streaming: Streaming | None = None,
+        source: Callable[..., WeightSource] = weight_source,
+    ) -> None:
         if job.plan is None:
             raise ValueError(
                 f"system={getattr(job.program, 'name', job.program)} has no plan, so there are no "
@@ -84,7 +91,7 @@ class DeviceModel:
         rt.hold("tile", tile_bytes(job))
         self._output_index = len(shards) - 1
         self._payload_bytes = num_new * config.hidden * self.dtype.itemsize
-        self.window = weight_source(rt, blocks, streaming, num_new)
+        self.window = source(rt, blocks, streaming, num_new)
 
     def hold_buffers(self, num_payloads: int) -> None:
         """Enter what a device receives into at once, hidden states (T, h), in the ledger."""
@@ -126,10 +133,20 @@ class DeviceModel:
 
         x (T, h) is of positions `position` to `position` + T - 1; see `begin`.
         """
+        self.begin(x.shape[0], position)
+        return self.through(self.layer_blocks, x, position, combine)
+
+    def through(
+        self,
+        blocks: Sequence[tuple[int, LayerBlock]],
+        x: torch.Tensor,
+        position: int,
+        combine: Combine,
+    ) -> torch.Tensor:
+        """Run some of the device's blocks, those that are next, in a step that has begun."""
         num_new = x.shape[0]
-        self.begin(num_new, position)
         residual = ("residual", num_new, self.config.hidden, self.dtype)
-        for index, block in self.layer_blocks:
+        for index, block in blocks:
             weights = self.window.acquire(index)
             partial = self._rt.compute(
                 block.key(num_new, position),

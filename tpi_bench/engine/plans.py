@@ -95,17 +95,21 @@ def layer_parallel(config: ModelConfig, proportions: Sequence[float]) -> Plan:
 def layer_chain(
     config: ModelConfig, stages: Sequence[tuple[int, int, int]], num_devices: int
 ) -> Plan:
-    """Layers [first, last) on a rank for each stage, in the order of the layers."""
+    """Layers [first, last) on a rank for each stage, in the order of the layers.
+
+    A rank may have several stages; the chain names it once, where it comes first.
+    """
     heads, kv_heads = (0, config.num_heads), (0, config.num_kv_heads)
-    shards: list[tuple[Shard, ...]] = [()] * num_devices
+    own: list[list[Shard]] = [[] for _ in range(num_devices)]
     for rank, first, last in stages:
-        own = []
         for layer in range(first, last):
-            own.append(Shard(kind="attn", layer=layer, heads=heads, kv_heads=kv_heads))
-            own.append(Shard(kind="ffn", layer=layer, columns=(0, config.intermediate)))
-        shards[rank] = _with_ends(rank, own)
-    chain = tuple(rank for rank, _, _ in stages)
-    return Plan(scheme="layers", shards=tuple(shards), chain=chain)
+            own[rank].append(Shard(kind="attn", layer=layer, heads=heads, kv_heads=kv_heads))
+            own[rank].append(Shard(kind="ffn", layer=layer, columns=(0, config.intermediate)))
+    chain = tuple(dict.fromkeys(rank for rank, _, _ in stages))
+    shards = tuple(
+        _with_ends(rank, own[rank]) if rank in chain else () for rank in range(num_devices)
+    )
+    return Plan(scheme="layers", shards=shards, chain=chain)
 
 
 def _with_ends(rank: int, own: list[Shard]) -> tuple[Shard, ...]:

@@ -85,6 +85,11 @@ class TpiSystem(WindowedSystem):
             all_bytes=(num_sums * collective.sent(count) + count - 1) * nbytes,
         )
 
+    @property
+    def allreduce(self) -> Collective:
+        """What sums the parts."""
+        return collective_by_name(self.collective)
+
     def num_buffers(self, job: Job) -> int:
         """Packed messages are smaller, so that is more than they take."""
         collective = collective_by_name(self.collective)
@@ -98,7 +103,7 @@ class TpiSystem(WindowedSystem):
         from tpi_bench.engine.generation import generate
         from tpi_bench.engine.packing import make_wire
 
-        collective = collective_by_name(self.collective)
+        collective = self.allreduce
         model = DeviceModel(rt, job)
         most_values = job.request.most_new * job.config.hidden
         num_messages = collective.messages(rt.world_size)
