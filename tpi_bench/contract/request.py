@@ -94,8 +94,7 @@ class Workload:
             )
         if self.text_tokens < 2:
             raise ValueError(f"workload.text_tokens={self.text_tokens} must be at least 2")
-        has_ids = self.prompt_ids is not None or self.prompt_tokens is not None
-        if not has_ids and not self.prompt and not self.text:
+        if not self.has_ids and not self.prompt and not self.text:
             raise ValueError(
                 'the prompt is empty; give prompt="some text" or workload.prompt_ids=[1,2,3]'
             )
@@ -104,6 +103,11 @@ class Workload:
         if self.positions is not None and self.positions < 2:
             raise ValueError(f"workload.positions={self.positions} must be at least 2, or null")
         _ = self.sampling
+
+    @property
+    def has_ids(self) -> bool:
+        """Whether the prompt is given as token ids, or as how many."""
+        return self.prompt_ids is not None or self.prompt_tokens is not None
 
     @property
     def sampling(self) -> Sampling:
@@ -118,7 +122,8 @@ class Request:
 
     `text_ids` are the tokens that follow the prompt, whatever the model would say.
     `prefill_chunk` is the most positions of the prompt that one step takes; None: all. `positions`
-    is what the KV cache has room for, where a conversation goes on.
+    is what the KV cache has room for, where a conversation goes on. `prompt_text` is the prompt as
+    it was typed, for what has a tokenizer of its own; None where it was given as ids.
     """
 
     prompt_ids: tuple[int, ...]
@@ -132,6 +137,7 @@ class Request:
     text_ids: tuple[int, ...] = ()
     prefill_chunk: int | None = None
     positions: int = 0
+    prompt_text: str | None = None
 
     @property
     def length(self) -> int:
@@ -164,6 +170,8 @@ class Generation:
 
     `account[i]` covers the time that ends with token i; kinds that were not measured are absent.
     `log_probs` are how likely the model found each token of a given text (natural logarithms).
+    `prompt_tokens` is the prompt's length where somebody else counted it, and `note` what must be
+    known of the answer.
     """
 
     token_ids: list[int]
@@ -172,6 +180,8 @@ class Generation:
     account: list[dict[str, int]]
     warmup_ttft_ns: int | None = None
     log_probs: list[float] = field(default_factory=list)
+    prompt_tokens: int | None = None
+    note: str = ""
 
 
 def make_request(
@@ -217,6 +227,7 @@ def make_request(
         keep_logits=keep_logits,
         prefill_chunk=workload.prefill_chunk,
         positions=workload.positions or 0,
+        prompt_text=None if workload.has_ids else workload.prompt,
     )
 
 

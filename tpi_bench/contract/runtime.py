@@ -51,7 +51,11 @@ def check_message(buffer: torch.Tensor) -> None:
         )
 
 
-class BlockReadError(RuntimeError):
+class Explained(RuntimeError):
+    """What a program met outside itself; the message says all that can be said of it."""
+
+
+class BlockReadError(Explained):
     """A block file could not be read; the message names its path and the reason."""
 
 

@@ -105,6 +105,10 @@ class System(Program):
         """Behind the label: settings that make it another line in a figure."""
         return ""
 
+    def place(self, job: Job) -> str:
+        """On what it runs, where that is not the testbed's devices."""
+        return ""
+
     def note(self, job: Job) -> str:
         """What must be known of its rows before they are used."""
         return ""

@@ -86,6 +86,6 @@ def advice_after(prepared: Prepared) -> str:
 def describe(prepared: Prepared) -> str:
     """What is about to run, in one line."""
     settings = prepared.settings
-    where = settings.testbed.where(prepared.job)
+    where = settings.system.place(prepared.job) or settings.testbed.where(prepared.job)
     model = prepared.model
     return f"{settings.system.name}: {model.name} in {model.weights} on {where}"

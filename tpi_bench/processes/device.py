@@ -21,7 +21,7 @@ import torch
 
 from tpi_bench.contract.job import DeviceReport, Job
 from tpi_bench.contract.request import Generation, Turn
-from tpi_bench.contract.runtime import BlockReadError, DeviceLost
+from tpi_bench.contract.runtime import DeviceLost, Explained
 from tpi_bench.engine import device_model  # noqa: F401  (loaded once, where devices are forked)
 from tpi_bench.engine.matrix import kernel_name
 from tpi_bench.engine.rank import run_rank
@@ -75,7 +75,7 @@ def _failure(error: Exception) -> Failed:
     reason = str(error).strip().split("\n")[0]
     if isinstance(error, CapTooSmall):
         return Failed("oom", reason)
-    is_oom, is_clear = is_out_of_memory(error), isinstance(error, BlockReadError)
+    is_oom, is_clear = is_out_of_memory(error), isinstance(error, Explained)
     if not is_oom and not is_clear:
         traceback.print_exception(error)
     if not is_clear:

@@ -98,7 +98,9 @@ class Circumstances(Row):
     """On what it ran, and what it was given."""
 
     hidden: int | None = column("", "the model's hidden size")
-    prompt_tokens: int | None = column("", "tokens of the prompt")
+    prompt_tokens: int | None = column(
+        "", "tokens of the prompt; of `endpoint`, as the server counts"
+    )
     prefill_chunk: int | None = column("", "most of them that one step takes; empty: all")
     num_tokens_asked: int | None = column("", "tokens that were to be generated")
     threads_per_device: int | None = column("", "threads that a device computes with")
@@ -107,7 +109,7 @@ class Circumstances(Row):
     devices_share_cores: bool | None = column(
         "", "more threads than cores: real devices would be faster"
     )
-    device: str | None = column("", "device profiles, or `this host`")
+    device: str | None = column("", "device profiles, `this host`, or the server that was asked")
     kernel: str | None = column("", "what multiplies a weight with one vector on the master")
     cores_per_device: float = column("", "cores of the first profile that compute")
 
@@ -367,7 +369,9 @@ class TokenRow(Row):
     """A token, and where on the master the time before it went."""
 
     token_index: int = column("", "0 is the first")
-    token_id: int = column("", "in the model's vocabulary; means nothing where costs are modelled")
+    token_id: int = column(
+        "", "in the model's vocabulary; means nothing where costs are modelled; -1 is not known"
+    )
     gap_s: float = column("s", "since the token before, or the request")
     compute_s: float = column("s", "of it, computing")
     sync_s: float = column("s", "of it, sending, receiving and adding up")
