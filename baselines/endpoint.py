@@ -89,6 +89,7 @@ class EndpointSystem(System):
 
     talks: ClassVar[bool] = False
     max_devices: ClassVar[int | None] = 1
+    is_library: ClassVar[bool] = True
     stand_in: ClassVar[str | None] = "system=tpi"
     uses_torch: ClassVar[bool] = False
 

@@ -254,7 +254,7 @@ def _events(lines: Iterator[str]) -> Iterator[dict[str, Any]]:
 
 def _chunk(message: dict[str, Any]) -> Chunk:
     """Of a message's first choice: an answer, or what is thought before it."""
-    choice = next(iter(message.get("choices") or []), {})
+    choice: dict[str, Any] = next(iter(message.get("choices") or []), {})
     delta = choice.get("delta") or {}
     texts = (choice.get("text"), *map(delta.get, ("content", "reasoning_content", "reasoning")))
     ids = choice.get("token_ids")

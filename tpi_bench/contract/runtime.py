@@ -113,6 +113,10 @@ class Runtime(Protocol):
         """Wait for the next message from `src` and place it in `out`. Raises DeviceLost."""
         ...
 
+    def address(self, rank: int) -> str:
+        """HOST:PORT at which this device reaches what `rank` serves (`Program.server`)."""
+        ...
+
     def compute(self, key: Key, fn: Callable[[], T]) -> T:
         """Run `fn` on this device and charge its cost (see `Key`)."""
         ...

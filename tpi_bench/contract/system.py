@@ -78,6 +78,8 @@ class System(Program):
     talks: ClassVar[bool] = True  # it answers by the engine's request loop, which can go on
     max_devices: ClassVar[int | None] = None  # 1: one process, whatever the testbed offers
     stand_in: ClassVar[str | None] = None  # what to run in virtual time, if this one cannot
+    is_library: ClassVar[bool] = False  # somebody else's program, which rounds in its own way
+    reads_blocks: ClassVar[bool] = True  # a plan is carried out with block files
 
     @abstractmethod
     def plan(self, config: ModelConfig, site: Site) -> Plan | None:
@@ -133,5 +135,5 @@ class System(Program):
         return dtype, weights
 
     def token_weight_bytes(self, job: Job) -> int:
-        """Without block files: bytes of weights that a token touches, all in one process."""
+        """Without block files: bytes of weights that a token touches, on all devices together."""
         return 0

@@ -91,9 +91,11 @@ def _token_bytes(system: System, job: Job, num_tokens: int) -> list[TokenBytes]:
             _device_bytes(job.blocks[rank], system.streaming(job, rank), memory, num_tokens)
             for rank, memory in enumerate(map(job.memory_of, range(job.num_devices)))
         ]
-    touched = system.token_weight_bytes(job)
-    streamed = round(max(0.0, touched - job.memory_of(0)))
-    return [TokenBytes(layers=touched, head=0, streamed=streamed)] * job.num_devices
+    touched = system.token_weight_bytes(job) // job.num_devices
+    return [
+        TokenBytes(layers=touched, head=0, streamed=round(max(0.0, touched - job.memory_of(rank))))
+        for rank in range(job.num_devices)
+    ]
 
 
 def _device_bytes(

@@ -36,7 +36,7 @@ def prepare(settings: Settings) -> Prepared:
     system, testbed = settings.system, settings.testbed
     refuse_unfit(settings)
     model, job = _planned(settings, cache_dir)
-    if job.plan is not None and testbed.opens_files:
+    if job.plan is not None and testbed.opens_files and system.reads_blocks:
         job = replace(job, blocks=made_blocks(model, job.plan, cache_dir))
     path = system.checkpoint_path(model, cache_dir)
     job = replace(job, checkpoint_path=None if path is None else str(path))

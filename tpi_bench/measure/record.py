@@ -114,7 +114,7 @@ def _asked(
         system=system.name,
         label=system.label,
         variant=system.variant,
-        is_library=system.max_devices == 1,
+        is_library=system.is_library,
         system_settings=own,
         model=model_name,
         dtype=dtype,

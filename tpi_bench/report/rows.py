@@ -65,7 +65,7 @@ class Asked(Row):
     system: str = column("", "`system=`")
     label: str = column("", "how figures call the system")
     variant: str = column("", "behind the label: settings that make it another line")
-    is_library: bool = column("", "a real library, in one process whatever the testbed offers")
+    is_library: bool = column("", "somebody else's program: a real library, a server")
     system_settings: dict[str, str] = column("", "the system's own setting of that name")
     model: str = column("", "name of the model")
     dtype: str = column("", "what the system computes in")
