@@ -7,7 +7,7 @@ TEST_WORKERS ?= 2
 SIMGRID_PYTHON ?= /usr/bin/python3
 
 .DEFAULT_GOAL := help
-.PHONY: help install fig_latency bench exactness test test_product validate_network columns lint types check clean clean_cache
+.PHONY: help install fig_latency bench exactness llamacpp_rpc test test_product validate_network columns lint types check clean clean_cache
 
 help:  ## Show this list
 	@grep -hE '^[a-z_]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -32,6 +32,9 @@ bench: $(STAMP)  ## The engine beside its limits and the libraries (a quarter of
 
 exactness: $(STAMP)  ## Tokens and logits of every system against Transformers, on the demo model
 	$(BIN)/python -m tpi_bench +experiment=exactness
+
+llamacpp_rpc: $(STAMP)  ## Build llama.cpp with RPC from source, once (5 minutes), for system=llamacpp_rpc
+	$(BIN)/python -m baselines.llamacpp_rpc_build
 
 test: $(STAMP)  ## All tests, TEST_WORKERS=2 at a time
 	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist worksteal

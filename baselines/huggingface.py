@@ -36,6 +36,7 @@ class HuggingFaceSystem(System):
 
     talks: ClassVar[bool] = False
     max_devices: ClassVar[int | None] = 1
+    is_library: ClassVar[bool] = True
     stand_in: ClassVar[str | None] = "system=tpi testbed.num_devices=1"
 
     @abstractmethod

@@ -52,6 +52,7 @@ class LlamaCppSystem(System):
 
     talks: ClassVar[bool] = False
     max_devices: ClassVar[int | None] = 1
+    is_library: ClassVar[bool] = True
     stand_in: ClassVar[str | None] = "system=mmap"
     uses_torch: ClassVar[bool] = False
 

@@ -36,6 +36,14 @@ def no_children_left() -> bool:
     return len([name for name in names if "resource_tracker" not in name]) <= 1
 
 
+def _num_connections(process: psutil.Process) -> int:
+    """0 of one that has just ended."""
+    try:
+        return len(process.net_connections(kind="tcp"))
+    except psutil.NoSuchProcess:
+        return 0
+
+
 def signal_later(number: int) -> threading.Thread:
     """Send `number` to the device process with rank 1 once it is generating."""
 
@@ -43,7 +51,7 @@ def signal_later(number: int) -> threading.Thread:
         deadline = time.monotonic() + 20
         while time.monotonic() < deadline:
             children = psutil.Process().children(recursive=True)
-            connected = [c for c in children if len(c.net_connections(kind="tcp")) == 2]
+            connected = [child for child in children if _num_connections(child) == 2]
             if len(connected) >= 3:  # every device of three is connected to two others
                 time.sleep(0.3)
                 os.kill(sorted(child.pid for child in connected)[1], number)

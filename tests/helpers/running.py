@@ -48,7 +48,7 @@ def make_job(
     site = Site(proportions=proportions or [1.0] * num_devices, weights=weights)
     plan = system.plan(config, site)
     blocks = []
-    if plan is not None:
+    if plan is not None and system.reads_blocks:
         target = shard_folder(cache_dir, checkpoint, plan, weights, dtype)
         shard(target, checkpoint, plan, weights, dtype)
         manifest, bad = find_shards(target)

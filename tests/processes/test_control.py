@@ -47,7 +47,7 @@ MESSAGES: dict[str, Any] = {
     '["Entered", {"limit": {"limit_bytes": 1.5, "base_bytes": 2}}]': control.Entered(
         Limit(limit_bytes=1.5, base_bytes=2)
     ),
-    '["Listening", {"port": 4711}]': control.Listening(4711),
+    '["Listening", {"port": 4711, "services": []}]': control.Listening(4711),
     '["Token", {"token_id": 42}]': control.Token(42),
     '["Failed", {"status": "oom", "reason": "no more"}]': control.Failed("oom", "no more"),
     '["Lost", {"peer": 2, "reason": "sent nothing"}]': control.Lost(2, "sent nothing"),
@@ -62,7 +62,7 @@ MESSAGES: dict[str, Any] = {
         Turn(position=3, token_ids=[7], num_new_tokens=5)
     ),
     '["Asked", {"turn": null}]': control.Asked(None),
-    '["Setup", {"ports": [4711, 4712], "secret": "00ff"}]': control.Setup(
+    '["Setup", {"ports": [4711, 4712], "secret": "00ff", "services": []}]': control.Setup(
         ports=[4711, 4712], secret="00ff"
     ),
     '["StatusQuestion", {}]': control.StatusQuestion(),

@@ -24,7 +24,8 @@ _AS_THEY_ARE = " /"  # beside letters, digits and _ . - which mean nothing to Hy
 _HOME = re.compile(r"(?:^|(?<=,))~(?=/)")  # where one value of a list begins
 _PROMPT, _FILE = "prompt", "prompt_file"
 _PATHS = ("output_dir", "results_dir", "cache_dir", "resume")  # one each, whatever is in it
-_SWEPT_PATHS = ("model.path", "workload.text")  # a comma may stand between two
+_SWEPT_PATHS = ("model.path", "workload.text", "system.url")  # a comma may stand between two
+_OTHER_NAMES = {"endpoint": "system"}  # of a group, as people call it
 _AS_HYDRA_READS = re.compile(r"""null$|(['"]).*\1$|(?:choice|glob|shuffle|sort)\(""", re.I)
 _FLAGS = {"-h", "--help", "--hydra-help", "--version", "--resolve", "-r", "--run"}
 _FLAGS |= {"-m", "--multirun", "-sc", "--shell-completion", "-i", "--info"}
@@ -43,6 +44,7 @@ def for_hydra(typed: Sequence[str], read_input: Callable[[], str]) -> list[str]:
     `read_input` is asked for `prompt=-`. Raises ValueError.
     """
     values, options = _sorted(typed)
+    values = [_in_its_group(text) for text in values]
     return [_with_path(text) for text in _with_prompt(values, read_input)] + options
 
 
@@ -142,6 +144,12 @@ def _with_prompt(values: Sequence[str], read_input: Callable[[], str]) -> list[s
         else:
             found.append(with_devices(_with_home(text)))
     return found
+
+
+def _in_its_group(text: str) -> str:
+    """`endpoint.url=` is the `url` of `system=endpoint`."""
+    group, dot, rest = text.partition(".")
+    return f"{_OTHER_NAMES.get(group, group)}{dot}{rest}"
 
 
 def _with_path(text: str) -> str:

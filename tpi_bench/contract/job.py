@@ -32,6 +32,13 @@ class Program(ABC):
     def run_device(self, rt: Runtime, job: Job, output: Output) -> Generation | None:
         """The rank program. The master returns what was generated, workers None."""
 
+    def server(self, job: Job, rank: int) -> Callable[[int], None] | None:
+        """What listens on a port of the device beside the rank program, and never returns.
+
+        Of software that has sockets of its own; others reach it at `Runtime.address`.
+        """
+        return None
+
 
 @dataclass(frozen=True, kw_only=True)
 class Job:

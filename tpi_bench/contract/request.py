@@ -123,8 +123,7 @@ class Workload:
             )
         if self.text_tokens < 2:
             raise ValueError(f"workload.text_tokens={self.text_tokens} must be at least 2")
-        has_ids = self.prompt_ids is not None or self.prompt_tokens is not None
-        if not has_ids and not self.prompt and not self.text:
+        if not self.has_ids and not self.prompt and not self.text:
             raise ValueError(
                 'the prompt is empty; give prompt="some text" or workload.prompt_ids=[1,2,3]'
             )
@@ -186,6 +185,11 @@ class Workload:
         )
 
     @property
+    def has_ids(self) -> bool:
+        """Whether the prompt is given as token ids, or as how many."""
+        return self.prompt_ids is not None or self.prompt_tokens is not None
+
+    @property
     def sampling(self) -> Sampling:
         return Sampling(
             temperature=self.temperature, top_k=self.top_k, top_p=self.top_p, seed=self.seed
@@ -199,7 +203,8 @@ class Request:
     `text_ids` are the tokens that follow the prompt, whatever the model would say.
     `prefill_chunk` is the most positions of the prompt that one step takes; None: all. `positions`
     is what the KV cache has room for, where a conversation goes on. `speculation` None gives a
-    token a pass.
+    token a pass. `prompt_text` is the prompt as it was typed, for what has a tokenizer of its own;
+    None where it was given as ids.
     """
 
     prompt_ids: tuple[int, ...]
@@ -214,6 +219,7 @@ class Request:
     prefill_chunk: int | None = None
     positions: int = 0
     speculation: Speculation | None = None
+    prompt_text: str | None = None
 
     @property
     def length(self) -> int:
@@ -261,6 +267,8 @@ class Generation:
     `log_probs` are how likely the model found each token of a given text (natural logarithms).
     With speculation, `proposed[i]` tokens were drafted in the i-th pass after the first token, and
     `accepted[i]` of them are in the text; those of one pass have the same time.
+    `prompt_tokens` is the prompt's length where somebody else counted it, and `note` what must be
+    known of the answer.
     """
 
     token_ids: list[int]
@@ -271,6 +279,8 @@ class Generation:
     log_probs: list[float] = field(default_factory=list)
     proposed: list[int] = field(default_factory=list)
     accepted: list[int] = field(default_factory=list)
+    prompt_tokens: int | None = None
+    note: str = ""
 
     @property
     def num_passes(self) -> int:
@@ -327,6 +337,7 @@ def make_request(
         prefill_chunk=workload.prefill_chunk,
         positions=workload.positions or 0,
         speculation=workload.drafts,
+        prompt_text=None if workload.has_ids else workload.prompt,
     )
 
 

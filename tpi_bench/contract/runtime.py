@@ -52,7 +52,11 @@ def check_message(buffer: torch.Tensor) -> None:
         )
 
 
-class BlockReadError(RuntimeError):
+class Explained(RuntimeError):
+    """What a program met outside itself; the message says all that can be said of it."""
+
+
+class BlockReadError(Explained):
     """A block file could not be read; the message names its path and the reason."""
 
 
@@ -108,6 +112,10 @@ class Runtime(Protocol):
 
     def recv(self, src: int, out: torch.Tensor) -> None:
         """Wait for the next message from `src` and place it in `out`. Raises DeviceLost."""
+        ...
+
+    def address(self, rank: int) -> str:
+        """HOST:PORT at which this device reaches what `rank` serves (`Program.server`)."""
         ...
 
     def compute(self, key: Key, fn: Callable[[], T]) -> T:

@@ -79,6 +79,8 @@ class System(Program):
     speculations: ClassVar[tuple[str, ...]] = ("none",)  # of `speculation.py`, those it knows
     max_devices: ClassVar[int | None] = None  # 1: one process, whatever the testbed offers
     stand_in: ClassVar[str | None] = None  # what to run in virtual time, if this one cannot
+    is_library: ClassVar[bool] = False  # somebody else's program, which rounds in its own way
+    reads_blocks: ClassVar[bool] = True  # a plan is carried out with block files
 
     @abstractmethod
     def plan(self, config: ModelConfig, site: Site) -> Plan | None:
@@ -106,6 +108,10 @@ class System(Program):
         """Behind the label: settings that make it another line in a figure."""
         return ""
 
+    def place(self, job: Job) -> str:
+        """On what it runs, where that is not the testbed's devices."""
+        return ""
+
     def note(self, job: Job) -> str:
         """What must be known of its rows before they are used."""
         return ""
@@ -130,5 +136,5 @@ class System(Program):
         return dtype, weights
 
     def token_weight_bytes(self, job: Job) -> int:
-        """Without block files: bytes of weights that a token touches, all in one process."""
+        """Without block files: bytes of weights that a token touches, on all devices together."""
         return 0

@@ -185,7 +185,7 @@ def _weights(job: Job, rank: int) -> int:
     system = job.program
     assert isinstance(system, System)
     if not job.blocks:
-        return system.token_weight_bytes(job)
+        return system.token_weight_bytes(job) // job.num_devices
     streaming = system.streaming(job, rank)
     return streaming.kept_bytes + streaming.area_bytes + draft_weight_bytes(job, rank)
 

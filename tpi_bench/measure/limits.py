@@ -29,11 +29,12 @@ _CACHED_BYTES = 32 << 20  # fewer stay in a core's own cache, and cost less than
 
 
 def host_limits(testbed: Testbed, system: System, job: Job) -> HostLimits | None:
-    """What this host can do right now; None where the testbed knows its devices' rates.
+    """What this host can do right now; None where the testbed knows its devices' rates, and where
+    it is another program that computes.
 
     With as many threads as the devices have together: one alone does not reach what memory gives.
     """
-    if testbed.rates(job) is not None:
+    if testbed.rates(job) is not None or system.place(job):
         return None
     num_threads = min(len(available_cpus()), job.num_devices * job.threads_per_device)
     sizes = _token_bytes(system, job, 2)
@@ -52,7 +53,9 @@ def _message_bytes(job: Job) -> int | None:
 def point_limits(
     testbed: Testbed, system: System, job: Job, outcome: Outcome, host: HostLimits | None
 ) -> Limits:
-    """The limit columns of a run row."""
+    """The limit columns of a run row; empty for a program on devices that nobody here knows."""
+    if system.place(job):
+        return Limits.unmeasured()
     passes = Passes.of(outcome.generation)
     sizes = _token_bytes(system, job, passes.count + 1)
     is_tensor = job.plan is not None and job.plan.scheme == "tensor"
@@ -122,9 +125,11 @@ def _token_bytes(system: System, job: Job, num_tokens: int) -> list[TokenBytes]:
             _device_bytes(job.blocks[rank], system.streaming(job, rank), memory, num_tokens)
             for rank, memory in enumerate(map(job.memory_of, range(job.num_devices)))
         ]
-    touched = system.token_weight_bytes(job)
-    streamed = round(max(0.0, touched - job.memory_of(0)))
-    return [TokenBytes(layers=touched, head=0, streamed=streamed)] * job.num_devices
+    touched = system.token_weight_bytes(job) // job.num_devices
+    return [
+        TokenBytes(layers=touched, head=0, streamed=round(max(0.0, touched - job.memory_of(rank))))
+        for rank in range(job.num_devices)
+    ]
 
 
 def _device_bytes(

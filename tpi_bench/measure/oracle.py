@@ -52,7 +52,12 @@ def compare_with_oracle(settings: Settings, model: Model, job: Job, outcome: Out
 def _oracle_answer(settings: Settings, model: Model, job: Job, cache_dir: Path) -> Path:
     """The file of the oracle's logits; its tokens lie beside it as JSON."""
     request = replace(
-        job.request, max_decode_ns=None, warmup_tokens=0, prefill_chunk=None, speculation=None
+        job.request,
+        max_decode_ns=None,
+        warmup_tokens=0,
+        prefill_chunk=None,
+        speculation=None,
+        prompt_text=None,
     )
     oracle = settings.oracle
     types = [model.dtype, model.weights]

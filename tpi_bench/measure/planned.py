@@ -52,7 +52,7 @@ def planned_job(settings: Settings, model: Model, request: Request, devices: Dev
         weights=model.weights,
         num_devices=settings.num_devices,
         plan=plan,
-        blocks=_planned(model, plan),
+        blocks=_planned(model, plan if system.reads_blocks else None),
         request=request,
         network=settings.network,
         threads_per_device=devices.threads,

@@ -37,7 +37,7 @@ def prepare(settings: Settings) -> Prepared:
     system, testbed = settings.system, settings.testbed
     refuse_unfit(settings)
     model, job = _planned(settings, cache_dir)
-    if job.plan is not None and testbed.opens_files:
+    if job.plan is not None and testbed.opens_files and system.reads_blocks:
         job = replace(job, blocks=made_blocks(model, job.plan, cache_dir))
         job = _with_draft_blocks(settings, job, cache_dir)
     path = system.checkpoint_path(model, cache_dir)
@@ -99,6 +99,6 @@ def advice_after(prepared: Prepared) -> str:
 def describe(prepared: Prepared) -> str:
     """What is about to run, in one line."""
     settings = prepared.settings
-    where = settings.testbed.where(prepared.job)
+    where = settings.system.place(prepared.job) or settings.testbed.where(prepared.job)
     model = prepared.model
     return f"{settings.system.name}: {model.name} in {model.weights} on {where}"

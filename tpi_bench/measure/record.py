@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from tpi_bench.contract.job import DeviceReport, Job, Outcome
 from tpi_bench.contract.model import resolve_types
+from tpi_bench.contract.request import Generation
 from tpi_bench.contract.system import System
 from tpi_bench.contract.testbed import Testbed
 from tpi_bench.host import page_cache
@@ -56,10 +57,10 @@ def make_record(
             settings,
             prepared.model.name,
             (prepared.model.dtype, prepared.model.weights),
-            settings.system.note(job),
+            _notes(settings.system, job, outcome.generation),
         ),
         _ended(started, outcome),
-        _circumstances(settings.testbed, job, outcome.devices),
+        _circumstances(settings, job, outcome),
         noise,
         speed,
         speculated(job, outcome, is_library=settings.system.max_devices == 1),
@@ -114,7 +115,7 @@ def _asked(
         system=system.name,
         label=system.label,
         variant=system.variant,
-        is_library=system.max_devices == 1,
+        is_library=system.is_library,
         system_settings=own,
         model=model_name,
         dtype=dtype,
@@ -156,19 +157,25 @@ def _ended(started: str, outcome: Outcome) -> Ended:
     )
 
 
-def _circumstances(testbed: Testbed, job: Job, devices: Sequence[DeviceReport]) -> Circumstances:
-    machines = testbed.machines(job)
+def _notes(system: System, job: Job, generation: Generation | None) -> str:
+    found = "" if generation is None else generation.note
+    return "; ".join(note for note in (system.note(job), found) if note)
+
+
+def _circumstances(settings: Settings, job: Job, outcome: Outcome) -> Circumstances:
+    machines = settings.testbed.machines(job)
+    counted = None if outcome.generation is None else outcome.generation.prompt_tokens
     return Circumstances(
         hidden=job.config.hidden,
-        prompt_tokens=len(job.request.prompt_ids),
+        prompt_tokens=len(job.request.prompt_ids) if counted is None else counted,
         prefill_chunk=job.request.prefill_chunk,
         num_tokens_asked=job.request.num_new_tokens,
         threads_per_device=job.threads_per_device,
         pinned=job.cpus is not None,
         cores=len(available_cpus()),
         devices_share_cores=machines.share_cores,
-        device=machines.names,
-        kernel=next((device.kernel for device in devices if device.rank == 0), None),
+        device=settings.system.place(job) or machines.names,
+        kernel=next((device.kernel for device in outcome.devices if device.rank == 0), None),
         cores_per_device=machines.cores_per_device,
     )
 

@@ -67,7 +67,12 @@ class TextStream:
         return self._tokenizer is not None
 
     def add(self, token: int) -> str:
-        """The text that `token` adds; its number where the model has no fast tokenizer."""
+        """The text that `token` adds; its number where the model has no fast tokenizer.
+
+        A token below 0 is one that is not known, and adds nothing.
+        """
+        if token < 0:
+            return ""
         if self._tokenizer is None:
             return f"{token} "
         self._ids.append(token)

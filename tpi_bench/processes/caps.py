@@ -165,7 +165,8 @@ def _weight_bytes(job: Job, rank: int) -> int:
         ends = {block.path: block.nbytes for block in blocks if block.layer < 0}  # may be tied
         return sum(ends.values()) + sum(block.nbytes for block in blocks if block.layer >= 0)
     endings = (".safetensors", ".gguf", ".bin")
-    return sum(Path(p).stat().st_size for p in job.opened_files if p.endswith(endings))
+    whole = sum(Path(p).stat().st_size for p in job.opened_files if p.endswith(endings))
+    return whole // job.num_devices
 
 
 def _mb(nbytes: float) -> str:

@@ -12,7 +12,7 @@ import json
 import threading
 import types
 import typing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from typing import Any, TypeVar
 
@@ -30,9 +30,10 @@ class Entered:
 
 @dataclass(frozen=True)
 class Listening:
-    """From a device: other devices may connect to it."""
+    """From a device: other devices may connect to it, and to what it serves (`services.py`)."""
 
     port: int
+    services: list[int] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -85,10 +86,13 @@ class Status:
 
 @dataclass(frozen=True, kw_only=True)
 class Setup:
-    """From the launcher: every device's port, and the secret of the run in hexadecimal digits."""
+    """From the launcher: every device's port, the secret of the run in hexadecimal digits, and
+    the ports at which the master reaches what each device serves.
+    """
 
     ports: list[int]
     secret: str
+    services: list[list[int]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ import torch
 
 from tpi_bench.contract.job import DeviceReport, Job
 from tpi_bench.contract.request import Generation, Turn
-from tpi_bench.contract.runtime import BlockReadError, DeviceLost
+from tpi_bench.contract.runtime import DeviceLost, Explained
 from tpi_bench.engine import device_model  # noqa: F401  (loaded once, where devices are forked)
 from tpi_bench.engine.matrix import kernel_name
 from tpi_bench.engine.rank import run_rank
@@ -49,6 +49,7 @@ from tpi_bench.processes.control import (
 from tpi_bench.processes.handshake import Listener, connect_mesh
 from tpi_bench.processes.mesh import Mesh
 from tpi_bench.processes.runtime import WallRuntime
+from tpi_bench.processes.services import Services, addresses, round_trips_ns
 
 _CONNECT_S = 20.0
 M = TypeVar("M", bound=FromLauncher)
@@ -75,7 +76,7 @@ def _failure(error: Exception) -> Failed:
     reason = str(error).strip().split("\n")[0]
     if isinstance(error, CapTooSmall):
         return Failed("oom", reason)
-    is_oom, is_clear = is_out_of_memory(error), isinstance(error, BlockReadError)
+    is_oom, is_clear = is_out_of_memory(error), isinstance(error, Explained)
     if not is_oom and not is_clear:
         traceback.print_exception(error)
     if not is_clear:
@@ -91,15 +92,17 @@ def _run(rank: int, job: Job, cap: Cap, control: Control) -> None:
     spins = not share_cores(job.num_devices * job.threads_per_device)
     if job.cpus and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, job.cpus[rank])
+    services = Services(job.program.server(job, rank))
     listener = Listener()
-    _tell(control, Listening(listener.port))
+    _tell(control, Listening(listener.port, services.ports))
     setup = _hear(control, Setup)
     memory, disk_before = MemorySampler(), disk_bytes_read()
     secret = bytes.fromhex(setup.secret)
     sockets = connect_mesh(rank, setup.ports, listener, secret, _CONNECT_S)
     mesh = Mesh(rank, sockets, job.network, is_watched=True, spins=spins)
     reader = DirectReader()
-    rt = WallRuntime(rank, job.num_devices, mesh, reader, trace=job.trace)
+    others = addresses(setup.services)
+    rt = WallRuntime(rank, job.num_devices, mesh, reader, trace=job.trace, addresses=others)
     turns: queue.SimpleQueue[Turn | None] = queue.SimpleQueue()
     threading.Thread(
         target=_serve_control, args=(control, mesh, rt, turns), name="control", daemon=True
@@ -108,6 +111,7 @@ def _run(rank: int, job: Job, cap: Cap, control: Control) -> None:
         reader.open(block.path for block in job.blocks_of(rank))
         on_token = functools.partial(_tell_token, control) if job.stream else None
         next_turn = functools.partial(_next_turn, control, turns) if job.talks else None
+        served = [] if rank else round_trips_ns(setup.services, job.network)
         result = run_rank(rt, job, on_token, next_turn)
         memory.sample()
         pss, disk_after = pss_bytes("self"), disk_bytes_read()
@@ -120,8 +124,8 @@ def _run(rank: int, job: Job, cap: Cap, control: Control) -> None:
     report.disk_bytes_read = disk_after - disk_before
     if job.blocks:  # a library has let its model go by now
         report.peak_pss_bytes = pss
-    done = Done(report=report, generation=result.generation, round_trips_ns=result.round_trips_ns)
-    _tell(control, done)
+    trips_ns = served or result.round_trips_ns
+    _tell(control, Done(report=report, generation=result.generation, round_trips_ns=trips_ns))
 
 
 def _report(

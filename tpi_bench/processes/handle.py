@@ -14,7 +14,7 @@ _FAREWELL_S = 2.0
 
 
 class DeviceHandle:
-    """Starts the device. Of what it has told, `limit`, `port` and whether it is done.
+    """Starts the device. Of what it has told, `limit`, `port`, `services` and whether it is done.
 
     Raises InterpreterLost when there is nothing to fork it from.
     """
@@ -25,6 +25,7 @@ class DeviceHandle:
         self.control = Control(ours)
         self.limit: Limit | None = None  # until it has entered its cap
         self.port: int | None = None
+        self.services: list[int] = []  # ports of what it serves
         self.is_done = False
         self.is_closed = False  # nothing more is heard of it
         self._process = context.Process(

@@ -111,7 +111,9 @@ class Launch:
         if trouble:
             return
         ports = [device.port for device in self._devices if device.port is not None]
-        self._tell(self._devices, Setup(ports=ports, secret=secrets.token_hex(32)))
+        services = [device.services for device in self._devices]
+        secret = secrets.token_hex(32)
+        self._tell(self._devices, Setup(ports=ports, secret=secret, services=services))
         self._watch.begin(time.monotonic())
 
     def _silent(self) -> list[int]:
@@ -218,8 +220,8 @@ class Hearing:
         match message:
             case Entered(limit):
                 device.limit = limit
-            case Listening(port):
-                device.port = port
+            case Listening(port, services):
+                device.port, device.services = port, services
             case Token(token_id):
                 if self._on_token:
                     self._on_token(token_id)

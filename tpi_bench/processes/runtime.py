@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import numpy as np
@@ -27,7 +27,14 @@ class WallRuntime:
     """One rank on this host. `now` is CLOCK_MONOTONIC, which all processes of the host share."""
 
     def __init__(
-        self, rank: int, world_size: int, mesh: Mesh, reader: DirectReader, *, trace: bool
+        self,
+        rank: int,
+        world_size: int,
+        mesh: Mesh,
+        reader: DirectReader,
+        *,
+        trace: bool,
+        addresses: Sequence[str] = (),
     ) -> None:
         self.rank = rank
         self.world_size = world_size
@@ -40,6 +47,7 @@ class WallRuntime:
         self._areas: list[torch.Tensor] = []  # kept for the look at memory after the program
         self._mesh = mesh
         self._reader = reader
+        self._addresses = addresses
 
     def now(self) -> int:
         return time.monotonic_ns()
@@ -64,6 +72,9 @@ class WallRuntime:
         self.num_steps += 1
         self.log.add("sync", "recv", start, time.monotonic_ns())
         self._reader.notice()
+
+    def address(self, rank: int) -> str:
+        return self._addresses[rank]
 
     def compute(self, key: Key, fn: Callable[[], T]) -> T:
         self.is_computing = True

@@ -5,6 +5,8 @@ from __future__ import annotations
 import signal
 from dataclasses import dataclass, field
 
+_ABORT = signal.SIGABRT.name
+
 
 @dataclass
 class Trouble:
@@ -42,7 +44,8 @@ class Trouble:
             status, reason = self.failed[rank]
             return status, f"rank {rank} failed: {reason}"
         if self.died:
-            rank = min(self.died)
+            # A program that aborts may do so because another is gone.
+            rank = min(self.died, key=lambda rank: (_ABORT in self.died[rank], rank))
             return "device_lost", f"rank {rank} {self.died[rank]}"
         for slow in (self.hangs, self.late):
             if slow:

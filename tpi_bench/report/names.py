@@ -43,7 +43,8 @@ def system_name(row: Mapping[Any, Any]) -> str:
 
 def system_label(row: Mapping[Any, Any]) -> str:
     """How a run's system is named in tables and legends of several devices."""
-    return f"{system_name(row)}, 1 device" if row["is_library"] else system_name(row)
+    is_alone = row["is_library"] and row["num_devices"] == 1
+    return f"{system_name(row)}, 1 device" if is_alone else system_name(row)
 
 
 def labels(rows: pd.DataFrame, along: Sequence[str] = ()) -> list[str]:

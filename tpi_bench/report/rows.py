@@ -65,7 +65,7 @@ class Asked(Row):
     system: str = column("", "`system=`")
     label: str = column("", "how figures call the system")
     variant: str = column("", "behind the label: settings that make it another line")
-    is_library: bool = column("", "a real library, in one process whatever the testbed offers")
+    is_library: bool = column("", "somebody else's program: a real library, a server")
     system_settings: dict[str, str] = column("", "the system's own setting of that name")
     model: str = column("", "name of the model")
     dtype: str = column("", "what the system computes in")
@@ -99,7 +99,9 @@ class Circumstances(Row):
     """On what it ran, and what it was given."""
 
     hidden: int | None = column("", "the model's hidden size")
-    prompt_tokens: int | None = column("", "tokens of the prompt")
+    prompt_tokens: int | None = column(
+        "", "tokens of the prompt; of `endpoint`, as the server counts"
+    )
     prefill_chunk: int | None = column("", "most of them that one step takes; empty: all")
     num_tokens_asked: int | None = column("", "tokens that were to be generated")
     threads_per_device: int | None = column("", "threads that a device computes with")
@@ -108,7 +110,7 @@ class Circumstances(Row):
     devices_share_cores: bool | None = column(
         "", "more threads than cores: real devices would be faster"
     )
-    device: str | None = column("", "device profiles, or `this host`")
+    device: str | None = column("", "device profiles, `this host`, or the server that was asked")
     kernel: str | None = column("", "what multiplies a weight with one vector on the master")
     cores_per_device: float = column("", "cores of the first profile that compute")
 
@@ -392,7 +394,9 @@ class TokenRow(Row):
     """A token, and where on the master the time before it went."""
 
     token_index: int = column("", "0 is the first")
-    token_id: int = column("", "in the model's vocabulary; means nothing where costs are modelled")
+    token_id: int = column(
+        "", "in the model's vocabulary; means nothing where costs are modelled; -1 is not known"
+    )
     gap_s: float = column("s", "since the token before, or the request")
     compute_s: float = column("s", "of it, computing")
     sync_s: float = column("s", "of it, sending, receiving and adding up")

@@ -104,8 +104,10 @@ def _speed_lines(run: RunRow) -> list[str]:
                 f"{_ms(run.limit_memory_s)}, links {_ms(run.limit_network_s)}, "
                 f"disk {_ms(run.limit_disk_s)} a token"
             )
-        else:
+        elif limit == 0:
             reason = "weights fit in the CPU cache: no limit"
+        else:
+            reason = "its limit is not known"
         lines.append(f"speed          {1 / latency:9.1f} tokens/s   ({reason})")
     if not math.isnan(run.link_round_trip_s):
         asked, trip = run.asked_round_trip_s * 1e3, run.link_round_trip_s * 1e3

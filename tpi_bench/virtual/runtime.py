@@ -118,6 +118,10 @@ class VirtualRuntime:
     def sleep(self, ns: int) -> None:
         self._scheduler.sleep(ns)
 
+    def address(self, rank: int) -> str:
+        """No program of others lives in virtual time: their systems are refused there."""
+        raise ValueError(f"device {rank} has no address in virtual time")
+
     def send(self, dst: int, buffer: torch.Tensor) -> None:
         check_message(buffer)
         start = self._scheduler.now_ns + self._step_ns
