@@ -41,7 +41,8 @@ class Job:
 
     `profiles` are those of the virtual testbed, one a device; `host` is this host's, where somebody
     asked for it. `checkpoint_path` is what a library opens instead of block files: a file or
-    folder.
+    folder. `hosts` are the addresses of devices on several machines, one a device; none where they
+    share this one.
     """
 
     program: Program
@@ -65,6 +66,7 @@ class Job:
     stream: bool = False
     talks: bool = False  # turn after turn from one KV cache, until nobody asks any more
     logits_path: str | None = None
+    hosts: tuple[str, ...] = ()
 
     def memory_of(self, rank: int) -> float:
         """Bytes that a device may hold: its profile's or its cap; infinite where none is known."""
@@ -75,6 +77,10 @@ class Job:
     def free_of(self, rank: int) -> float:
         """Of that, what is left beside the process itself; infinite where nothing is known."""
         return self.free_bytes[rank] if self.free_bytes else self.memory_of(rank)
+
+    def num_beside(self, rank: int) -> int:
+        """Devices on the machine of this one, itself included."""
+        return self.hosts.count(self.hosts[rank]) if self.hosts else self.num_devices
 
     @property
     def opened_files(self) -> list[str]:
