@@ -15,7 +15,7 @@ from tpi_bench.contract.model import ModelConfig
 from tpi_bench.contract.network import NetworkConfig
 from tpi_bench.contract.plan import Plan
 from tpi_bench.contract.request import Generation, Request, Turn
-from tpi_bench.contract.runtime import Span
+from tpi_bench.contract.runtime import ClockReading, Span
 
 if TYPE_CHECKING:
     import torch
@@ -131,6 +131,10 @@ class DeviceReport:
     peak_pss_bytes: float = math.nan
     memory_limit_bytes: float = math.nan
     profile: str = "this host"
+    clock_offset_ns: float = math.nan  # ahead of the master's, on another machine
+    clock_error_ns: float = math.nan
+    memory_bps: float = math.nan
+    disk_bps: float = math.nan
     spans: list[Span] = field(default_factory=list)
 
 
@@ -143,6 +147,7 @@ class Outcome:
     generation: Generation | None = None
     devices: list[DeviceReport] = field(default_factory=list)
     round_trips_ns: list[int] = field(default_factory=list)
+    clocks: list[ClockReading] = field(default_factory=list)  # of devices on several machines
     by_round: list[Generation] = field(default_factory=list)  # in virtual time, see `testbed.py`
     num_events: int = 0  # of a virtual run
     memory_cap: str = "none"  # what enforces the caps

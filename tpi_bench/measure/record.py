@@ -92,7 +92,12 @@ def failure_record(settings: Settings, error: str, status: str = "error") -> Rec
 def begin_page_cache(testbed: Testbed, job: Job, mode: str) -> PageCache:
     """Drop the point's files from the page cache if asked to; columns that say what it held."""
     said, cached_bytes = testbed.page_cache, math.nan
-    if said is None:
+    if job.hosts:
+        paths = [sorted({block.path for block in own}) for own in job.blocks]
+        found = testbed.at_devices(job, page_cache.begin, [(own, mode) for own in paths])
+        assert found is not None
+        said, cached_bytes = found[0][0], sum(nbytes for _, nbytes in found)
+    elif said is None:
         said, cached_bytes = page_cache.begin(job.opened_files, mode)
     return PageCache(cache=said, cached_bytes_start=cached_bytes, page_cache=None)
 

@@ -124,7 +124,12 @@ def _run(rank: int, job: Job, cap: Cap, control: Control, key: bytes) -> None:
     report.disk_bytes_read = disk_after - disk_before
     if job.blocks:  # a library has let its model go by now
         report.peak_pss_bytes = pss
-    done = Done(report=report, generation=result.generation, round_trips_ns=result.round_trips_ns)
+    done = Done(
+        report=report,
+        generation=result.generation,
+        round_trips_ns=result.round_trips_ns,
+        clocks=result.clocks,
+    )
     _tell(control, done)
 
 

@@ -28,6 +28,7 @@ _HELLO = struct.Struct("<4sI32s")  # magic, rank, nonce
 _PROOF_BYTES = 32
 _HANDSHAKE_NS = 2_000_000_000
 _MAX_GUESTS = 64
+_LOOK_NS = 200_000_000  # between looks whether anybody is still to come
 LOOPBACK = "127.0.0.1"
 # Of a connection to another machine: one that says nothing is asked after so many seconds, and so
 # many times, a second apart, before it counts as cut.
@@ -40,6 +41,7 @@ class Listener:
     def __init__(self, host: str = LOOPBACK) -> None:
         self._socket = socket.create_server((host, 0), backlog=socket.SOMAXCONN)
         self._socket.setblocking(False)
+        self._is_over = False
         self.port: int = self._socket.getsockname()[1]
 
     def accept(
@@ -49,10 +51,17 @@ class Listener:
         found: dict[int, socket.socket] = {}
         with _Lobby(self._socket, rank, secret) as lobby:
             while awaited := peers - found.keys():
-                if time.monotonic_ns() > deadline_ns:
+                if self._is_over or time.monotonic_ns() > deadline_ns:
+                    for connection in found.values():
+                        connection.close()
                     raise DeviceLost(min(awaited), "did not connect in time")
-                found |= lobby.proved(awaited, deadline_ns)
+                look_ns = min(deadline_ns, time.monotonic_ns() + _LOOK_NS)
+                found |= lobby.proved(awaited, look_ns)
         return found
+
+    def give_up(self) -> None:
+        """From another thread: nobody else will come."""
+        self._is_over = True
 
     def close(self) -> None:
         self._socket.close()

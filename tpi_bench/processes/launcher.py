@@ -220,6 +220,7 @@ class Hearing:
                 if rank == 0:
                     self.outcome.generation = message.generation
                     self.outcome.round_trips_ns = message.round_trips_ns
+                    self.outcome.clocks = message.clocks
             case Failed("oom", reason):
                 self._note_out_of_memory(device, reason)
             case Failed(status, reason):

@@ -399,7 +399,11 @@ class DeviceRow(Row):
     kept_bytes: float = column("bytes", "weights that are loaded once and kept, as planned")
     streamed_bytes: float = column("bytes", "weights that each token reads anew, as planned")
     window_bytes: float = column("bytes", "the memory that these pass through")
-    profile: str = column("", "its device profile, or `this host`")
+    profile: str = column("", "its device profile, or `this host`, or the node that it is")
+    clock_offset_ns: float = column("ns", "how far its clock was ahead of the master's, on a node")
+    clock_error_ns: float = column("ns", "give or take so much: half of the fastest round trip")
+    memory_bps: float = column("bytes/s", "memory bandwidth of its node, probed before the point")
+    disk_bps: float = column("bytes/s", "disk bandwidth of its node, where a token reads from it")
 
 
 @dataclass(kw_only=True)
@@ -409,7 +413,7 @@ class SpanRow(Row):
     rank: int = column("", "of the device")
     kind: str = column("", "`compute`, `sync`, `sampling`, `load_wait`; `read` in the background")
     key: str = column("", "which computation, message or block")
-    start_ns: int = column("ns", "on the clock that all devices share")
+    start_ns: int = column("ns", "on the clock that all devices share; of nodes, the master's")
     end_ns: int = column("ns", "on the clock that all devices share")
 
 
