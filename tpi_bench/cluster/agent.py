@@ -20,16 +20,17 @@ from typing import Any
 
 import psutil
 
+from tpi_bench.cluster.link_probe import answer, ask
 from tpi_bench.cluster.nodes import NodeFacts
 from tpi_bench.cluster.store import BlockStore, Content
-from tpi_bench.contract.job import Job
+from tpi_bench.contract.job import Job, LinkReading
 from tpi_bench.host import cache, cgroups
 from tpi_bench.host.fork import fork_context, in_helper
 from tpi_bench.host.machine import available_cpus, provenance
 from tpi_bench.host.memory import PssSampler
 from tpi_bench.processes.caps import Cap
 from tpi_bench.processes.handle import DeviceHandle
-from tpi_bench.processes.handshake import call, notice_cuts
+from tpi_bench.processes.handshake import Listener, call, notice_cuts
 
 _PACKAGES = ("tpi_bench", "baselines")
 _CALL_S = 10.0
@@ -147,6 +148,19 @@ class NodeAgent:
         """Whatever still runs."""
         for rank in list(self._devices):
             self.end(rank, in_peace=False)
+
+    def open_link(self, host: str, own: int, asker: int, secret: bytes) -> int:
+        """Answer the one who asks what the way here gives; at which port."""
+        listener = Listener(host)
+        threading.Thread(
+            target=answer, args=(listener, own, asker, secret), name="link", daemon=True
+        ).start()
+        return listener.port
+
+    def ask_link(
+        self, own: int, other: int, place: tuple[str, int], own_host: str, secret: bytes
+    ) -> LinkReading:
+        return ask(own, other, place, own_host, secret)
 
     def in_helper(self, fn: Callable[..., Any], args: Sequence[Any]) -> Any:
         """Call a function of this program in a fresh process of this node, which may load torch."""

@@ -117,7 +117,7 @@ class RayCluster:
         """The answer to come, for `take`."""
         return getattr(self._agent(node), method).remote(*args, **named)
 
-    def take(self, node: Node, answer: Any, timeout_s: float) -> Any:
+    def take(self, node: Node, answer: Any, timeout_s: float | None) -> Any:
         """Wait for an answer. Raises as `call`."""
         errors = self._ray.exceptions
         try:
@@ -135,20 +135,58 @@ class RayCluster:
         """End its agent. The next call makes another."""
         agent = self._agents.pop(node, None)
         if agent is not None:
-            with contextlib.suppress(Exception):  # it is gone with its node
-                self._ray.kill(agent)
+            self.end(agent)
+
+    def ready(self, answers: Sequence[Any]) -> Sequence[Any]:
+        """Those of the answers that are there, at least one."""
+        found, _ = self._ray.wait(list(answers), num_returns=1)
+        more, _ = self._ray.wait(list(answers), num_returns=len(answers), timeout=0)
+        return list(dict.fromkeys([*found, *more]))
+
+    def actor(self, node: Node, cls: type, max_concurrency: int = 1) -> Any:
+        """One of a class on a node. Cores are counted here, not by Ray."""
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        place = NodeAffinitySchedulingStrategy(node.id, soft=False)
+        options = {"num_cpus": 0, "max_concurrency": max_concurrency, "scheduling_strategy": place}
+        return self._ray.remote(cls).options(**options).remote()
+
+    def end(self, actor: Any) -> None:
+        with contextlib.suppress(Exception):  # it is gone with its node
+            self._ray.kill(actor)
 
     def _agent(self, node: Node) -> Any:
         if node not in self._agents:
-            from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-            options = {
-                "num_cpus": 0,
-                "max_concurrency": _MOST_CALLS,
-                "scheduling_strategy": NodeAffinitySchedulingStrategy(node.id, soft=False),
-            }
-            self._agents[node] = self._ray.remote(NodeAgent).options(**options).remote()
+            self._agents[node] = self.actor(node, NodeAgent, _MOST_CALLS)
         return self._agents[node]
+
+
+class RayWorkers:
+    """Actors of a class for a pool, one a slot of a node. Its method is `record`."""
+
+    def __init__(self, cluster: RayCluster, cls: type) -> None:
+        self._cluster, self._cls = cluster, cls
+        self._actors: dict[Node, dict[int, Any]] = {}
+
+    def begin(self, node: Node, slot: int, arguments: Sequence[Any]) -> Any:
+        actors = self._actors.setdefault(node, {})
+        if slot not in actors:
+            actors[slot] = self._cluster.actor(node, self._cls)
+        return actors[slot].record.remote(*arguments)
+
+    def wait(self, tickets: Sequence[Any]) -> Sequence[Any]:
+        return self._cluster.ready(tickets)
+
+    def result(self, node: Node, ticket: Any) -> Any:
+        return self._cluster.take(node, ticket, None)
+
+    def forget(self, node: Node) -> None:
+        for actor in self._actors.pop(node, {}).values():
+            self._cluster.end(actor)
+
+    def end(self) -> None:
+        for node in list(self._actors):
+            self.forget(node)
 
 
 def _refuse_silent(address: str) -> None:

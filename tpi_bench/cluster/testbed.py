@@ -17,6 +17,7 @@ from typing import Any, ClassVar, TypeVar
 from tpi_bench.cluster.agent import facts_of_this_machine
 from tpi_bench.cluster.clocks import on_the_masters_clock
 from tpi_bench.cluster.crew import ClusterCrew
+from tpi_bench.cluster.links import measured_links
 from tpi_bench.cluster.nodes import (
     Node,
     Place,
@@ -162,9 +163,14 @@ class ClusterTestbed(Testbed):
     def _run(
         self, job: Job, on_token: Callable[[int], None] | None, next_turn: NextTurn | None
     ) -> Outcome:
-        cluster = self._cluster
-        crew = ClusterCrew(job, cluster, self._places(), self._threads(), cluster.own_address)
-        return on_the_masters_clock(run_job(job, on_token, next_turn, crew))
+        cluster, places = self._cluster, self._places()
+        links = []
+        if job.num_devices > 1:
+            with _told():
+                links = measured_links(cluster, places)
+        crew = ClusterCrew(job, cluster, places, self._threads(), cluster.own_address)
+        outcome = on_the_masters_clock(run_job(job, on_token, next_turn, crew))
+        return replace(outcome, links=links)
 
     def at_devices(
         self, job: Job, fn: Callable[..., T], arguments: Sequence[tuple[Any, ...]]

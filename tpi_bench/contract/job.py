@@ -138,6 +138,17 @@ class DeviceReport:
     spans: list[Span] = field(default_factory=list)
 
 
+@dataclass(frozen=True, kw_only=True)
+class LinkReading:
+    """The way from a rank to another, between machines, as measured before the job."""
+
+    src: int
+    dst: int
+    round_trip_s: float
+    round_trip_min_s: float
+    bandwidth_mbps: float
+
+
 @dataclass(kw_only=True)
 class Outcome:
     """How a job ended. `status` is ok, oom, timeout, device_lost or error."""
@@ -148,6 +159,7 @@ class Outcome:
     devices: list[DeviceReport] = field(default_factory=list)
     round_trips_ns: list[int] = field(default_factory=list)
     clocks: list[ClockReading] = field(default_factory=list)  # of devices on several machines
+    links: list[LinkReading] = field(default_factory=list)  # between machines
     by_round: list[Generation] = field(default_factory=list)  # in virtual time, see `testbed.py`
     num_events: int = 0  # of a virtual run
     memory_cap: str = "none"  # what enforces the caps

@@ -25,6 +25,7 @@ from tpi_bench.report.rows import (
     Exactness,
     HostNoise,
     Limits,
+    LinkRow,
     Links,
     Memory,
     PageCache,
@@ -75,6 +76,7 @@ def make_record(
         tokens=token_rows(outcome.generation),
         devices=[_device_row(device, plans[device.rank]) for device in devices],
         spans=[SpanRow(rank=d.rank, **vars(span)) for d in devices for span in d.spans],
+        links=[LinkRow(**vars(link)) for link in outcome.links],
         config=settings.raw,
     )
 

@@ -407,6 +407,17 @@ class DeviceRow(Row):
 
 
 @dataclass(kw_only=True)
+class LinkRow(Row):
+    """The way from a device to another between machines (`testbed=cluster`)."""
+
+    src: int = column("", "rank of the device that sends")
+    dst: int = column("", "rank of the one that receives")
+    round_trip_s: float = column("s", "median of empty messages there and back")
+    round_trip_min_s: float = column("s", "the least of them")
+    bandwidth_mbps: float = column("Mbit/s", "of a long message that is alone")
+
+
+@dataclass(kw_only=True)
 class SpanRow(Row):
     """What took from one time to another on a device (`testbed.trace=true`)."""
 
@@ -425,4 +436,5 @@ class Record:
     tokens: list[TokenRow] = field(default_factory=list)
     devices: list[DeviceRow] = field(default_factory=list)
     spans: list[SpanRow] = field(default_factory=list)
+    links: list[LinkRow] = field(default_factory=list)
     config: dict[str, Any] = field(default_factory=dict)
