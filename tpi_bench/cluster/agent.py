@@ -162,6 +162,10 @@ class NodeAgent:
     ) -> LinkReading:
         return ask(own, other, place, own_host, secret)
 
+    def call(self, fn: Callable[..., Any], args: Sequence[Any]) -> Any:
+        """Call a function of this program here, where it may start processes of its own."""
+        return fn(*args)
+
     def in_helper(self, fn: Callable[..., Any], args: Sequence[Any]) -> Any:
         """Call a function of this program in a fresh process of this node, which may load torch."""
         return in_helper(fn, *args)

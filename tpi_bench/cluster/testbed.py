@@ -128,7 +128,7 @@ class ClusterTestbed(Testbed):
                 f"{asked[0]} is emulated, and testbed=cluster has links of its own; leave it out, "
                 "or use testbed=processes or testbed=virtual"
             )
-        self._places(anew=True)
+        self.places(anew=True)
 
     def threads(self, num_devices: int) -> int:
         """Of the device that has the least; each has its own (`num_threads`)."""
@@ -140,7 +140,7 @@ class ClusterTestbed(Testbed):
         return free_of_caps(memory_bytes)
 
     def placed(self, job: Job, cache_dir: Path) -> Job:
-        places = self._places()
+        places = self.places()
         assert isinstance(job.program, System)
         job = replace(job, hosts=tuple(place.host for place in places))
         plans = [job.program.streaming(job, rank) for rank in range(job.num_devices)]
@@ -149,7 +149,7 @@ class ClusterTestbed(Testbed):
         limit = math.inf if self.node_cache_gb is None else self.node_cache_gb * 1e9
         storage = Storage(cache_dir=self.node_cache_dir, limit_bytes=limit, share=self.share_files)
         with _told():
-            blocks = ship(self._cluster, places, job.blocks, storage, cache_dir)
+            blocks = ship(self.cluster, places, job.blocks, storage, cache_dir)
         return replace(job, blocks=blocks)
 
     def run(self, job: Job, on_token: Callable[[int], None] | None, cache_dir: Path) -> Outcome:
@@ -163,7 +163,7 @@ class ClusterTestbed(Testbed):
     def _run(
         self, job: Job, on_token: Callable[[int], None] | None, next_turn: NextTurn | None
     ) -> Outcome:
-        cluster, places = self._cluster, self._places()
+        cluster, places = self.cluster, self.places()
         links = []
         if job.num_devices > 1:
             with _told():
@@ -177,10 +177,10 @@ class ClusterTestbed(Testbed):
     ) -> list[T] | None:
         calls = [
             (place.node, "in_helper", (fn, given))
-            for place, given in zip(self._places(), arguments, strict=True)
+            for place, given in zip(self.places(), arguments, strict=True)
         ]
         with _told():
-            return self._cluster.call_all(calls, _HELPER_S)
+            return self.cluster.call_all(calls, _HELPER_S)
 
     def device_threads(self, job: Job) -> list[int]:
         return self._threads()
@@ -190,7 +190,7 @@ class ClusterTestbed(Testbed):
         return min(round_trips_ns, default=0) / 2e9
 
     def machines(self, job: Job) -> Machines:
-        places, threads = self._places(), self._threads()
+        places, threads = self.places(), self._threads()
         shared = share_machines(places)
         words = [f"{name} is the machine of {count}" for name, count in shared.items()]
         busy: dict[str, int] = {}
@@ -212,18 +212,18 @@ class ClusterTestbed(Testbed):
         return f"{job.num_devices} node{plural} {self.machines(job).names} ({each}{share})"
 
     @property
-    def _cluster(self) -> RayCluster:
+    def cluster(self) -> RayCluster:
         return cluster_at(self.address, self.ship_code)
 
     def _threads(self) -> list[int]:
-        places = self._places()
+        places = self.places()
         if self.threads_per_device != "auto":
             return [int(self.threads_per_device)] * len(places)
         return [threads_of(places, rank) for rank in range(len(places))]
 
-    def _places(self, *, anew: bool = False) -> list[Place]:
+    def places(self, *, anew: bool = False) -> list[Place]:
         """One a device, which answered when the point was last checked. Raises ValueError."""
-        cluster = self._cluster
+        cluster = self.cluster
         key = repr((self.nodes, self.num_devices, self.share_nodes, self.data_address))
         if anew or key not in cluster.places:
             cluster.places[key] = self._found_places(cluster)
