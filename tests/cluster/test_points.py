@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import os
 import signal
@@ -17,10 +16,7 @@ import pytest
 from tests.cluster_demo.driver import Driver
 from tests.cluster_demo.machines import Machines
 
-pytestmark = [
-    pytest.mark.cluster,
-    pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed"),
-]
+pytestmark = pytest.mark.cluster
 POINT = (
     "model=debug",
     "workload.prompt_ids=[1,2,3]",
@@ -29,12 +25,6 @@ POINT = (
 )
 LONG = ("workload.num_new_tokens=500", "testbed.threads_per_device=1")
 LEFT_S = 6.0
-
-
-@pytest.fixture(scope="module")
-def machines() -> Iterator[Machines]:
-    with Machines(3) as machines:
-        yield machines
 
 
 @pytest.fixture
@@ -54,7 +44,9 @@ def drivers() -> Iterator[list[Driver]]:
 
 
 @pytest.fixture
-def cluster(machines: Machines, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
+def cluster(
+    machines: Machines, cache_dir: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[str, ...]:
     """What is typed for a point of three."""
     folder = tmp_path_factory.getbasetemp()
     return (
@@ -64,19 +56,18 @@ def cluster(machines: Machines, tmp_path_factory: pytest.TempPathFactory) -> tup
         "testbed.num_devices=3",
         "testbed.share_files=false",
         f"testbed.node_cache_dir={folder}/node-ADDRESS",
-        f"cache_dir={folder}/cache",
+        f"cache_dir={cache_dir}",
     )
 
 
 @pytest.fixture(scope="module")
-def alone(
-    machines: Machines, drivers: list[Driver], tmp_path_factory: pytest.TempPathFactory
-) -> list[int]:
+def alone(machines: Machines, drivers: list[Driver], cache_dir: Path) -> list[int]:
     """The tokens of one device."""
     if not drivers:
         drivers.append(Driver(machines))
-    cache = f"cache_dir={tmp_path_factory.getbasetemp()}/cache"
-    return drivers[-1].run(*POINT, "testbed.num_devices=1", cache)["tokens"]
+    found = drivers[-1].run(*POINT, "testbed.num_devices=1", f"cache_dir={cache_dir}")
+    tokens: list[int] = found["tokens"]
+    return tokens
 
 
 def device_processes(machines: Machines, number: int) -> list[psutil.Process]:

@@ -66,19 +66,11 @@ class ClusterCrew(Crew):
         deadline_ns = time.monotonic_ns() + round(_START_S * 1e9)
         with contextlib.closing(listener), ThreadPoolExecutor(1) as threads:
             accepted = threads.submit(listener.accept, rank, ranks, door.secret, deadline_ns)
-            asked = [
-                (rank, place, self._cluster.ask(place.node, "start", rank, self._own(rank), door))
-                for rank, place in enumerate(self._places)
-            ]
-            for rank, place, answer in asked:
-                try:
-                    self.caps.kinds[rank] = self._cluster.take(place.node, answer, _START_S)
-                except NodeLost as error:
-                    trouble.died[rank] = f"could not be started: it {error.reason}"
-                except InterpreterLost as error:
-                    trouble.died[rank] = str(error).removeprefix(f"rank {rank} ")
-                except DeviceLost as error:
-                    trouble.died[rank] = f"could not be started: this host {error.reason}"
+            try:
+                self._ask_agents(door, trouble)
+            except BaseException:
+                listener.give_up()
+                raise
             if trouble:
                 listener.give_up()
             try:
@@ -95,6 +87,22 @@ class ClusterCrew(Crew):
             device.caps = self.caps
             devices.append(device)
             self._started.append(device)
+
+    def _ask_agents(self, door: Door, trouble: Trouble) -> None:
+        """To start their devices, all at once."""
+        asked = [
+            (rank, place, self._cluster.ask(place.node, "start", rank, self._own(rank), door))
+            for rank, place in enumerate(self._places)
+        ]
+        for rank, place, answer in asked:
+            try:
+                self.caps.kinds[rank] = self._cluster.take(place.node, answer, _START_S)
+            except NodeLost as error:
+                trouble.died[rank] = f"could not be started: it {error.reason}"
+            except InterpreterLost as error:
+                trouble.died[rank] = str(error).removeprefix(f"rank {rank} ")
+            except DeviceLost as error:
+                trouble.died[rank] = f"could not be started: this host {error.reason}"
 
     def _own(self, rank: int) -> Job:
         """The job as a device gets it."""

@@ -10,7 +10,8 @@ import functools
 import logging
 import signal
 import socket
-from collections.abc import Iterator, Mapping, Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -208,14 +209,12 @@ def _refuse_silent(address: str) -> None:
 @contextlib.contextmanager
 def _own_signals() -> Iterator[None]:
     """Ray takes SIGTERM for itself; this program handles it."""
+    before = signal.getsignal(signal.SIGTERM)
     try:
-        before: Mapping[int, Any] = {signal.SIGTERM: signal.getsignal(signal.SIGTERM)}
         yield
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    except ValueError as error:
-        if "main thread" not in str(error):
-            raise
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
 
 
 def _reason(error: Exception) -> str:
