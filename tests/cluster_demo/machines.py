@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -49,8 +48,11 @@ class Machines:
         try:
             if self.has_links:
                 self._make_links()
-            for number in range(self._num):
-                self.start(number)
+            self.start(0)
+            for number in range(1, self._num):
+                self.start(number, wait=False)
+            for number in range(1, self._num):
+                self._await(number)
         except BaseException:
             self.close()
             raise
@@ -69,7 +71,7 @@ class Machines:
         inside = ["ip", "netns", "exec", f"{self._own}n{number}"] if self.has_links else []
         return [*inside, *arguments]
 
-    def start(self, number: int) -> None:
+    def start(self, number: int, *, wait: bool = True) -> None:
         """Ray on a machine, once it takes part."""
         own = self.addresses[number]
         where = ["--head", f"--port={self.port}", "--include-dashboard=false"]
@@ -94,7 +96,8 @@ class Machines:
                 start_new_session=True,
                 env={**os.environ, "RAY_DISABLE_IMPORT_WARNING": "1"},
             )
-        self._await(number)
+        if wait:
+            self._await(number)
 
     def kill(self, number: int) -> None:
         """All that runs on a machine at once, as if its power failed."""
@@ -109,18 +112,8 @@ class Machines:
         _ip("link", "set", f"{self._own}v{number}", "up" if up else "down")
 
     def close(self) -> None:
-        for ray in self.rays.values():
-            below = _descendants(ray.pid)
-            with contextlib.suppress(ProcessLookupError):
-                ray.send_signal(signal.SIGTERM)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                ray.wait(5.0)
-            for process in [*below, *_descendants(ray.pid)]:
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    process.kill()
-            ray.kill()
-            ray.wait()
-        self.rays = {}
+        for number in list(self.rays):
+            self.kill(number)
         if self.has_links:
             for number in range(self._num):
                 _ip("netns", "del", f"{self._own}n{number}", check=False)

@@ -8,6 +8,7 @@ measured has nothing of Ray in it. Without the launcher, a device ends by itself
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import math
 import os
 import tempfile
@@ -251,11 +252,14 @@ def own_addresses() -> list[str]:
 
 def code_digest() -> str:
     """Of all files of this program that a device runs."""
-    root = Path(__file__).resolve().parents[2]
     total = hashlib.sha256()
     for package in _PACKAGES:
-        for path in sorted((root / package).rglob("*.py")):
-            total.update(f"{path.relative_to(root)}\0".encode())
+        spec = importlib.util.find_spec(package)
+        assert spec is not None
+        assert spec.origin is not None
+        root = Path(spec.origin).parent
+        for path in sorted(root.rglob("*.py")):
+            total.update(f"{package}/{path.relative_to(root)}\0".encode())
             total.update(path.read_bytes())
     return total.hexdigest()[:16]
 

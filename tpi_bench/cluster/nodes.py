@@ -96,7 +96,7 @@ def _called(name: str, known: Sequence[Node]) -> Node:
 def data_host(node: Node, facts: NodeFacts, asked: str | None) -> str:
     """The node's address for messages between devices: the one in the network that is asked for.
 
-    That is a network as 192.168.2.0/24, or an address of its own. Raises ValueError.
+    Raises ValueError.
     """
     if asked is None:
         return node.address
@@ -104,8 +104,7 @@ def data_host(node: Node, facts: NodeFacts, asked: str | None) -> str:
         network = ipaddress.ip_network(asked, strict=False)
     except ValueError:
         raise ValueError(
-            f"testbed.data_address={asked} is no network; give one as 192.168.2.0/24, or a list of "
-            "addresses, one a device"
+            f"testbed.data_address={asked} is no network; give one as 192.168.2.0/24"
         ) from None
     for address in facts.addresses:
         if ipaddress.ip_address(address) in network:

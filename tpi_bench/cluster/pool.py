@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -176,13 +177,15 @@ class Pool:
 
 
 NodeCheck = Callable[[Node], str | None]
+_MOST_CHECKS = 32  # at once
 
 
 def fit_nodes(nodes: Sequence[Node], trouble_of: NodeCheck) -> list[Node]:
     """Those without trouble; of the others it is told. Raises ValueError where none is left."""
     fit, said = [], []
-    for node in nodes:
-        trouble = trouble_of(node)
+    with ThreadPoolExecutor(_MOST_CHECKS) as threads:
+        troubles = list(threads.map(trouble_of, nodes))
+    for node, trouble in zip(nodes, troubles, strict=True):
         if trouble is None:
             fit.append(node)
         else:

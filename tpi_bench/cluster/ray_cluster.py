@@ -22,6 +22,7 @@ _REACH_S = 5.0
 _START_S = 60.0  # of an agent, whose interpreter is new
 _MOST_CALLS = 8  # of an agent at once
 _DEVICE = "device:"
+_NOT_NEEDED = ("/.git", "/.venv", "/results", "/tests", "/experiments")
 _ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -56,7 +57,6 @@ class RayCluster:
         self._ray = ray
         self._agents: dict[Node, Any] = {}
         self.places: dict[str, list[Place]] = {}  # as they were last found, by what was asked
-        environment = {"py_modules": [str(_ROOT / name) for name in ("tpi_bench", "baselines")]}
         try:
             with _own_signals():
                 ray.init(
@@ -65,7 +65,7 @@ class RayCluster:
                     log_to_driver=False,
                     logging_level=logging.ERROR,
                     configure_logging=False,
-                    runtime_env=environment if ship_code else None,
+                    runtime_env=_own_code() if ship_code else None,
                 )
         except (ConnectionError, RuntimeError, ValueError, OSError) as error:
             reason = str(error).strip().split("\n")[0]
@@ -188,6 +188,13 @@ class RayWorkers:
     def end(self) -> None:
         for node in list(self._actors):
             self.forget(node)
+
+
+def _own_code() -> dict[str, Any]:
+    """What Ray is to bring: of a clone what points need, of an installation its packages."""
+    if (_ROOT / "conf").is_dir():
+        return {"working_dir": str(_ROOT), "excludes": list(_NOT_NEEDED)}
+    return {"py_modules": [str(_ROOT / name) for name in ("tpi_bench", "baselines")]}
 
 
 def _refuse_silent(address: str) -> None:
