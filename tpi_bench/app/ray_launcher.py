@@ -8,6 +8,7 @@ many points are ahead of their turn as keep all cores busy.
 from __future__ import annotations
 
 import datetime
+import importlib
 import json
 from collections import deque
 from collections.abc import Sequence
@@ -19,7 +20,6 @@ from omegaconf import DictConfig
 
 from tpi_bench.app.composer import Composer
 from tpi_bench.app.point_launcher import PointLauncher, Turns, settings_of
-from tpi_bench.app.point_worker import PointWorker
 from tpi_bench.app.tasks import awaits_record
 from tpi_bench.cluster.agent import facts_of_this_machine
 from tpi_bench.cluster.nodes import Node
@@ -32,6 +32,8 @@ from tpi_bench.report.rows import Record
 from tpi_bench.report.text import in_one_line
 
 NAME = "hydra_plugins.tpi_bench.RayLauncher"
+# By word: it composes a point as `api` does, which knows this launcher.
+_WORKER = "tpi_bench.app.point_worker"
 _FACTS_S = 60.0
 _AHEAD = 3  # points a core
 
@@ -66,8 +68,9 @@ class RayLauncher(PointLauncher):
                 return None
             return f"node {node.address} ({facts.host}) has another version, {facts.commit[:20]}"
 
+        worker = importlib.import_module(_WORKER).PointWorker
         nodes = fit_nodes(cluster.nodes(), trouble_of)
-        return Pool({node: cores[node] for node in nodes}, RayWorkers(cluster, PointWorker))
+        return Pool({node: cores[node] for node in nodes}, RayWorkers(cluster, worker))
 
 
 class _RayTurns(Turns):

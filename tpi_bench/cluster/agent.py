@@ -92,7 +92,7 @@ class NodeAgent:
                 store.seal(content)
         return [str(store.path(content)) for content in contents]
 
-    def sees(self, stats: Sequence[tuple[str, int, int, int, int]]) -> bool:
+    def sees(self, stats: Sequence[tuple[Any, ...]]) -> bool:
         """Whether all of another's files are its own: it is that machine, and sees its disk."""
         return all(_stat_of(path) == tuple(rest) for path, *rest in stats)
 
@@ -264,7 +264,7 @@ def code_digest() -> str:
     return total.hexdigest()[:16]
 
 
-def stats_of(paths: Sequence[str]) -> list[tuple[str, int, int, int, int]]:
+def stats_of(paths: Sequence[str]) -> list[tuple[Any, ...]]:
     """By which a file is known to be the same one."""
     return [(path, *_stat_of(path)) for path in paths]
 

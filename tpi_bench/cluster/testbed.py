@@ -141,9 +141,10 @@ class ClusterTestbed(Testbed):
 
     def placed(self, job: Job, cache_dir: Path) -> Job:
         places = self.places()
-        assert isinstance(job.program, System)
+        system = job.program
+        assert isinstance(system, System)
         job = replace(job, hosts=tuple(place.host for place in places))
-        plans = [job.program.streaming(job, rank) for rank in range(job.num_devices)]
+        plans = [system.streaming(job, rank) for rank in range(job.num_devices)]
         needed = [plan.kept_bytes + plan.area_bytes + GROWTH_BYTES for plan in plans]
         refuse_too_little_memory(places, needed)
         limit = math.inf if self.node_cache_gb is None else self.node_cache_gb * 1e9
