@@ -48,11 +48,8 @@ class Machines:
         try:
             if self.has_links:
                 self._make_links()
-            self.start(0)
-            for number in range(1, self._num):
-                self.start(number, wait=False)
-            for number in range(1, self._num):
-                self._await(number)
+            for number in range(self._num):  # at once they would take each other's files
+                self.start(number)
         except BaseException:
             self.close()
             raise
@@ -71,7 +68,7 @@ class Machines:
         inside = ["ip", "netns", "exec", f"{self._own}n{number}"] if self.has_links else []
         return [*inside, *arguments]
 
-    def start(self, number: int, *, wait: bool = True) -> None:
+    def start(self, number: int) -> None:
         """Ray on a machine, once it takes part."""
         own = self.addresses[number]
         where = ["--head", f"--port={self.port}", "--include-dashboard=false"]
@@ -96,8 +93,7 @@ class Machines:
                 start_new_session=True,
                 env={**os.environ, "RAY_DISABLE_IMPORT_WARNING": "1"},
             )
-        if wait:
-            self._await(number)
+        self._await(number)
 
     def kill(self, number: int) -> None:
         """All that runs on a machine at once, as if its power failed."""
