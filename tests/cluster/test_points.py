@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import signal
 import time
@@ -239,7 +238,7 @@ def test_a_killed_driver_leaves_nothing(
 
 
 def test_a_node_that_is_killed_is_named_and_others_go_on(
-    machines: Machines, driver: Driver, cluster: tuple[str, ...], alone: list[int]
+    machines: Machines, driver: Driver, cluster: tuple[str, ...]
 ) -> None:
     begun(driver, *cluster, *LONG)
     start_s = time.monotonic()
@@ -268,7 +267,6 @@ def test_a_link_that_is_down_is_noticed(
         assert nothing_left(machines)
     finally:
         machines.cut(1, up=True)
-    assert took_s < 9
+    assert took_s < 7
     assert found["status"] in ("device_lost", "timeout")
     assert machines.addresses[1] in found["error"]
-    assert math.isfinite(took_s)

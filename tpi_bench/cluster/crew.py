@@ -31,7 +31,8 @@ from tpi_bench.processes.verdict import Trouble
 
 _START_S = 60.0
 _ASK_S = 1.5  # a node that does not say within so long how its device died is lost itself
-_END_S = 8.0
+_END_S = 5.0  # a device that is done comes to its own end
+_KILL_S = 2.5
 _NO_LOOK_S = 3600.0
 
 
@@ -196,7 +197,11 @@ class RemoteDevice(Handle):
             return
         with contextlib.suppress(NodeLost):
             self.ending = self._cluster.call(
-                self._place.node, "end", self.rank, in_peace=in_peace, timeout_s=_END_S
+                self._place.node,
+                "end",
+                self.rank,
+                in_peace=in_peace,
+                timeout_s=_END_S if in_peace else _KILL_S,
             )
         if self.ending is not None:
             self.caps.peaks[self.rank] = self.ending.peak_cgroup_bytes
