@@ -88,7 +88,7 @@ def test_the_help_says_which_testbed_reads_a_profile() -> None:
     assert lines[place + 1].endswith(" alone; its settings: --help testbed=virtual")
     assert lines[place + 2 : place + 4] == ["", "-- network --"]
     assert any(line.startswith("device.memory_mb=5 ") for line in lines)
-    assert settings.readers_of("cache") == ["processes"]
+    assert settings.readers_of("cache") == ["cluster", "processes"]
     assert set(settings.readers_of("network")) == set(choices_of("testbed"))
 
 

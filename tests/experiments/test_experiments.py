@@ -61,6 +61,15 @@ TINY = {
         "network.link_latency_ms=0.5",
         "system=tpi,tpi_window2,pipeline",
     ],
+    "fig_twin": [  # without a cluster: processes of this host stand for it
+        "model=debug",
+        "repeat=0",
+        "network=none",
+        "testbed=processes,twin",
+        "model.weights=float32",
+        "workload.prompt_tokens=8",
+        "system=tpi,pipeline",
+    ],
     "fig_comparison": [
         "model=debug",
         "repeat=0",

@@ -14,7 +14,7 @@ from tests.helpers.processes import LONG, no_children_left
 from tests.helpers.running import make_job
 from tpi_bench.contract.job import DeviceReport, Job, Output
 from tpi_bench.contract.request import Generation, Turn
-from tpi_bench.contract.runtime import Span
+from tpi_bench.contract.runtime import ClockReading, Span
 from tpi_bench.engine.tpi import TpiSystem
 from tpi_bench.processes import control
 from tpi_bench.processes.caps import Limit
@@ -79,7 +79,12 @@ def test_a_message_there_and_back(text: str) -> None:
 @pytest.mark.parametrize("generation", [GENERATION, None])
 def test_a_result_there_and_back(generation: Generation | None) -> None:
     """With all that is in it: reports, spans, and who has not a thing."""
-    done = control.Done(report=REPORT, generation=generation, round_trips_ns=[1, 2])
+    done = control.Done(
+        report=REPORT,
+        generation=generation,
+        round_trips_ns=[1, 2],
+        clocks=[ClockReading(rank=1, offset_ns=-5, error_ns=2, at_ns=7)],
+    )
     data = encode(done)
     assert decode(data, *control.FROM_DEVICE) == done
     assert json.loads(data)[1]["report"]["spans"][0] == {

@@ -18,7 +18,7 @@ from tpi_bench.contract.request import Request
 from tpi_bench.contract.runtime import Span
 from tpi_bench.engine.tpi import TpiSystem
 from tpi_bench.host.fork import fork_context
-from tpi_bench.processes import launcher
+from tpi_bench.processes import crew, launcher
 
 
 def overlaps(spans: list[Span], others: list[Span]) -> int:
@@ -216,7 +216,7 @@ def test_a_device_that_nothing_can_be_forked_for_is_lost(
     checkpoints: dict[str, Path], cache_dir: Path, monkeypatch: pytest.MonkeyPatch, rank: int
 ) -> None:
     job = make_job(TpiSystem(), checkpoints["gqa"], cache_dir, num_devices=2, request=LONG)
-    monkeypatch.setattr(launcher, "fork_context", lambda: NoInterpreter(rank))
+    monkeypatch.setattr(crew, "fork_context", lambda: NoInterpreter(rank))
     outcome = launcher.run_job(job)
     assert outcome.status == "device_lost"
     assert outcome.error == (

@@ -19,7 +19,7 @@ from hydra._internal.utils import create_config_search_path
 from hydra.core.global_hydra import GlobalHydra
 from hydra.types import RunMode, TaskFunction
 
-from tpi_bench.app import point_launcher, sweeper
+from tpi_bench.app import point_launcher, ray_launcher, sweeper
 from tpi_bench.app.config_folders import CONFIG_FOLDER, register_systems
 from tpi_bench.app.devices import register_devices
 from tpi_bench.app.quoting import quoted
@@ -66,6 +66,7 @@ def hydra_of_ours(overrides: Sequence[str] = ()) -> Iterator[Hydra]:
     register_devices(overrides)
     sweeper.register()
     point_launcher.register()
+    ray_launcher.register()
     version.setbase("1.3")
     before = GlobalHydra.instance().hydra
     GlobalHydra.instance().clear()

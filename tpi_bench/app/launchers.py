@@ -19,6 +19,7 @@ from tpi_bench.app.quoting import quoted
 
 _IN_THIS_PROCESS = (
     "hydra_plugins.tpi_bench.PointLauncher",
+    "hydra_plugins.tpi_bench.RayLauncher",
     "hydra._internal.core_plugins.basic_launcher.BasicLauncher",
 )
 _ON_THIS_HOST = {

@@ -21,7 +21,13 @@ from tpi_bench.report.folder import ARGUMENTS_FILE, ResultsFolder, read_runs
 # What may differ from how the folder was begun: it changes no point.
 _FREE = ("report", "timeout_s", "verbosity", "progress", "wait", "cache_dir")
 
-LEAVE_NO_ROWS = ("generate", "chat", "perplexity", "calibrate")  # tasks that tell what they find
+LEAVE_NO_ROWS = (
+    "generate",
+    "chat",
+    "perplexity",
+    "calibrate",
+    "survey",
+)  # tasks that tell what they find
 
 
 class InUse(RuntimeError):

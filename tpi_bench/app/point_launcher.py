@@ -65,7 +65,9 @@ class PointLauncher(Launcher):
         composer = Composer(self.hydra_context.config_loader, self.config)
         found = []
         folder = Path(self.config.hydra.sweep.dir)
-        with contextlib.closing(_Turns(composer, job_overrides, initial_job_idx, folder)) as turns:
+        with contextlib.closing(
+            self.turns(composer, job_overrides, initial_job_idx, folder)
+        ) as turns:
             task = functools.partial(run_task, records=turns)
             for config in turns:
                 found.append(
@@ -80,8 +82,14 @@ class PointLauncher(Launcher):
                 configure_log(*logs)
         return found
 
+    def turns(
+        self, composer: Composer, jobs: Sequence[Sequence[str]], first: int, folder: Path
+    ) -> Turns:
+        """Where records come from that are computed ahead of their turn."""
+        return Turns(composer, jobs, first, folder)
 
-class _Turns:
+
+class Turns:
     """Points in their order. Records of modelled ones come from workers that look ahead."""
 
     def __init__(
@@ -128,7 +136,7 @@ class _Turns:
     def _modelled(self) -> Iterator[Settings]:
         """The points from this one on, up to one that is measured."""
         for config in self._from_here_on():
-            settings = _settings_of(config)
+            settings = settings_of(config)
             if settings is None or settings.point in self._asked:
                 continue
             if not awaits_record(settings, self._folder):
@@ -157,7 +165,7 @@ class _Turns:
         return config
 
 
-def _settings_of(config: DictConfig) -> Settings | None:
+def settings_of(config: DictConfig) -> Settings | None:
     """None for what cannot be: that is told when its turn comes."""
     plain: Any = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
     try:

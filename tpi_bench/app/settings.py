@@ -21,7 +21,7 @@ from tpi_bench.app.typed import describe, load_class
 from tpi_bench.contract.request import Workload
 from tpi_bench.host import page_cache
 
-TASKS = ("generate", "chat", "measure", "advise", "perplexity", "calibrate")
+TASKS = ("generate", "chat", "measure", "advise", "perplexity", "calibrate", "survey")
 REPORTS = ("text", "json")
 _CLASS_OF = {"workload": Workload}  # a group that names no class
 _COLUMN, _WIDTH = 40, 110  # characters of --help: where meanings begin, and of a line
@@ -52,9 +52,10 @@ PLAIN = (
         str,
         "generate answers one prompt, chat goes on; measure leaves a row; advise tells the fastest "
         "way of running a model on device=[...]; perplexity tells that of a text by precision; "
-        "calibrate makes this host's device profile; of results folders, task=compare a=DIR b=DIR "
-        "tells what became faster or slower (fail_above=5%: status 1 if anything did), and "
-        "task=trace DIR makes spans a file for Perfetto",
+        "calibrate makes this host's device profile, survey those of a cluster and its network; of "
+        "results folders, task=compare a=DIR b=DIR tells what became faster or slower "
+        "(fail_above=5%: status 1 if anything did), and task=trace DIR makes spans a file for "
+        "Perfetto",
         TASKS,
         True,
     ),

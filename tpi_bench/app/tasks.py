@@ -1,4 +1,4 @@
-"""The tasks: generate, measure, advise, calibrate, tell perplexities. Hydra calls `run_task`."""
+"""The tasks: generate, measure, advise, calibrate, survey, perplexity. Hydra calls `run_task`."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ from tpi_bench.app.errors import (
 )
 from tpi_bench.app.place import InUse, open_place
 from tpi_bench.app.points import refuse_unread, run_point
+from tpi_bench.app.survey import survey_of_cluster
 from tpi_bench.host import cache
 from tpi_bench.host.fork import HelperDied
 from tpi_bench.measure.settings import Settings
@@ -82,6 +83,8 @@ def run_task(cfg: DictConfig, records: Records | None = None) -> str | None:
 def _run(settings: Settings, records: Records | None = None) -> None:
     if settings.task == "calibrate":
         _calibrate(settings)
+    elif settings.task == "survey":
+        survey_of_cluster(settings)
     elif settings.task == "advise":
         advise(settings)
     elif settings.task == "perplexity":

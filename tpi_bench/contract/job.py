@@ -15,7 +15,7 @@ from tpi_bench.contract.model import ModelConfig
 from tpi_bench.contract.network import NetworkConfig
 from tpi_bench.contract.plan import Plan
 from tpi_bench.contract.request import Generation, Request, Turn
-from tpi_bench.contract.runtime import Span
+from tpi_bench.contract.runtime import ClockReading, Span
 
 if TYPE_CHECKING:
     import torch
@@ -48,7 +48,8 @@ class Job:
 
     `profiles` are those of the virtual testbed, one a device; `host` is this host's, where somebody
     asked for it. `checkpoint_path` is what a library opens instead of block files: a file or
-    folder.
+    folder. `hosts` are the addresses of devices on several machines, one a device; none where they
+    share this one.
     """
 
     program: Program
@@ -74,6 +75,7 @@ class Job:
     logits_path: str | None = None
     draft: Job | None = None  # of the model that drafts, on the master alone
     draft_name: str = ""  # its name, and what its weights are held in
+    hosts: tuple[str, ...] = ()
 
     def memory_of(self, rank: int) -> float:
         """Bytes that a device may hold: its profile's or its cap; infinite where none is known."""
@@ -89,6 +91,10 @@ class Job:
         """All that a device reads: its own, and the master a draft model's; none of a library."""
         own = self.blocks[rank] if self.blocks else []
         return [*own, *(self.draft.blocks_of(0) if self.draft and rank == 0 else [])]
+
+    def num_beside(self, rank: int) -> int:
+        """Devices on the machine of this one, itself included."""
+        return self.hosts.count(self.hosts[rank]) if self.hosts else self.num_devices
 
     @property
     def opened_files(self) -> list[str]:
@@ -140,7 +146,22 @@ class DeviceReport:
     peak_pss_bytes: float = math.nan
     memory_limit_bytes: float = math.nan
     profile: str = "this host"
+    clock_offset_ns: float = math.nan  # ahead of the master's, on another machine
+    clock_error_ns: float = math.nan
+    memory_bps: float = math.nan
+    disk_bps: float = math.nan
     spans: list[Span] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinkReading:
+    """The way from a rank to another, between machines, as measured before the job."""
+
+    src: int
+    dst: int
+    round_trip_s: float
+    round_trip_min_s: float
+    bandwidth_mbps: float
 
 
 @dataclass(kw_only=True)
@@ -152,6 +173,8 @@ class Outcome:
     generation: Generation | None = None
     devices: list[DeviceReport] = field(default_factory=list)
     round_trips_ns: list[int] = field(default_factory=list)
+    clocks: list[ClockReading] = field(default_factory=list)  # of devices on several machines
+    links: list[LinkReading] = field(default_factory=list)  # between machines
     by_round: list[Generation] = field(default_factory=list)  # in virtual time, see `testbed.py`
     num_events: int = 0  # of a virtual run
     memory_cap: str = "none"  # what enforces the caps

@@ -70,6 +70,18 @@ class Span:
     end_ns: int
 
 
+@dataclass(frozen=True)
+class ClockReading:
+    """A worker's clock was `offset_ns` ahead of the master's, give or take `error_ns`, when the
+    master's showed `at_ns`.
+    """
+
+    rank: int
+    offset_ns: int
+    error_ns: int
+    at_ns: int
+
+
 @dataclass
 class SpanLog:
     """Time by kind, always summed; the single spans are kept only when `trace` is set."""

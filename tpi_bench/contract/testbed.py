@@ -10,12 +10,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from tpi_bench.contract.device import DeviceProfile, ProfileSource
 from tpi_bench.contract.job import Job, NextTurn, Outcome
 from tpi_bench.contract.network import NetworkConfig
 from tpi_bench.contract.system import System
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,6 +112,22 @@ class Testbed(ABC):
     @abstractmethod
     def run(self, job: Job, on_token: Callable[[int], None] | None, cache_dir: Path) -> Outcome:
         """Run the job to its end. Never raises for a device's failure."""
+
+    def placed(self, job: Job, cache_dir: Path) -> Job:
+        """The job with its block files where its devices read them. Raises ValueError."""
+        return job
+
+    def at_devices(
+        self, job: Job, fn: Callable[..., T], arguments: Sequence[tuple[Any, ...]]
+    ) -> list[T] | None:
+        """What `fn` gives in a process on the machine of each device, side by side, called with
+        the arguments of its rank; None where devices are on this one.
+        """
+        return None
+
+    def device_threads(self, job: Job) -> list[int]:
+        """Threads of each device."""
+        return [job.threads_per_device] * job.num_devices
 
     def run_here(self, job: Job, cache_dir: Path) -> Outcome:
         """As `run`, in a process that is there for such runs, one at a time, and may load torch.

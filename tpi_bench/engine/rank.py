@@ -10,7 +10,9 @@ import torch
 from tpi_bench.contract.job import Job, NextTurn, Output
 from tpi_bench.contract.network import NetworkConfig
 from tpi_bench.contract.request import Generation
-from tpi_bench.contract.runtime import Runtime
+from tpi_bench.contract.runtime import ClockReading, Runtime
+
+_CLOCK_READINGS = 10
 
 
 @dataclass(kw_only=True)
@@ -19,6 +21,7 @@ class RankResult:
 
     generation: Generation | None = None
     round_trips_ns: list[int] = field(default_factory=list)
+    clocks: list[ClockReading] = field(default_factory=list)
 
 
 def run_rank(
@@ -29,6 +32,7 @@ def run_rank(
 ) -> RankResult:
     """Run one rank of a job to its end. The master's logits are kept where the job says."""
     round_trips_ns = measure_round_trips(rt, job.network)
+    clocks = read_clocks(rt) if job.hosts else []
     logits: list[torch.Tensor] = []
     output = Output()
     if rt.rank == 0:
@@ -36,9 +40,11 @@ def run_rank(
         if job.logits_path:
             output.on_logits = lambda row: logits.append(row.clone())
     generation = job.program.run_device(rt, job, output)
+    if job.hosts:  # clocks of several machines drift
+        clocks += read_clocks(rt)
     if logits and job.logits_path:
         torch.save(torch.stack(logits), job.logits_path)
-    return RankResult(generation=generation, round_trips_ns=round_trips_ns)
+    return RankResult(generation=generation, round_trips_ns=round_trips_ns, clocks=clocks)
 
 
 def measure_round_trips(rt: Runtime, network: NetworkConfig) -> list[int]:
@@ -63,3 +69,26 @@ def measure_round_trips(rt: Runtime, network: NetworkConfig) -> list[int]:
                 rt.recv(0, ping)
                 rt.send(0, ping)
     return times
+
+
+def read_clocks(rt: Runtime) -> list[ClockReading]:
+    """Every worker's clock as the master sees it: of several round trips the fastest tells most."""
+    found = []
+    clock = torch.zeros(1, dtype=torch.int64)
+    for worker in range(1, rt.world_size):
+        readings = []
+        for _ in range(_CLOCK_READINGS):
+            if rt.rank == 0:
+                start_ns = rt.now()
+                rt.send(worker, clock)
+                rt.recv(worker, clock)
+                half_ns = (rt.now() - start_ns) // 2
+                at_ns = start_ns + half_ns
+                readings.append(ClockReading(worker, int(clock[0]) - at_ns, half_ns, at_ns))
+            elif rt.rank == worker:
+                rt.recv(0, clock)
+                clock[0] = rt.now()
+                rt.send(0, clock)
+        if readings:
+            found.append(min(readings, key=lambda reading: reading.error_ns))
+    return found

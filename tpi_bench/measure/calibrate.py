@@ -96,9 +96,9 @@ def calibration_file(cache_dir: Path) -> Path:
     return cache_dir / "hosts" / f"{machine.host_key()}-{_VERSION}.json"
 
 
-def calibrate(cache_dir: Path) -> dict[str, Any]:
+def calibrate(cache_dir: Path, num_rounds: int = NUM_ROUNDS) -> dict[str, Any]:
     """Measure, keep and return: rows of name, median, min, max and rounds, by number of threads."""
-    numbers = tqdm(range(NUM_ROUNDS), desc="calibrating this host", unit="round")
+    numbers = tqdm(range(num_rounds), desc="calibrating this host", unit="round")
     rounds = [_round(cache_dir) for _ in numbers]
     threads = [name for name in rounds[0] if name != "host"]
     found = {

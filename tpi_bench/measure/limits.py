@@ -36,8 +36,22 @@ def host_limits(testbed: Testbed, system: System, job: Job) -> HostLimits | None
     """
     if testbed.rates(job) is not None or system.place(job):
         return None
-    num_threads = min(len(available_cpus()), job.num_devices * job.threads_per_device)
     sizes = _token_bytes(system, job, 2)
+    if job.hosts:
+        threads = testbed.device_threads(job)
+        arguments = [
+            (
+                threads[rank],
+                _streamed_extents(system, job, [rank]),
+                None,
+                max(_CACHED_BYTES, sizes[rank].layers + sizes[rank].head),
+            )
+            for rank in range(job.num_devices)
+        ]
+        found = testbed.at_devices(job, measure_limits, arguments)
+        assert found is not None
+        return HostLimits.of_devices(found)
+    num_threads = min(len(available_cpus()), job.num_devices * job.threads_per_device)
     touched = max(_CACHED_BYTES, sum(size.layers + size.head for size in sizes))
     extents = _streamed_extents(system, job)
     return in_helper(measure_limits, num_threads, extents, _message_bytes(job), touched)
@@ -64,8 +78,15 @@ def point_limits(
         times = own_times(sizes, rates, is_tensor=is_tensor)
     else:
         assert host is not None
-        rates = Rates(memory_bps=(host.memory_bps,), disk_bps=(host.disk_bps,))
-        times = shared_times(sizes, host, is_tensor=is_tensor)
+        each = host.by_device or (host,)
+        rates = Rates(
+            memory_bps=tuple(device.memory_bps for device in each),
+            disk_bps=tuple(device.disk_bps for device in each),
+        )
+        if host.by_device:
+            times = own_times([_uncached(size) for size in sizes], rates, is_tensor=is_tensor)
+        else:
+            times = shared_times(sizes, host, is_tensor=is_tensor)
     one_way_s = testbed.one_way_s(job, outcome.round_trips_ns)
     if host is not None and host.round_trip_s / 2 < one_way_s:  # NaN where links are emulated
         one_way_s = host.round_trip_s / 2  # the run's own few were made at a bad moment
@@ -145,13 +166,14 @@ def _device_bytes(
     return TokenBytes(layers=layers, head=head, streamed=max(0, round(streamed)))
 
 
-def _streamed_extents(system: System, job: Job) -> list[Extent]:
+def _streamed_extents(system: System, job: Job, ranks: Sequence[int] | None = None) -> list[Extent]:
     """What tokens are read from, for measuring the disk; none where all is in memory."""
     is_short = job.memory_bytes is not None
     if not job.blocks:
         found = [_beginning(path) for path in job.opened_files] if is_short else []
         return [extent for extent in found if extent.nbytes >= _PROBED_BYTES // 2]
-    plans = [system.streaming(job, rank) for rank in range(job.num_devices)]
+    ranks = range(job.num_devices) if ranks is None else ranks
+    plans = [system.streaming(job, rank) for rank in ranks]
     read = [plan for plan in plans if is_short or not plan.is_paged]
     return [part.extent for plan in read for part in plan.streamed_parts]
 
@@ -203,11 +225,20 @@ def shared_times(sizes: Sequence[TokenBytes], host: HostLimits, *, is_tensor: bo
     return TokenTimes(all_s, in_turn_s, disk_s)
 
 
+def _uncached(size: TokenBytes) -> TokenBytes:
+    """A few megabytes of weights stay in a core's cache, and cost nothing."""
+    is_small = size.layers + size.head < _CACHED_BYTES
+    return replace(size, layers=0, head=0) if is_small else size
+
+
 def own_times(sizes: Sequence[TokenBytes], rates: Rates, *, is_tensor: bool) -> TokenTimes:
     """Devices with memory and disk of their own: the slowest, or in a pipeline all in turn."""
     layers_s = [size.layers / bps for size, bps in zip(sizes, rates.memory_bps, strict=True)]
     head_s = max(size.head / bps for size, bps in zip(sizes, rates.memory_bps, strict=True))
-    disk_s = max(size.streamed / bps for size, bps in zip(sizes, rates.disk_bps, strict=True))
+    disk_s = max(
+        size.streamed / bps if size.streamed else 0.0  # of a disk that nobody reads, bps is NaN
+        for size, bps in zip(sizes, rates.disk_bps, strict=True)
+    )
     in_turn = max(layers_s) if is_tensor else sum(layers_s)
     times = TokenTimes(in_turn + head_s, in_turn + head_s, disk_s)
     if not rates.is_one_disk:

@@ -62,6 +62,10 @@ def measure(
     with _step("probing the host again"):
         limits, probed_after = _limits_seen_again(prepared, outcome, speed, host)
     noise = noise_of(before, after, host, probed_after)
+    by_device = () if host is None else host.by_device
+    for report in outcome.devices if by_device else ():
+        rates = by_device[report.rank]
+        report.memory_bps, report.disk_bps = rates.memory_bps, rates.disk_bps
     least_s = limits.limit_token_s * (1 - limits.limit_spread)
     limits = replace(limits, beats_limit=speed.token_latency_s < least_s)
     return make_record(prepared, outcome, started, speed, limits, exactness, page_cache, noise)

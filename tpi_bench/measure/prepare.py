@@ -42,6 +42,7 @@ def prepare(settings: Settings) -> Prepared:
         job = _with_draft_blocks(settings, job, cache_dir)
     path = system.checkpoint_path(model, cache_dir)
     job = replace(job, checkpoint_path=None if path is None else str(path))
+    job = testbed.placed(job, cache_dir)
     return Prepared(settings=settings, model=model, job=job)
 
 

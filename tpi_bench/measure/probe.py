@@ -42,7 +42,8 @@ class HostLimits:
 
     `disk_bps` is NaN when no file was to be read, `round_trip_s` when no message was to be sent.
     Rates are those of the best pass; `spread` is how far below it the middle one was, as a share,
-    of memory or disk. `busy_cores` is what others took of the host meanwhile.
+    of memory or disk. `busy_cores` is what others took of the host meanwhile. `by_device` are those
+    of devices on several machines, of which the slowest stands for all.
     """
 
     memory_bps: float
@@ -50,6 +51,7 @@ class HostLimits:
     round_trip_s: float = math.nan
     spread: float = 0.0
     busy_cores: float = 0.0
+    by_device: tuple[HostLimits, ...] = ()
 
     def best(self, other: HostLimits) -> HostLimits:
         """The better of each: what the host was seen to do, and when it was least busy."""
@@ -59,6 +61,20 @@ class HostLimits:
             round_trip_s=min(self.round_trip_s, other.round_trip_s),
             spread=max(self.spread, other.spread),
             busy_cores=min(self.busy_cores, other.busy_cores),
+            by_device=tuple(
+                a.best(b) for a, b in zip(self.by_device, other.by_device, strict=True)
+            ),
+        )
+
+    @classmethod
+    def of_devices(cls, found: Sequence[HostLimits]) -> HostLimits:
+        """Of several machines together."""
+        return cls(
+            memory_bps=min(each.memory_bps for each in found),
+            disk_bps=min(each.disk_bps for each in found),
+            spread=max(each.spread for each in found),
+            busy_cores=max(each.busy_cores for each in found),
+            by_device=tuple(found),
         )
 
 

@@ -26,6 +26,7 @@ from tpi_bench.report.rows import (
     Exactness,
     HostNoise,
     Limits,
+    LinkRow,
     Links,
     Memory,
     PageCache,
@@ -77,6 +78,7 @@ def make_record(
         tokens=token_rows(outcome.generation),
         devices=[_device_row(device, plans[device.rank]) for device in devices],
         spans=[SpanRow(rank=d.rank, **vars(span)) for d in devices for span in d.spans],
+        links=[LinkRow(**vars(link)) for link in outcome.links],
         config=settings.raw,
     )
 
@@ -94,7 +96,12 @@ def failure_record(settings: Settings, error: str, status: str = "error") -> Rec
 def begin_page_cache(testbed: Testbed, job: Job, mode: str) -> PageCache:
     """Drop the point's files from the page cache if asked to; columns that say what it held."""
     said, cached_bytes = testbed.page_cache, math.nan
-    if said is None:
+    if job.hosts:
+        paths = [sorted({block.path for block in own}) for own in job.blocks]
+        found = testbed.at_devices(job, page_cache.begin, [(own, mode) for own in paths])
+        assert found is not None
+        said, cached_bytes = found[0][0], sum(nbytes for _, nbytes in found)
+    elif said is None:
         said, cached_bytes = page_cache.begin(job.opened_files, mode)
     return PageCache(cache=said, cached_bytes_start=cached_bytes, page_cache=None)
 

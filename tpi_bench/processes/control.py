@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 from tpi_bench.contract.job import DeviceReport
 from tpi_bench.contract.request import Generation, Turn
+from tpi_bench.contract.runtime import ClockReading
 from tpi_bench.processes.caps import Limit
 
 
@@ -52,11 +53,12 @@ class Answered:
 
 @dataclass(frozen=True, kw_only=True)
 class Done:
-    """From a device: it has come to its end. Only the master has a generation and round trips."""
+    """From a device: it has come to its end. Only the master has more than a report."""
 
     report: DeviceReport
     generation: Generation | None
     round_trips_ns: list[int]
+    clocks: list[ClockReading]
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ and ends the process when the launcher is gone, so nothing is ever left running.
 from __future__ import annotations
 
 import functools
+import hmac
 import logging
 import os
 import queue
@@ -46,7 +47,7 @@ from tpi_bench.processes.control import (
     StatusQuestion,
     Token,
 )
-from tpi_bench.processes.handshake import Listener, connect_mesh
+from tpi_bench.processes.handshake import LOOPBACK, Listener, connect_mesh
 from tpi_bench.processes.mesh import Mesh
 from tpi_bench.processes.runtime import WallRuntime
 from tpi_bench.processes.services import Services, addresses, round_trips_ns
@@ -55,13 +56,16 @@ _CONNECT_S = 20.0
 M = TypeVar("M", bound=FromLauncher)
 
 
-def device_main(rank: int, job: Job, cap: Cap, connection: Connection) -> None:
-    """Entry point of a device process; every way it can end is told to the launcher."""
+def device_main(rank: int, job: Job, cap: Cap, connection: Connection, key: bytes = b"") -> None:
+    """Entry point of a device process; every way it can end is told to the launcher.
+
+    `key` is what the run's secret is made with where control messages cross a network.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the launcher's to handle
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(message)s")
     control = Control(connection)
     try:
-        _run(rank, job, cap, control)
+        _run(rank, job, cap, control, key)
     except DeviceLost as error:
         _tell(control, Lost(error.rank, error.reason))
     except Exception as error:
@@ -84,21 +88,21 @@ def _failure(error: Exception) -> Failed:
     return Failed("oom" if is_oom else "error", reason)
 
 
-def _run(rank: int, job: Job, cap: Cap, control: Control) -> None:
+def _run(rank: int, job: Job, cap: Cap, control: Control, key: bytes) -> None:
     limit = cap.enter()
     _tell(control, Entered(limit))
     torch.set_num_threads(job.threads_per_device)
     torch.inference_mode().__enter__()
-    spins = not share_cores(job.num_devices * job.threads_per_device)
+    spins = not share_cores(job.num_beside(rank) * job.threads_per_device)
     if job.cpus and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, job.cpus[rank])
     services = Services(job.program.server(job, rank))
-    listener = Listener()
+    listener = Listener(job.hosts[rank] if job.hosts else LOOPBACK)
     _tell(control, Listening(listener.port, services.ports))
     setup = _hear(control, Setup)
     memory, disk_before = MemorySampler(), disk_bytes_read()
-    secret = bytes.fromhex(setup.secret)
-    sockets = connect_mesh(rank, setup.ports, listener, secret, _CONNECT_S)
+    secret = hmac.digest(key, bytes.fromhex(setup.secret), "sha256")
+    sockets = connect_mesh(rank, setup.ports, listener, secret, _CONNECT_S, job.hosts)
     mesh = Mesh(rank, sockets, job.network, is_watched=True, spins=spins)
     reader = DirectReader()
     others = addresses(setup.services)
@@ -124,8 +128,13 @@ def _run(rank: int, job: Job, cap: Cap, control: Control) -> None:
     report.disk_bytes_read = disk_after - disk_before
     if job.blocks:  # a library has let its model go by now
         report.peak_pss_bytes = pss
-    trips_ns = served or result.round_trips_ns
-    _tell(control, Done(report=report, generation=result.generation, round_trips_ns=trips_ns))
+    done = Done(
+        report=report,
+        generation=result.generation,
+        round_trips_ns=served or result.round_trips_ns,
+        clocks=result.clocks,
+    )
+    _tell(control, done)
 
 
 def _report(

@@ -1,5 +1,6 @@
-"""How a device's connections are made and proved: a full mesh of TCP connections over loopback.
+"""How a device's connections are made and proved: a full mesh of TCP connections.
 
+They run over loopback, or between the addresses of a job whose devices are on several machines.
 Both sides prove that they know the run's secret (HMAC-SHA256 over the peers' nonces); anything else
 that connects is refused and logged, and holds nobody up. `mesh.py` sends frames over the result.
 """
@@ -15,6 +16,7 @@ import selectors
 import socket
 import struct
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tpi_bench.contract.runtime import DeviceLost
@@ -26,14 +28,20 @@ _HELLO = struct.Struct("<4sI32s")  # magic, rank, nonce
 _PROOF_BYTES = 32
 _HANDSHAKE_NS = 2_000_000_000
 _MAX_GUESTS = 64
+_LOOK_NS = 200_000_000  # between looks whether anybody is still to come
+LOOPBACK = "127.0.0.1"
+# Of a connection to another machine: one that says nothing is asked after so many seconds, and so
+# many times, a second apart, before it counts as cut.
+_SILENT_S, _ASKED = 2, 3
 
 
 class Listener:
-    """A device's server socket on an ephemeral loopback port, open only while the mesh forms."""
+    """A server socket on an ephemeral port of one address, open only while connections form."""
 
-    def __init__(self) -> None:
-        self._socket = socket.create_server(("127.0.0.1", 0), backlog=socket.SOMAXCONN)
+    def __init__(self, host: str = LOOPBACK) -> None:
+        self._socket = socket.create_server((host, 0), backlog=socket.SOMAXCONN)
         self._socket.setblocking(False)
+        self._is_over = False
         self.port: int = self._socket.getsockname()[1]
 
     def accept(
@@ -43,10 +51,17 @@ class Listener:
         found: dict[int, socket.socket] = {}
         with _Lobby(self._socket, rank, secret) as lobby:
             while awaited := peers - found.keys():
-                if time.monotonic_ns() > deadline_ns:
+                if self._is_over or time.monotonic_ns() > deadline_ns:
+                    for connection in found.values():
+                        connection.close()
                     raise DeviceLost(min(awaited), "did not connect in time")
-                found |= lobby.proved(awaited, deadline_ns)
+                look_ns = min(deadline_ns, time.monotonic_ns() + _LOOK_NS)
+                found |= lobby.proved(awaited, look_ns)
         return found
+
+    def give_up(self) -> None:
+        """From another thread: nobody else will come."""
+        self._is_over = True
 
     def close(self) -> None:
         self._socket.close()
@@ -133,23 +148,67 @@ class _Lobby:
 
 
 def connect_mesh(
-    rank: int, ports: list[int], listener: Listener, secret: bytes, timeout_s: float
+    rank: int,
+    ports: list[int],
+    listener: Listener,
+    secret: bytes,
+    timeout_s: float,
+    hosts: Sequence[str] = (),
 ) -> dict[int, socket.socket]:
-    """One connection to every other rank: calls go to lower ranks, higher ranks call here."""
+    """One connection to every other rank: calls go to lower ranks, higher ranks call here.
+
+    `hosts` are the addresses of ranks on several machines. Each connection then runs between the
+    addresses of its two ranks, or there is none.
+    """
     deadline_ns = time.monotonic_ns() + round(timeout_s * 1e9)
-    sockets = {peer: _call(rank, peer, ports[peer], secret, timeout_s) for peer in range(rank)}
+    places = list(zip(hosts or [LOOPBACK] * len(ports), ports, strict=True))
+    own = hosts[rank] if hosts else None
+    sockets = {peer: call(rank, peer, places[peer], secret, timeout_s, own) for peer in range(rank)}
     sockets |= listener.accept(rank, set(range(rank + 1, len(ports))), secret, deadline_ns)
     listener.close()
-    for connection in sockets.values():
+    for peer, connection in sockets.items():
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if hosts:
+            notice_cuts(connection)
+            _check_address(peer, connection, hosts[peer])
     return sockets
 
 
-def _call(rank: int, peer: int, port: int, secret: bytes, timeout_s: float) -> socket.socket:
-    """A proved connection to `peer`, which may be busy with its own calls for a while."""
+def notice_cuts(connection: socket.socket) -> None:
+    """Of a machine that is gone or cut off the kernel tells within seconds, whoever is to speak."""
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in (
+        ("TCP_KEEPIDLE", _SILENT_S),
+        ("TCP_KEEPINTVL", 1),
+        ("TCP_KEEPCNT", _ASKED),
+        ("TCP_USER_TIMEOUT", 1000 * (_SILENT_S + _ASKED)),
+    ):
+        if hasattr(socket, name):  # not everywhere
+            connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+
+
+def _check_address(peer: int, connection: socket.socket, host: str) -> None:
+    found = connection.getpeername()[0]
+    if found != host:
+        raise DeviceLost(peer, f"came from {found} and not from its data address {host}")
+
+
+def call(
+    rank: int,
+    peer: int,
+    place: tuple[str, int],
+    secret: bytes,
+    timeout_s: float,
+    source: str | None = None,
+) -> socket.socket:
+    """A proved connection to `peer`, which may be busy with its own calls for a while.
+
+    It begins at the address `source`, where one is given. Raises DeviceLost.
+    """
     deadline_ns = time.monotonic_ns() + round(timeout_s * 1e9)
+    own = None if source is None else (source, 0)
     try:
-        connection = socket.create_connection(("127.0.0.1", port), timeout=timeout_s)
+        connection = socket.create_connection(place, timeout=timeout_s, source_address=own)
     except OSError as error:
         raise DeviceLost(peer, f"cannot be reached ({error.strerror or error})") from error
     poll = select.poll()

@@ -1,7 +1,8 @@
-"""The `processes` testbed: one OS process a device on this host, started and watched from here.
+"""A job run with one OS process a device, started and watched from here.
 
 Devices are forked from one clean interpreter that has torch loaded (multiprocessing's fork
-server), so a point starts in a fraction of a second and still in fresh processes. While they run,
+server), so a point starts in a fraction of a second and still in fresh processes; `crew.py` starts
+them on this host, another crew elsewhere. While they run,
 the launcher sleeps on their control pipes; a device that dies, fails or hangs, or a job that takes
 longer than it may, ends the job with its rank and the reason, and nothing is left behind. Control
 messages are those of `control.py`; devices talk TCP.
@@ -9,7 +10,6 @@ messages are those of `control.py`; devices talk TCP.
 
 from __future__ import annotations
 
-import math
 import secrets
 import time
 from collections.abc import Callable, Sequence
@@ -17,8 +17,6 @@ from multiprocessing.connection import wait
 
 from tpi_bench.contract.job import Job, NextTurn, Outcome
 from tpi_bench.contract.request import Generation
-from tpi_bench.host.fork import InterpreterLost, fork_context
-from tpi_bench.host.memory import PssSampler
 from tpi_bench.processes.caps import Caps, Limit
 from tpi_bench.processes.control import (
     FROM_DEVICE,
@@ -37,8 +35,9 @@ from tpi_bench.processes.control import (
     StatusQuestion,
     Token,
 )
-from tpi_bench.processes.handle import DeviceHandle
-from tpi_bench.processes.verdict import Trouble, how_it_died
+from tpi_bench.processes.crew import Crew
+from tpi_bench.processes.handle import Handle
+from tpi_bench.processes.verdict import Trouble
 from tpi_bench.processes.watch import Watch
 
 _GRACE_S = 0.6  # how long causes are collected after the first sign of trouble
@@ -50,12 +49,13 @@ def run_job(
     job: Job,
     on_token: Callable[[int], None] | None = None,
     next_turn: NextTurn | None = None,
+    crew: Crew | None = None,
 ) -> Outcome:
     """Run `job` with one process a device and wait. Never raises for a device's failure.
 
-    A job that talks asks `next_turn` what is next.
+    A job that talks asks `next_turn` what is next. Without a crew, devices run on this host.
     """
-    return Launch(job, on_token, next_turn).run()
+    return Launch(job, on_token, next_turn, crew or Crew(job)).run()
 
 
 class Launch:
@@ -65,21 +65,20 @@ class Launch:
         self,
         job: Job,
         on_token: Callable[[int], None] | None,
-        next_turn: NextTurn | None = None,
+        next_turn: NextTurn | None,
+        crew: Crew,
     ) -> None:
         self._start_s = time.monotonic()
         self._job = job
-        self._devices: list[DeviceHandle] = []
-        self._caps = Caps(job)
-        self._pss = PssSampler()
+        self._devices: list[Handle] = []
+        self._crew = crew
         self._watch = Watch(job, self._start_s)
-        self._hearing = Hearing(self._caps, self._watch, on_token, next_turn)
+        self._hearing = Hearing(crew.caps, self._watch, on_token, next_turn)
 
     def run(self) -> Outcome:
         outcome, trouble = self._hearing.outcome, self._hearing.trouble
         try:
-            self._caps.make()
-            self._start()
+            self._crew.start(self._devices, trouble)
             self._connect()
             self._follow(until=lambda: all(device.is_done for device in self._devices))
             if trouble and not trouble.is_final:  # the first sign is often a consequence
@@ -89,17 +88,6 @@ class Launch:
         finally:
             self._end()
         return outcome
-
-    def _start(self) -> None:
-        context = fork_context()
-        for rank in range(self._job.num_devices):
-            try:
-                device = DeviceHandle(rank, self._job, self._caps.of(rank), context)
-            except InterpreterLost as error:
-                what = str(error).removeprefix(f"rank {rank} ")
-                self._hearing.trouble.died[rank] = what
-                return
-            self._devices.append(device)
 
     def _connect(self) -> None:
         """Every device has told its port; tell everyone all ports and the run's secret."""
@@ -120,15 +108,15 @@ class Launch:
         """Ranks that have not told their port."""
         return [device.rank for device in self._devices if device.port is None]
 
-    def _running(self) -> list[DeviceHandle]:
+    def _running(self) -> list[Handle]:
         return [device for device in self._devices if device.is_running]
 
     def _follow(self, until: Callable[[], bool]) -> None:
         """Handle messages and keep watch until `until()` or a sign of trouble."""
         while not until() and not self._hearing.trouble:
             due_in_s = self._watch.due_in_s(time.monotonic())
-            self._hearing.hear(self._devices, min(due_in_s, self._pss.due_in_s()))
-            self._pss.sample({device.rank: device.pid for device in self._running()})
+            self._hearing.hear(self._devices, min(due_in_s, self._crew.due_in_s()))
+            self._crew.look(self._running())
             if not until():
                 self._look()
 
@@ -157,7 +145,7 @@ class Launch:
         while not until() and (remaining_s := deadline_s - time.monotonic()) > 0:
             self._hearing.hear(self._devices, remaining_s)
 
-    def _tell(self, devices: Sequence[DeviceHandle], message: FromLauncher) -> None:
+    def _tell(self, devices: Sequence[Handle], message: FromLauncher) -> None:
         for device in devices:
             try:
                 device.control.send(message)
@@ -169,8 +157,7 @@ class Launch:
         for device in self._devices:
             device.end(in_peace=device.is_done and not self._hearing.trouble)
         self._hearing.outcome.wall_s = time.monotonic() - self._start_s
-        _complete(self._hearing.outcome, self._job, self._caps, self._pss)
-        self._caps.remove()
+        self._crew.end(self._hearing.outcome)
 
 
 class Hearing:
@@ -190,7 +177,7 @@ class Hearing:
         self._on_token = on_token
         self._next_turn = next_turn
 
-    def hear(self, devices: Sequence[DeviceHandle], timeout_s: float) -> None:
+    def hear(self, devices: Sequence[Handle], timeout_s: float) -> None:
         """Wait for messages and take in one of each device that has some."""
         by_control = {d.control.connection: d for d in devices if not d.is_closed}
         ready = wait(list(by_control), timeout_s)
@@ -204,18 +191,18 @@ class Hearing:
             else:  # what `on_token` raises is the caller's
                 self._take(device, message)
 
-    def note_silence(self, device: DeviceHandle) -> None:
+    def note_silence(self, device: Handle) -> None:
         """A device has hung up. If it is not done, it has died, unless the cause is known."""
         device.is_closed = True
         if device.is_done:
             return
-        exit_code = device.exit_code()
+        ending = device.how_it_died()
         if self._caps.was_killed(device.rank):
             self._note_out_of_memory(device, None)
         elif not self.trouble.told(device.rank):  # else the cause is known, or elsewhere
-            self.trouble.died[device.rank] = how_it_died(exit_code)
+            self.trouble.died[device.rank] = ending
 
-    def _take(self, device: DeviceHandle, message: FromDevice) -> None:
+    def _take(self, device: Handle, message: FromDevice) -> None:
         rank = device.rank
         match message:
             case Entered(limit):
@@ -235,6 +222,7 @@ class Hearing:
                 if rank == 0:
                     self.outcome.generation = message.generation
                     self.outcome.round_trips_ns = message.round_trips_ns
+                    self.outcome.clocks = message.clocks
             case Failed("oom", reason):
                 self._note_out_of_memory(device, reason)
             case Failed(status, reason):
@@ -242,7 +230,7 @@ class Hearing:
             case Lost(peer, reason):
                 self.trouble.lost.append((rank, peer, reason))
 
-    def _ask(self, device: DeviceHandle, answer: Generation | None) -> None:
+    def _ask(self, device: Handle, answer: Generation | None) -> None:
         """The master waits for its next turn, and everybody for the master. That may take long."""
         assert self._next_turn is not None
         turn = self._next_turn(answer)
@@ -252,21 +240,9 @@ class Hearing:
             self.note_silence(device)
         self._watch.begin(time.monotonic())
 
-    def _note_out_of_memory(self, device: DeviceHandle, reason: str | None) -> None:
+    def _note_out_of_memory(self, device: Handle, reason: str | None) -> None:
         if device.limit is None and reason is not None:  # it did not even start
             text = f"ran out of memory: {reason}"
         else:
             text = self._caps.oom_text(device.rank, device.limit or Limit(), reason)
         self.trouble.out_of_memory[device.rank] = text
-
-
-def _complete(outcome: Outcome, job: Job, caps: Caps, pss: PssSampler) -> None:
-    """Add what is known here only."""
-    outcome.memory_cap, outcome.pss_interval_s = caps.kind, pss.interval_s
-    peaks = [caps.peak_bytes(rank) for rank in range(job.num_devices)]
-    known = [peak for peak in peaks if not math.isnan(peak)]
-    outcome.peak_cgroup_bytes = max(known, default=math.nan)
-    for report in outcome.devices:
-        report.peak_cgroup_bytes = peaks[report.rank]
-        pss.note(report.rank, report.peak_pss_bytes)
-        report.peak_pss_bytes = pss.peaks.get(report.rank, math.nan)

@@ -18,10 +18,8 @@ from tpi_bench.contract.network import VIRTUAL_ONLY, NetworkConfig
 from tpi_bench.contract.setting import setting
 from tpi_bench.contract.system import System
 from tpi_bench.contract.testbed import Machines, Testbed
-from tpi_bench.host.fork import in_helper
 from tpi_bench.host.machine import available_cpus, share_cores
-from tpi_bench.host.memory import resident_bytes
-from tpi_bench.processes.caps import GROWTH_BYTES
+from tpi_bench.processes.caps import GROWTH_BYTES, free_of_caps
 from tpi_bench.processes.launcher import run_job
 
 
@@ -88,14 +86,7 @@ class ProcessesTestbed(Testbed):
     def free_bytes(
         self, profiles: Sequence[DeviceProfile], memory_bytes: Sequence[int] | None
     ) -> tuple[int, ...] | None:
-        """Of a cap, what the interpreter, its libraries and what these grow by leave.
-
-        Below 0 where a device could not even start.
-        """
-        if memory_bytes is None:
-            return None
-        base = round(in_helper(resident_bytes)[0]) + GROWTH_BYTES
-        return tuple(nbytes - base for nbytes in memory_bytes)
+        return free_of_caps(memory_bytes)
 
     def run(self, job: Job, on_token: Callable[[int], None] | None, cache_dir: Path) -> Outcome:
         return run_job(job, on_token)

@@ -10,7 +10,10 @@ _ABORT = signal.SIGABRT.name
 
 @dataclass
 class Trouble:
-    """What was heard of a failing job, by rank. `late` are devices that `timeout_s` has ended."""
+    """What was heard of a failing job, by rank. `late` are devices that `timeout_s` has ended.
+
+    `places` says where a rank is, behind its number, if that is another machine.
+    """
 
     failed: dict[int, tuple[str, str]] = field(default_factory=dict)
     died: dict[int, str] = field(default_factory=dict)
@@ -18,6 +21,7 @@ class Trouble:
     hangs: dict[int, str] = field(default_factory=dict)
     out_of_memory: dict[int, str] = field(default_factory=dict)
     late: dict[int, str] = field(default_factory=dict)
+    places: dict[int, str] = field(default_factory=dict)
 
     def __bool__(self) -> bool:
         return bool(
@@ -38,21 +42,25 @@ class Trouble:
         """Status and error of the job."""
         if self.out_of_memory:
             rank = min(self.out_of_memory)
-            return "oom", f"rank {rank} {self.out_of_memory[rank]}"
+            return "oom", f"{self._named(rank)} {self.out_of_memory[rank]}"
         if self.failed:
             rank = min(self.failed)
             status, reason = self.failed[rank]
-            return status, f"rank {rank} failed: {reason}"
+            return status, f"{self._named(rank)} failed: {reason}"
         if self.died:
             # A program that aborts may do so because another is gone.
             rank = min(self.died, key=lambda rank: (_ABORT in self.died[rank], rank))
-            return "device_lost", f"rank {rank} {self.died[rank]}"
+            return "device_lost", f"{self._named(rank)} {self.died[rank]}"
         for slow in (self.hangs, self.late):
             if slow:
                 rank = min(slow)
-                return "timeout", f"rank {rank} {slow[rank]}"
+                return "timeout", f"{self._named(rank)} {slow[rank]}"
         _, peer, reason = self.lost[0]
-        return "device_lost", f"rank {peer} {reason}"
+        return "device_lost", f"{self._named(peer)} {reason}"
+
+    def _named(self, rank: int) -> str:
+        place = self.places.get(rank)
+        return f"rank {rank}" if place is None else f"rank {rank} on {place}"
 
 
 def how_it_died(exit_code: int | None) -> str:

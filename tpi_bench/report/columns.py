@@ -16,6 +16,7 @@ from tpi_bench.report.rows import (
     SETTING_PREFIX,
     SETTINGS,
     DeviceRow,
+    LinkRow,
     Row,
     RunRow,
     SpanRow,
@@ -30,6 +31,7 @@ TABLES: dict[str, type[Row]] = {
     "tokens": TokenRow,
     "devices": DeviceRow,
     "spans": SpanRow,
+    "links": LinkRow,
 }
 README = Path(__file__).resolve().parents[2] / "results" / "README.md"
 _BEGIN, _END = "<!-- columns: begin -->\n", "<!-- columns: end -->"

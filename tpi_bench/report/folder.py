@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from tpi_bench.host import cache
 from tpi_bench.report.columns import TABLES, schema_of
-from tpi_bench.report.rows import DeviceRow, Record, Row, RunRow, SpanRow, TokenRow
+from tpi_bench.report.rows import DeviceRow, LinkRow, Record, Row, RunRow, SpanRow, TokenRow
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -116,6 +116,7 @@ class ResultsFolder:
             "tokens": [vars(row) for row in record.tokens],
             "devices": [vars(row) for row in record.devices],
             "spans": [vars(row) for row in record.spans],
+            "links": [vars(row) for row in record.links],
             "config": record.config,
         }
         with self.writing():
@@ -170,7 +171,7 @@ class ResultsFolder:
 
 
 def tables_of(records: Sequence[Record]) -> dict[str, pa.Table]:
-    """The tables by name; spans only where there are any."""
+    """The tables by name; spans and links only where there are any."""
     import pyarrow as pa
 
     settings = list(dict.fromkeys(name for r in records for name in r.run.system_settings))
@@ -181,11 +182,13 @@ def tables_of(records: Sequence[Record]) -> dict[str, pa.Table]:
             "tokens": record.tokens,
             "devices": record.devices,
             "spans": record.spans,
+            "links": record.links,
         }
         for name, part in parts.items():
             rows[name] += [{"point": record.run.point} | vars(row) for row in part]
-    if not rows["spans"]:
-        del rows["spans"]
+    for name in ("spans", "links"):
+        if not rows[name]:
+            del rows[name]
     tables = {}
     for name, cells in rows.items():
         schema = schema_of(name, settings)
@@ -235,5 +238,6 @@ def _read(path: Path) -> Record:
         tokens=[TokenRow.from_cells(row) for row in found["tokens"]],
         devices=[DeviceRow.from_cells(row) for row in found["devices"]],
         spans=[SpanRow.from_cells(row) for row in found["spans"]],
+        links=[LinkRow.from_cells(row) for row in found.get("links", ())],
         config=found["config"],
     )

@@ -98,6 +98,11 @@ class Results:
         """What took from when to when on which device; empty without `testbed.trace=true`."""
         return _frame(self._tables, "spans")
 
+    @cached_property
+    def links(self) -> pd.DataFrame:
+        """What each way between two machines gave before a point; empty on one machine."""
+        return _frame(self._tables, "links")
+
     def table(self, name: str) -> pd.DataFrame:
         """The table of that name, as of a `Result`."""
         return _frame(self._tables, name)

@@ -428,7 +428,22 @@ class DeviceRow(Row):
     kept_bytes: float = column("bytes", "weights that are loaded once and kept, as planned")
     streamed_bytes: float = column("bytes", "weights that each token reads anew, as planned")
     window_bytes: float = column("bytes", "the memory that these pass through")
-    profile: str = column("", "its device profile, or `this host`")
+    profile: str = column("", "its device profile, or `this host`, or the node that it is")
+    clock_offset_ns: float = column("ns", "how far its clock was ahead of the master's, on a node")
+    clock_error_ns: float = column("ns", "give or take so much: half of the fastest round trip")
+    memory_bps: float = column("bytes/s", "memory bandwidth of its node, probed before the point")
+    disk_bps: float = column("bytes/s", "disk bandwidth of its node, where a token reads from it")
+
+
+@dataclass(kw_only=True)
+class LinkRow(Row):
+    """The way from a device to another between machines (`testbed=cluster`)."""
+
+    src: int = column("", "rank of the device that sends")
+    dst: int = column("", "rank of the one that receives")
+    round_trip_s: float = column("s", "median of empty messages there and back")
+    round_trip_min_s: float = column("s", "the least of them")
+    bandwidth_mbps: float = column("Mbit/s", "of a long message that is alone")
 
 
 @dataclass(kw_only=True)
@@ -438,7 +453,7 @@ class SpanRow(Row):
     rank: int = column("", "of the device")
     kind: str = column("", "`compute`, `sync`, `sampling`, `load_wait`; `read` in the background")
     key: str = column("", "which computation, message or block")
-    start_ns: int = column("ns", "on the clock that all devices share")
+    start_ns: int = column("ns", "on the clock that all devices share; of nodes, the master's")
     end_ns: int = column("ns", "on the clock that all devices share")
 
 
@@ -450,4 +465,5 @@ class Record:
     tokens: list[TokenRow] = field(default_factory=list)
     devices: list[DeviceRow] = field(default_factory=list)
     spans: list[SpanRow] = field(default_factory=list)
+    links: list[LinkRow] = field(default_factory=list)
     config: dict[str, Any] = field(default_factory=dict)

@@ -1,0 +1,272 @@
+"""Points over three machines on this host, joined by Ray: what devices say, and how they fail."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from tests.cluster_demo.driver import Driver
+from tests.cluster_demo.machines import Machines
+
+pytestmark = pytest.mark.cluster
+POINT = (
+    "model=debug",
+    "workload.prompt_ids=[1,2,3]",
+    "workload.num_new_tokens=6",
+    "network.timeout_s=2",
+)
+LONG = ("workload.num_new_tokens=500", "testbed.threads_per_device=1")
+LEFT_S = 6.0
+
+
+@pytest.fixture
+def driver(machines: Machines, drivers: list[Driver]) -> Driver:
+    """One for all tests that do not end it."""
+    if not drivers or drivers[-1].process.poll() is not None:
+        drivers.append(Driver(machines))
+    return drivers[-1]
+
+
+@pytest.fixture(scope="module")
+def drivers() -> Iterator[list[Driver]]:
+    found: list[Driver] = []
+    yield found
+    for driver in found:
+        driver.close()
+
+
+@pytest.fixture
+def cluster(
+    machines: Machines, cache_dir: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[str, ...]:
+    """What is typed for a point of three."""
+    folder = tmp_path_factory.getbasetemp()
+    return (
+        *POINT,
+        "testbed=cluster",
+        f"testbed.address={machines.address}",
+        "testbed.num_devices=3",
+        "testbed.share_files=false",
+        f"testbed.node_cache_dir={folder}/node-ADDRESS",
+        f"cache_dir={cache_dir}",
+    )
+
+
+@pytest.fixture(scope="module")
+def alone(machines: Machines, drivers: list[Driver], cache_dir: Path) -> list[int]:
+    """The tokens of one device."""
+    if not drivers:
+        drivers.append(Driver(machines))
+    found = drivers[-1].run(*POINT, "testbed.num_devices=1", f"cache_dir={cache_dir}")
+    tokens: list[int] = found["tokens"]
+    return tokens
+
+
+def device_processes(machines: Machines, number: int) -> list[psutil.Process]:
+    """Devices of a machine: what its fork server has forked."""
+    found = []
+    for process in psutil.Process(machines.rays[number].pid).children(recursive=True):
+        try:
+            parent = process.parent()
+            is_fork = parent is not None and "forkserver" in " ".join(parent.cmdline())
+        except psutil.NoSuchProcess:
+            continue
+        if is_fork:
+            found.append(process)
+    return found
+
+
+def nothing_left(machines: Machines) -> bool:
+    deadline = time.monotonic() + LEFT_S
+    while time.monotonic() < deadline:
+        if not any(device_processes(machines, number) for number in machines.rays):
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def begun(driver: Driver, *arguments: str) -> float:
+    """A long point at its first token; when that was."""
+    driver.begin(arguments)
+    said = driver.hear()
+    assert "begun" in said, said
+    return time.monotonic()
+
+
+def ended(driver: Driver) -> dict[str, Any]:
+    while "begun" in (said := driver.hear()):
+        pass
+    return said
+
+
+def test_the_tokens_are_those_of_one_device(
+    machines: Machines, driver: Driver, cluster: tuple[str, ...], alone: list[int], tmp_path: Path
+) -> None:
+    found = driver.run(*cluster, "testbed.trace=true")
+    assert (found["status"], found["error"]) == ("ok", None)
+    assert found["tokens"] == alone
+    places = [device["profile"] for device in found["devices"]]
+    assert [place.split()[1] for place in places] == machines.addresses
+    assert all(device["memory_bps"] > 1e8 for device in found["devices"])
+    assert found["devices"][0]["clock_error_ns"] == 0
+    assert all(0 < device["clock_error_ns"] < 50e6 for device in found["devices"][1:])
+    starts = [min(s["start_ns"] for s in found["spans"] if s["rank"] == rank) for rank in range(3)]
+    assert max(starts) - min(starts) < 20e9  # on one clock
+    assert nothing_left(machines)
+
+
+def test_each_node_keeps_its_own_blocks_and_gets_them_once(
+    machines: Machines, driver: Driver, cluster: tuple[str, ...], tmp_path: Path
+) -> None:
+    own = [f"testbed.node_cache_dir={tmp_path}/ADDRESS", "system=pipeline"]
+    assert driver.run(*cluster, *own)["status"] == "ok"
+    held = [
+        {path.name for path in (tmp_path / address / "by_content").iterdir()}
+        for address in machines.addresses
+    ]
+    assert all(len(files) > 1 for files in held)
+    assert not held[1] & held[2]
+    before = {path: path.stat().st_ctime_ns for path in tmp_path.rglob("*") if path.is_file()}
+    assert driver.run(*cluster, *own)["status"] == "ok"
+    after = {path for path in tmp_path.rglob("*") if path.is_file()}
+    assert after == before.keys()
+
+
+@pytest.mark.parametrize(
+    "variant",
+    [
+        ("system=tpi_ring",),
+        ("system=tpi_direct",),
+        ("system=tpi", "system.window=2"),
+        ("system=pipeline",),
+        ("system=galaxy",),
+    ],
+    ids=" ".join,
+)
+def test_every_way_gives_these_tokens(
+    driver: Driver, cluster: tuple[str, ...], alone: list[int], variant: tuple[str, ...]
+) -> None:
+    found = driver.run(*cluster, *variant)
+    assert (found.get("error"), found.get("tokens")) == (None, alone)
+
+
+@pytest.mark.parametrize(
+    ("typed", "message"),
+    [
+        ("testbed.num_devices=9", "the cluster has 3 nodes for testbed.num_devices=9"),
+        ("testbed.nodes=[10.1.1.1]", "testbed.nodes names 10.1.1.1, which is no node"),
+        ("network.link_latency_ms=1", "network.link_latency_ms=1 is emulated"),
+        ("system=transformers", "system=transformers runs in one process of this host"),
+        ("testbed.data_address=10.99.0.0/16", "has no address in testbed.data_address=10.99.0.0"),
+        ("testbed.node_cache_gb=1e-6", "more than testbed.node_cache_gb=1e-06 allows; raise it"),
+        ("testbed.address=127.0.0.1:9", "testbed.address=127.0.0.1:9 does not answer"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_one_line(
+    driver: Driver, cluster: tuple[str, ...], typed: str, message: str, tmp_path: Path
+) -> None:
+    extra = [f"testbed.node_cache_dir={tmp_path}/ADDRESS"]
+    refused = driver.run(*cluster, *extra, typed).get("refused", "")
+    assert message in refused
+    assert "\n" not in refused
+
+
+def test_nodes_are_named_by_their_resources(
+    machines: Machines, driver: Driver, cluster: tuple[str, ...]
+) -> None:
+    found = driver.run(*cluster, "testbed.nodes=['device:2','device:0']", "testbed.num_devices=2")
+    places = [device["profile"] for device in found["devices"]]
+    assert [place.split()[1] for place in places] == [machines.addresses[2], machines.addresses[0]]
+
+
+@pytest.mark.parametrize(
+    ("number", "status", "said"),
+    [
+        (signal.SIGKILL, "device_lost", "was killed by signal 9 (SIGKILL)"),
+        (signal.SIGSTOP, "timeout", "hangs: it has not answered for 2 s (network.timeout_s)"),
+    ],
+)
+def test_a_device_killed_or_stopped_is_named_with_its_node(
+    machines: Machines,
+    driver: Driver,
+    cluster: tuple[str, ...],
+    number: int,
+    status: str,
+    said: str,
+) -> None:
+    begun(driver, *cluster, *LONG)
+    [victim] = device_processes(machines, 1)
+    start_s = time.monotonic()
+    os.kill(victim.pid, number)
+    found = ended(driver)
+    assert time.monotonic() - start_s < 6
+    assert found["status"] == status
+    assert f"rank 1 on node {machines.addresses[1]} (" in found["error"]
+    assert said in found["error"]
+    assert nothing_left(machines)
+
+
+def test_a_device_without_memory_says_so(driver: Driver, cluster: tuple[str, ...]) -> None:
+    found = driver.run(*cluster, "device.memory_mb=10")
+    assert found.get("status", "oom") == "oom"
+    assert "memory" in (found.get("error") or found["refused"])
+
+
+def test_ctrl_c_leaves_nothing(
+    machines: Machines, driver: Driver, cluster: tuple[str, ...]
+) -> None:
+    begun(driver, *cluster, *LONG)
+    driver.process.send_signal(signal.SIGINT)
+    driver.process.wait(15)
+    assert nothing_left(machines)
+
+
+def test_a_killed_driver_leaves_nothing(
+    machines: Machines, driver: Driver, cluster: tuple[str, ...]
+) -> None:
+    begun(driver, *cluster, *LONG)
+    driver.process.kill()
+    driver.process.wait(15)
+    assert nothing_left(machines)
+
+
+def test_a_node_that_is_killed_is_named_and_others_go_on(
+    machines: Machines, driver: Driver, cluster: tuple[str, ...]
+) -> None:
+    begun(driver, *cluster, *LONG)
+    start_s = time.monotonic()
+    machines.kill(2)
+    found = ended(driver)
+    assert time.monotonic() - start_s < 6
+    assert found["status"] == "device_lost"
+    assert f"rank 2 on node {machines.addresses[2]} (" in found["error"]
+    assert "is lost with its node" in found["error"]
+    again = driver.run(*cluster, "testbed.num_devices=2")
+    assert (again.get("refused"), again["status"]) == (None, "ok")
+    machines.start(2)
+
+
+def test_a_link_that_is_down_is_noticed(
+    machines: Machines, driver: Driver, cluster: tuple[str, ...]
+) -> None:
+    if not machines.has_links:
+        pytest.skip("without network namespaces there are no links to take down")
+    begun(driver, *cluster, *LONG)
+    start_s = time.monotonic()
+    machines.cut(1)
+    try:
+        found = ended(driver)
+        took_s = time.monotonic() - start_s
+        assert nothing_left(machines)
+    finally:
+        machines.cut(1, up=True)
+    assert took_s < 7
+    assert found["status"] in ("device_lost", "timeout")
+    assert machines.addresses[1] in found["error"]

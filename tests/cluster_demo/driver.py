@@ -1,0 +1,111 @@
+"""A program on the first machine that runs points as they are asked for, a JSON line each.
+
+One for many points: joining Ray and starting what devices are forked from takes some seconds.
+`python -m tests.cluster_demo.driver` is its other end.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from queue import Empty, SimpleQueue
+from typing import Any
+
+from tests.cluster_demo.machines import Machines
+
+
+class Driver:
+    """Runs points from the first machine. `process` is its program."""
+
+    def __init__(self, machines: Machines) -> None:
+        command = machines.command(0, [sys.executable, "-m", "tests.cluster_demo.driver"])
+        self.process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            start_new_session=True,
+        )
+        self._said: SimpleQueue[dict[str, Any] | None] = SimpleQueue()
+        threading.Thread(target=self._listen, daemon=True).start()
+
+    def begin(self, arguments: Sequence[str]) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps(list(arguments)) + "\n")
+        self.process.stdin.flush()
+
+    def hear(self, timeout_s: float = 60.0) -> dict[str, Any]:
+        """What it says next: that the first token is there, or how the point ended."""
+        try:
+            said = self._said.get(timeout=timeout_s)
+        except Empty:
+            raise TimeoutError(f"the driver has said nothing for {timeout_s:g} s") from None
+        assert said is not None, "the driver has ended"
+        return said
+
+    def run(self, *arguments: str) -> dict[str, Any]:
+        """A point to its end."""
+        self.begin(arguments)
+        while "begun" in (said := self.hear()):
+            pass
+        return said
+
+    def close(self) -> None:
+        assert self.process.stdin is not None
+        if self.process.poll() is None:
+            self.process.stdin.close()
+            try:
+                self.process.wait(10.0)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+
+    def _listen(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self._said.put(json.loads(line))
+        self._said.put(None)
+
+
+def _serve() -> None:
+    from tpi_bench import run
+
+    for line in sys.stdin:
+        told: list[str] = []
+
+        def tell(text: str, told: list[str] = told) -> None:
+            if not told:
+                _say({"begun": True})
+            told.append(text)
+
+        try:
+            result = run(*json.loads(line), on_text=tell)
+        except ValueError as error:
+            _say({"refused": str(error)})
+            continue
+        row = result.row
+        _say(
+            {
+                "status": result.status,
+                "error": row.error,
+                "tokens": result.token_ids,
+                "row": {
+                    name: getattr(row, name)
+                    for name in ("device", "note", "memory_bps", "link_round_trip_s", "cache")
+                },
+                "devices": [vars(device) for device in result.devices],
+                "spans": [vars(span) for span in result.spans],
+            }
+        )
+
+
+def _say(answer: dict[str, Any]) -> None:
+    print(json.dumps(answer), flush=True)
+
+
+if __name__ == "__main__":
+    _serve()

@@ -1,0 +1,32 @@
+"""A point of a sweep on a node of a cluster: from its overrides to its record.
+
+`ray_launcher.py` makes it a Ray actor, one a core; what is loaded stays for the next point.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tpi_bench.report.rows import Record
+
+
+class PointWorker:
+    def record(self, overrides: Sequence[str], started: str) -> Record:
+        """What the command line would store of the point. Raises ValueError for what cannot be."""
+        from tpi_bench.app.api import settings_of
+        from tpi_bench.contract.job import Job, Outcome
+        from tpi_bench.host import cache
+        from tpi_bench.measure.attempt import attempted
+        from tpi_bench.measure.turns import measuring_turn
+
+        settings = settings_of(list(overrides))
+
+        def run_here(job: Job) -> Outcome:
+            return settings.testbed.run_here(job, cache.cache_folder(settings.cache_dir))
+
+        if settings.testbed.measures_here:
+            with measuring_turn(settings.testbed, wait=True):
+                return attempted(settings)
+        record = attempted(settings, run_here)
+        record.run.started = started  # rows are sorted by it
+        return record
