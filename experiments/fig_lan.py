@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 _PIPELINE = "pipeline"
 _WIRES = {"auto": "as computed", "q8": "8 bits"}
 _HOPS = {"switch": 4, "paper": 8, "wifi": 4, "none": 2}  # of a round trip
+_NAMES = {"wifi": "Wi-Fi", "wan": "wide area"}
 _FIELD = ["network", "wire", "num_devices", "round_trip_ms"]
 
 
@@ -110,7 +111,7 @@ def _rows(runs: pd.DataFrame) -> pd.DataFrame:
     rows["line"] = [label.removesuffix("wire q8").rstrip() for label in labels]
     rows["wire"] = rows.system_wire.map(_WIRES).fillna(rows.system_wire)
     rows["network"] = [
-        f"{topology}, {mbps:g} Mbit/s" if mbps else topology
+        f"{_NAMES.get(topology, topology)}, {mbps:g} Mbit/s" if mbps else topology
         for topology, mbps in zip(rows.topology, rows.bandwidth_mbps, strict=True)
     ]
     rows["round_trip_ms"] = rows.link_latency_ms * rows.topology.map(_HOPS)

@@ -80,13 +80,16 @@ def draw(rows: pd.DataFrame) -> Figure:
                 marker="x",
                 label=f"planned: kept and streamed, disk {name}",
             )
+            windows = sizes[sizes.system_window != _ALL]
             axes.plot(
-                sizes.ledger_bytes / 1e9,
-                sizes.token_latency_s,
+                windows.ledger_bytes / 1e9,
+                windows.token_latency_s,
                 color=colours[name],
                 marker="o",
                 label=f"window of so many blocks, disk {name}",
             )
+            held = sizes[sizes.system_window == _ALL]
+            axes.plot(held.ledger_bytes / 1e9, held.token_latency_s, "o", color=colours[name])
             for row in sizes.itertuples():
                 size = "all" if row.system_window == _ALL else row.system_window
                 axes.annotate(
