@@ -126,6 +126,15 @@ TINY = {
         "testbed.num_devices=2",
     ],
     "fig_token": ["model=debug", "system=tpi,pipeline", "device.memory_mb=null"],
+    "fig_rivals": [
+        "model=debug",
+        "repeat=0",
+        "model.weights=float32",
+        "system=tpi_direct,pipeline",
+        "network.link_latency_ms=0.5",
+        "device.memory_mb=null",
+        "prompt=null",
+    ],
     "tab_case_study": [
         "model=debug",  # whose heads do not divide into groups of 32 for four devices
         "model.hidden=128",
@@ -152,7 +161,7 @@ TINY = {
 }
 
 
-WITH_PROMPT = ("fig_latency", "fig_fidelity", "exactness", "tab_equivalence")
+WITH_PROMPT = ("fig_latency", "fig_rivals", "fig_fidelity", "exactness", "tab_equivalence")
 
 DRAWN_AGAIN = ("fig_latency", "tab_memory")
 
