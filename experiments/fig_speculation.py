@@ -8,7 +8,7 @@ rows with `python -m experiments.fig_speculation FOLDER`.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tpi_bench.report import figures, names
 from tpi_bench.report.drawing import Drawing, succeeded
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_STYLES = {"none": ":", "lookup": "-", "draft": "--"}
+_STYLES: dict[str, Any] = {"none": ":", "lookup": "-", "draft": "--"}
 _WORDS = {"none": "plain", "lookup": "lookup", "draft": "draft model"}
 _KEY = ["panel", "line", "workload", "link_latency_ms"]
 
