@@ -49,8 +49,8 @@ class RayCluster:
             import ray
         except ImportError:
             raise ValueError(
-                "testbed=cluster and hydra/launcher=ray need Ray, which is not installed; pip install -c "
-                "constraints.txt '.[cluster]' here and on each machine"
+                "testbed=cluster and hydra/launcher=ray need Ray, which is not installed; "
+                "pip install -c constraints.txt '.[cluster]' here and on each machine"
             ) from None
         if address != "auto":
             _refuse_silent(address)
