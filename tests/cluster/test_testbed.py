@@ -43,7 +43,7 @@ def test_bad_values_are_refused(values: dict, message: str) -> None:
 @pytest.mark.usefixtures("alone")
 def test_without_ray_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(ValueError, match="needs Ray, which is not installed; pip install -c"):
+    with pytest.raises(ValueError, match="need Ray, which is not installed; pip install -c"):
         ClusterTestbed().check(TpiSystem(), NONE, needs_tokens=True)
 
 

@@ -10,6 +10,7 @@ import json
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Sequence
 from queue import Empty, SimpleQueue
 from typing import Any
@@ -53,6 +54,15 @@ class Driver:
         while "begun" in (said := self.hear()):
             pass
         return said
+
+    def end_of_point(self, timeout_s: float) -> dict[str, Any] | None:
+        """How the point that was begun ended; None where the program itself did."""
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline:
+            said = self._said.get(timeout=timeout_s)
+            if said is None or "begun" not in said:
+                return said
+        raise TimeoutError(f"the point has not ended for {timeout_s:g} s")
 
     def close(self) -> None:
         assert self.process.stdin is not None

@@ -8,6 +8,7 @@ one reaches the others only by TCP, and a link can be taken down. Without root e
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import shutil
 import socket
@@ -24,6 +25,7 @@ import psutil
 _START_S = 40.0
 _STORE_BYTES = 80_000_000
 _PORT = 6399
+_PLACES = itertools.count()  # several clusters of one program have their own names
 
 
 class Machines:
@@ -32,9 +34,11 @@ class Machines:
     def __init__(self, num: int = 3, *, cpus: int = 1) -> None:
         self.has_links = can_make_namespaces()
         self._num, self._cpus = num, cpus
-        self._own = f"tpb{os.getpid() % 100000}"
-        net = f"10.77.{os.getpid() % 250}" if self.has_links else "127.0.0"
-        self.addresses = [f"{net}.{1 + number}" for number in range(num)]
+        place = next(_PLACES)
+        self._own = f"tpb{os.getpid() % 100000}{chr(ord('a') + place)}"
+        net = f"10.77.{(os.getpid() + place) % 250}" if self.has_links else "127.0.0"
+        first = 1 if self.has_links else 1 + 20 * place
+        self.addresses = [f"{net}.{first + number}" for number in range(num)]
         self.port = _PORT if self.has_links else _free_port()
         self.rays: dict[int, subprocess.Popen] = {}
         self.folder = Path(tempfile.mkdtemp(prefix="tpi_bench-cluster-"))

@@ -214,9 +214,9 @@ def _measure(settings: Settings, folder: Path, records: Records | None) -> None:
     except (ValueError, OSError, HelperDied):  # whose record needs no turn
         results.save(attempted(settings))
         return
-    with measuring_turn(settings.testbed, wait=settings.wait):
-        record = records.record_of(settings) if records is not None else None
-        if record is None:
+    record = records.record_of(settings) if records is not None else None
+    if record is None:
+        with measuring_turn(settings.testbed, wait=settings.wait):
             record = attempted(settings)
     results.save(record)
 

@@ -49,8 +49,8 @@ class RayCluster:
             import ray
         except ImportError:
             raise ValueError(
-                "testbed=cluster needs Ray, which is not installed; pip install -c constraints.txt "
-                "'.[cluster]' here and on each machine"
+                "testbed=cluster and hydra/launcher=ray need Ray, which is not installed; "
+                "pip install -c constraints.txt '.[cluster]' here and on each machine"
             ) from None
         if address != "auto":
             _refuse_silent(address)
@@ -74,6 +74,9 @@ class RayCluster:
                 "machine too (ray start --address=HOST:PORT, or --head on one), with the same "
                 "versions of Python and Ray"
             ) from None
+        # News of nodes would come on standard output, where only results may be.
+        if hasattr(ray._private.worker, "_worker_logs_enabled"):
+            ray._private.worker._worker_logs_enabled = False
 
     @property
     def own_address(self) -> str:
