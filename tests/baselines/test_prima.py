@@ -115,7 +115,7 @@ def test_in_processes_with_sockets_and_direct_reads(six: dict[str, Path], cache_
         oracle(six["plain"], request.prompt_ids, count)[0] for count in (16, 20)
     ]
     sent = [sum(device.bytes_sent for device in outcome.devices) for outcome in outcomes]
-    hidden, header = 4 * job.config.hidden, 16
+    hidden, header = 4 * job.config.hidden, 24
     assert sent[1] - sent[0] == 4 * (6 * hidden + 2 * header)
     assert outcomes[0].devices[1].weight_bytes_read > 0
 
