@@ -31,7 +31,7 @@ from tpi_bench.contract.request import Generation
 from tpi_bench.contract.setting import setting
 from tpi_bench.contract.speculation import SPECULATIONS
 from tpi_bench.contract.system import System
-from tpi_bench.engine.budget import seen_bytes
+from tpi_bench.engine.budget import earlier_bytes, seen_bytes
 from tpi_bench.engine.plans import layer_chain
 from tpi_bench.engine.wire import check_wire, hidden_bytes, wire_bytes, wire_setting, wire_words
 
@@ -153,7 +153,7 @@ class JupiterSystem(System):
     def run_device(self, rt: Runtime, job: Job, output: Output) -> Generation | None:
         cut = functools.lru_cache(functools.partial(self.cut, job))
         longest = max(cut(job.request.most_new, 0))
-        if longest < job.request.most_new:
+        if longest < job.request.most_new and not earlier_bytes(job, rt.rank):
             rt.hold("earlier", seen_bytes(job, rt.rank, longest))
         return run_stages(rt, job, self.wire, output, cut)
 
