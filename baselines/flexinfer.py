@@ -3,7 +3,8 @@
 Every layer keeps the same matrices, the smallest first, so that reads are spread evenly over a
 token; the rest of each layer comes by direct reads through a ring of layer buffers, two layers
 ahead of the one that is computed. With the same memory as `tpi_auto`, which reads a block ahead and
-keeps one more matrix in some layers. Runs on the same blocks and runtime as the TPI engine.
+keeps one more matrix in some layers. Runs on the same blocks and runtime as the TPI engine, whose
+FFN has gate and up as one matrix: they are kept together or not at all.
 """
 
 from __future__ import annotations

@@ -63,6 +63,7 @@ def draw(rows: pd.DataFrame) -> Figure:
         above.plot(least.memory_mb / 1e3, least.optimum_s, "k--", linewidth=0.8, label="optimum")
         below.axhline(1, color="k", linestyle="--", linewidth=0.8)
         figures.log_milliseconds(above)
+        figures.log_milliseconds(below)
         above.set_title(device, fontsize=7.5)
         below.set_xlabel("memory (GB)")
     panels[0, 0].set_ylabel("token latency (s)")

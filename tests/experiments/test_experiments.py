@@ -144,17 +144,14 @@ TINY = {
     "fig_prima": [
         "model=debug",
         "model.name=debug",
-        "model.num_layers=8",
+        "model.num_layers=20",
         "model.hidden=128",
         "model.num_heads=8",
         "model.num_kv_heads=8",
         "model.intermediate=256",
         "model.vocab=200",
-        "device.memory_mb=null",
+        "device.memory_mb=1.5,2",
         "device.prima_container.disk_gb_per_s=2",
-        "system=prima",
-        "system.planner=halda,memory",
-        "system.rounds=1,2",
         "network.link_latency_ms=0.5",
     ],
     "fig_prefill": [
@@ -163,7 +160,6 @@ TINY = {
         "model.num_heads=8",
         "model.num_kv_heads=8",
         "workload.prompt_tokens=6,12",
-        "system.chunks=1,2",
         "network.link_latency_ms=0.5",
         "network.bandwidth_mbps=100",
     ],
@@ -189,6 +185,8 @@ WITH_PROMPT = ("fig_latency", "fig_fidelity", "exactness", "tab_equivalence")
 DRAWN_AGAIN = ("fig_latency", "tab_memory")
 
 OWN_DEVICES = (
+    "fig_prima",
+    "fig_keep",
     "fig_allreduce",
     "fig_comparison_budget",
     "tab_case_study",
