@@ -6,11 +6,12 @@ which a token passes them. Pure arithmetic. EdgeShard's and Halda's have files o
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from baselines.edgeshard import plan_stages
+from baselines.edgeshard import Stage, plan_stages
 from baselines.halda import RingDevice, RingPlan, plan_ring
 from tpi_bench.contract.model import ModelConfig
 from tpi_bench.contract.plan import DoesNotFit, Site
@@ -113,7 +114,7 @@ def waterfill(layers: Layers) -> list[Part]:
         ]
     if sum(capacities) < total:
         if not layers.streams:
-            raise DoesNotFit(_too_much(layers))
+            raise DoesNotFit(too_much(layers))
         held = sum(capacities) or 1.0
         capacities = [capacity * total / held for capacity in capacities]
     speeds = [1 / max(seconds, 1e-12) for seconds in layers.layer_s()]
@@ -192,7 +193,7 @@ def halda_ring(
         drops=drops,
     )
     if found is None:
-        raise DoesNotFit(_too_much(layers))
+        raise DoesNotFit(too_much(layers))
     return found
 
 
@@ -204,6 +205,12 @@ PLANNERS: dict[str, Callable[[Layers], list[Part]]] = {
     "memory": by_memory,
 }
 OF_PROFILES = ("edgeshard", "halda", "waterfill")  # which ask what devices can do
+
+
+def stages_of(parts: Sequence[Part]) -> list[Stage]:
+    """Who has which layers, one part behind the other."""
+    ends = list(itertools.accumulate(count for _, count in parts))
+    return [(rank, end - count, end) for (rank, count), end in zip(parts, ends, strict=True)]
 
 
 def check_planner(name: str) -> None:
@@ -233,7 +240,7 @@ def _whole(exact: Sequence[float], capacities: Sequence[float], total: int) -> l
     return counts
 
 
-def _too_much(layers: Layers) -> str:
+def too_much(layers: Layers) -> str:
     whole = layers.held_bytes * layers.num_layers * layers.rounds
     rooms = (room * layers.held_bytes * layers.rounds / 1e9 for room in layers.rooms())
     return (

@@ -17,7 +17,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from baselines.halda import OBJECTIVES, round_counts
 from baselines.layer_planners import (
@@ -27,6 +27,7 @@ from baselines.layer_planners import (
     Part,
     check_planner,
     halda_ring,
+    stages_of,
 )
 from tpi_bench.contract.job import Job, Output
 from tpi_bench.contract.model import ModelConfig
@@ -34,6 +35,7 @@ from tpi_bench.contract.network import Traffic
 from tpi_bench.contract.plan import Plan, Site
 from tpi_bench.contract.request import Generation
 from tpi_bench.contract.setting import setting
+from tpi_bench.contract.speculation import SPECULATIONS
 from tpi_bench.contract.system import Streaming
 from tpi_bench.engine.budget import within_memory
 from tpi_bench.engine.plans import layer_chain
@@ -86,6 +88,8 @@ class PrimaSystem(WindowedSystem):
     )
     wire: str = wire_setting()
 
+    speculations: ClassVar[tuple[str, ...]] = SPECULATIONS
+
     def __post_init__(self) -> None:
         check_wire(self.wire)
         check_planner(self.planner)
@@ -126,11 +130,7 @@ class PrimaSystem(WindowedSystem):
     def plan(self, config: ModelConfig, site: Site) -> Plan:
         rounds, parts = self._parts(config, site)
         ring = [*(part for part in parts if part[0]), *(part for part in parts if not part[0])]
-        ends = list(itertools.accumulate(count for _, count in ring * rounds))
-        stages = [
-            (rank, end - count, end) for (rank, count), end in zip(ring * rounds, ends, strict=True)
-        ]
-        return layer_chain(config, stages, site.num_devices)
+        return layer_chain(config, stages_of(ring * rounds), site.num_devices)
 
     def _parts(self, config: ModelConfig, site: Site) -> tuple[int, list[Part]]:
         """Rounds, and each device's layers of one."""
@@ -186,6 +186,7 @@ class PrimaSystem(WindowedSystem):
 
     def run_device(self, rt: Runtime, job: Job, output: Output) -> Generation | None:
         from tpi_bench.engine.device_model import DeviceModel, Steps
+        from tpi_bench.engine.drafters import drafter_of
         from tpi_bench.engine.generation import generate
         from tpi_bench.engine.packing import make_wire
         from tpi_bench.engine.segments import segment_source
@@ -207,7 +208,7 @@ class PrimaSystem(WindowedSystem):
             model.window.close()
             return None
         master = _Master(rt, model, job.plan, ring)
-        result = generate(rt, master.forward, job.request, output)
+        result = generate(rt, master.forward, job.request, output, drafter_of(rt, job))
         master.close()
         return result
 
@@ -268,15 +269,15 @@ class _Master:
         self._workers = [rank for rank in plan.chain if rank]
         self._steps = Steps(rt)
 
-    def forward(self, token_ids: list[int], position: int) -> torch.Tensor:
-        """New token ids -> logits (v,) of the last."""
+    def forward(self, token_ids: list[int], position: int, num_back: int = 1) -> torch.Tensor:
+        """New token ids -> logits (v,) of the last, or (n, v) of the last n."""
         self._steps.announce(self._workers, len(token_ids), position)
         x = self._model.embed(token_ids)
         if self._ring.first:
             self._ring.send(self._ring.first, x)
         end = self._ring.round_trips(len(token_ids), position, x)
         assert end is not None
-        return self._model.logits(end)
+        return self._model.logits(end, num_back)
 
     def close(self) -> None:
         self._steps.end()

@@ -273,7 +273,7 @@ def sentence_of(*typed: str) -> str | None:
         (
             ["system=galaxy", "system.planner=x"],
             "there is no system.planner with system=galaxy; it is a setting of "
-            "system=pipeline, edgeshard: add system=pipeline",
+            "system=jupiter, pipeline, prima, edgeshard: add system=jupiter",
         ),
         (["network.link_latency=1"], "there is no network.link_latency; did you mean "),
         (["prmpt=x"], "there is no prmpt; did you mean prompt?"),

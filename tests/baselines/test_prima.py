@@ -16,6 +16,7 @@ from tests.helpers.planned import SMALL, planned_job, with_room
 from tests.helpers.running import make_job, run_ok
 from tests.helpers.sites import SHAPE, device, site_of
 from tests.helpers.virtual import IDEAL, Scripted, answer_of, world_of
+from tpi_bench import run
 from tpi_bench.contract.job import Job
 from tpi_bench.contract.model import ModelConfig
 from tpi_bench.contract.network import NetworkConfig
@@ -25,6 +26,7 @@ from tpi_bench.engine.rank import run_rank
 from tpi_bench.engine.segment_budget import segments_of
 
 SIX, FOUR = {"num_hidden_layers": 6}, {"num_hidden_layers": 4}
+TYPED = ("model=debug", "testbed=virtual", "workload.prompt_tokens=4", "workload.num_new_tokens=3")
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +117,7 @@ def test_in_processes_with_sockets_and_direct_reads(six: dict[str, Path], cache_
         oracle(six["plain"], request.prompt_ids, count)[0] for count in (16, 20)
     ]
     sent = [sum(device.bytes_sent for device in outcome.devices) for outcome in outcomes]
-    hidden, header = 4 * job.config.hidden, 16
+    hidden, header = 4 * job.config.hidden, 24
     assert sent[1] - sent[0] == 4 * (6 * hidden + 2 * header)
     assert outcomes[0].devices[1].weight_bytes_read > 0
 
@@ -287,3 +289,30 @@ def test_halda_with_everything_held() -> None:
     assert len(plan.shards[1]) // 2 == 5
     with pytest.raises(ValueError, match="of layers do not fit in the devices' memory"):
         PrimaSystem(window="off").plan(shape_of(20), site_of(devices))
+
+
+def test_as_it_is_typed() -> None:
+    typed = ("system=prima", "testbed.num_devices=2", *TYPED)
+    assert run(*typed).row.label == "prima"
+    short = run(*typed, "system.planner=memory", "device.memory_mb=0.6")
+    assert (short.status, short.row.variant) == ("ok", "memory")
+    assert short.row.streamed_bytes > 0
+    twice = run(*typed, "system.planner=memory", "device.memory_mb=0.6", "system.prefetch=false")
+    assert twice.row.variant == "memory no prefetch"
+    assert twice.row.token_latency_s > short.row.token_latency_s
+    for line, words in (
+        (
+            "system.rounds=3",
+            r"^system.rounds=3 does not divide the model's 4 layers; choose one of",
+        ),
+        ("system.planner=exo", r"^system.planner=exo is unknown; choose one of proportional, edge"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            run(*typed, line)
+
+
+@pytest.mark.parametrize("planner", ["halda", "waterfill", "memory"])
+def test_a_pipeline_is_planned_so_too(planner: str) -> None:
+    typed = ("system=pipeline", "testbed.num_devices=2", *TYPED)
+    result = run(*typed, f"system.planner={planner}")
+    assert (result.status, result.row.system_settings["planner"]) == ("ok", planner)

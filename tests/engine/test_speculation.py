@@ -8,8 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from baselines.dllama import DllamaSystem
+from baselines.flexinfer import FlexInferSystem
 from baselines.galaxy import GalaxySystem
+from baselines.hybrid import HybridSystem
+from baselines.jupiter import JupiterSystem
 from baselines.pipeline import PipelineSystem
+from baselines.prima import PrimaSystem
 from tests.helpers.drafting import LOOKUP, drafted
 from tests.helpers.models_zoo import oracle, prompt_of
 from tests.helpers.running import make_job
@@ -35,6 +40,11 @@ SYSTEMS: list[tuple[int, System]] = [
     (3, PipelineSystem(window=2)),
     (2, PipelineSystem(loading="mmap")),
     *((n, GalaxySystem()) for n in (1, 2, 3, 5)),
+    (3, PrimaSystem(planner="proportional", window=2)),
+    (3, JupiterSystem(planner="proportional", lengths="equal", chunks=2)),
+    *((4, HybridSystem(collective=name)) for name in ("star", "direct")),
+    (1, FlexInferSystem()),
+    (3, DllamaSystem(collective="direct")),
 ]
 
 

@@ -150,6 +150,34 @@ TINY = {
         "model.weights=float32,q8",
         "system=galaxy,llamacpp",
     ],
+    "fig_prima": [
+        "model=debug",
+        "model.name=debug",
+        "model.num_layers=20",
+        "model.hidden=128",
+        "model.num_heads=8",
+        "model.num_kv_heads=8",
+        "model.intermediate=256",
+        "model.vocab=200",
+        "device.memory_mb=1.5,2",
+        "device.prima_container.disk_gb_per_s=2",
+        "network.link_latency_ms=0.5",
+    ],
+    "fig_prefill": [
+        "model=debug",
+        "model.hidden=128",
+        "model.num_heads=8",
+        "model.num_kv_heads=8",
+        "workload.prompt_tokens=6,12",
+        "network.link_latency_ms=0.5",
+        "network.bandwidth_mbps=100",
+    ],
+    "fig_keep": [
+        "model=debug",
+        "device=raspberry_pi_5",
+        "device.memory_mb=1.9,9",
+        "workload.prompt_tokens=3",
+    ],
     "exactness": ["model=debug", "system=tpi_direct,pipeline"],
     "exactness_product": [
         "model=debug",
@@ -166,6 +194,8 @@ WITH_PROMPT = ("fig_latency", "fig_rivals", "fig_fidelity", "exactness", "tab_eq
 DRAWN_AGAIN = ("fig_latency", "tab_memory")
 
 OWN_DEVICES = (
+    "fig_prima",
+    "fig_keep",
     "fig_allreduce",
     "fig_comparison_budget",
     "tab_case_study",

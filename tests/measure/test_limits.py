@@ -39,22 +39,22 @@ def test_devices_of_one_host_share_its_memory_and_disk() -> None:
         limits.TokenBytes(layers=100 * MB, head=50 * MB, streamed=30 * MB),
         limits.TokenBytes(60 * MB, 0, 60 * MB),
     ]
-    tensor = limits.shared_times(sizes, host, is_tensor=True)
+    tensor = limits.shared_times(sizes, host, [[0, 1]])
     assert tensor == limits.TokenTimes(memory_s=21.0, critical_memory_s=15.0, disk_s=18.0)
-    layers = limits.shared_times(sizes, host, is_tensor=False)
+    layers = limits.shared_times(sizes, host, [[0], [1]])
     assert layers.critical_memory_s == 21.0
-    cached = limits.shared_times(SIZES, HOST, is_tensor=True)
+    cached = limits.shared_times(SIZES, HOST, [[0, 1]])
     assert cached.critical_memory_s == 0.0
     assert math.isnan(cached.memory_s)
 
 
 def test_devices_of_their_own_wait_for_the_slowest() -> None:
     rates = Rates(memory_bps=(10.0, 2.0), disk_bps=(3.0, 4.0))
-    tensor = limits.own_times(SIZES, rates, is_tensor=True)
+    tensor = limits.own_times(SIZES, rates, [[0, 1]])
     assert tensor == limits.TokenTimes(memory_s=35.0, critical_memory_s=35.0, disk_s=15.0)
-    assert limits.own_times(SIZES, rates, is_tensor=False).memory_s == 45.0
+    assert limits.own_times(SIZES, rates, [[0], [1]]).memory_s == 45.0
     one_disk = replace(rates, is_one_disk=True)
-    assert limits.own_times(SIZES, one_disk, is_tensor=True).disk_s == 30.0
+    assert limits.own_times(SIZES, one_disk, [[0, 1]]).disk_s == 30.0
 
 
 # `debug` in fp32: 4 layers of 6 heads and 3 KV heads of 16, hidden 96, intermediate 160.
@@ -133,6 +133,8 @@ def test_a_window_reads_all_but_what_lies_in_it_at_the_first_token(tmp_path: Pat
         (["system=pipeline"], 3, 3),
         (["system=galaxy"], 8 * 3, 8 * 3),
         (["system=prima", "system.planner=memory", "system.rounds=1"], 3, 3),
+        (["system=hybrid", "system.group_size=1"], 3, 3),
+        (["system=hybrid", "system.group_size=3"], 8 * 2, 8 * 3),
     ],
 )
 def test_the_links_cost_their_latency_a_step_and_their_bytes(

@@ -11,6 +11,8 @@ import pytest
 
 from baselines.dllama import DllamaSystem
 from baselines.galaxy import GalaxySystem
+from baselines.hybrid import HybridSystem
+from baselines.jupiter import JupiterSystem
 from baselines.pipeline import PipelineSystem
 from baselines.prima import PrimaSystem
 from tests.helpers.models_zoo import Variant, make_checkpoint
@@ -32,6 +34,7 @@ SYSTEMS = [
     GalaxySystem(),
     PrimaSystem(planner="proportional", rounds=1),
     DllamaSystem(collective="direct", wire="q8", prompt_sync="together"),
+    JupiterSystem(planner="proportional", lengths="equal", chunks=3),
 ]
 
 
@@ -71,6 +74,7 @@ def test_no_token_beats_its_links(
         (GalaxySystem(), 1.3),
         (PrimaSystem(planner="proportional", rounds=1), 1.1),
         (DllamaSystem(collective="direct", wire="q8"), 1.5),
+        (JupiterSystem(planner="proportional", lengths="equal", chunks=3), 1.1),
     ],
     ids=lambda value: value if isinstance(value, float) else value.label,
 )
@@ -90,6 +94,26 @@ def test_tokens_after_a_prompt_that_came_one_by_one(
     system = DllamaSystem(collective="direct", wire="q8")
     gaps, limit_s = gaps_and_limit(system, 3, NETWORKS[network], checkpoints["mha"], cache_dir)
     assert statistics.mean(gaps) > limit_s * (1 - 1e-3)
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("collective", COLLECTIVES)
+@pytest.mark.parametrize(("size", "num_devices"), [(2, 4), (3, 3), (1, 3)])
+def test_groups_do_not_beat_their_links(
+    network: str,
+    collective: str,
+    size: int,
+    num_devices: int,
+    checkpoints: dict[str, Path],
+    cache_dir: Path,
+) -> None:
+    system = HybridSystem(group_size=size, collective=collective)
+    gaps, limit_s = gaps_and_limit(
+        system, num_devices, NETWORKS[network], checkpoints["mha"], cache_dir
+    )
+    assert min(gaps) > limit_s * (1 - 1e-3)
+    if network == "bytes":
+        assert statistics.median(gaps) < 1.6 * limit_s
 
 
 @pytest.fixture(scope="module")

@@ -76,13 +76,22 @@ class Plan:
     `chain` are the ranks that the layers of a pipeline pass, the master first; others are idle.
     """
 
-    scheme: Literal["tensor", "layers"]
+    scheme: Literal["tensor", "layers", "hybrid"]
     shards: tuple[tuple[Shard, ...], ...]
     chain: tuple[int, ...] = ()
 
     @property
     def num_devices(self) -> int:
         return len(self.shards)
+
+    @property
+    def teams(self) -> list[list[int]]:
+        """Ranks that share layers, and so compute at the same time; the teams work in turns."""
+        found: dict[frozenset[int], list[int]] = {}
+        for rank, shards in enumerate(self.shards):
+            layers = frozenset(shard.layer for shard in shards if shard.layer >= 0)
+            found.setdefault(layers, []).append(rank)
+        return list(found.values())
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)

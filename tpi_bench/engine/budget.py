@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from tpi_bench.contract.blocks import PAGE, BlockFile
@@ -41,7 +41,11 @@ Rung = list[tuple[int, int]]
 
 
 def within_memory(
-    job: Job, rank: int, keep: str, num_buffers: int, planner: type[Planner] | None = None
+    job: Job,
+    rank: int,
+    keep: str,
+    num_buffers: int,
+    planner: Callable[[Sequence[BlockFile], str, int], Planner] | None = None,
 ) -> Streaming:
     """The plan of a device that receives into so many hidden states of a step's positions.
 
@@ -98,11 +102,18 @@ def earlier_bytes(job: Job, rank: int) -> int:
     """
     request = job.request
     is_whole = request.most_fed == len(request.prompt_ids) and not request.positions
-    if job.plan is None or (is_whole and request.most_drafted < FEW):
+    if is_whole and request.most_drafted < FEW:
         return 0
-    heads = max(shard.heads[1] - shard.heads[0] for shard in job.plan.shards[rank])
-    values = request.most_new + 2 * heads * job.config.head_dim
-    return request.length * values * BYTES_PER_VALUE[job.dtype]
+    return seen_bytes(job, rank, request.most_new)
+
+
+def seen_bytes(job: Job, rank: int, num_new: int) -> int:
+    """What a piece of so many positions takes to see earlier ones."""
+    if job.plan is None:
+        return 0
+    heads = max((shard.heads[1] - shard.heads[0] for shard in job.plan.shards[rank]), default=0)
+    values = num_new + 2 * heads * job.config.head_dim
+    return job.request.length * values * BYTES_PER_VALUE[job.dtype]
 
 
 def cache_bytes(job: Job, rank: int) -> int:

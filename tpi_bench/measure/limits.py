@@ -72,10 +72,10 @@ def point_limits(
         return Limits.unmeasured()
     passes = Passes.of(outcome.generation)
     sizes = _token_bytes(system, job, passes.count + 1)
-    is_tensor = job.plan is not None and job.plan.scheme == "tensor"
+    teams = [[rank] for rank in range(job.num_devices)] if job.plan is None else job.plan.teams
     rates = testbed.rates(job)
     if rates is not None:
-        times = own_times(sizes, rates, is_tensor=is_tensor)
+        times = own_times(sizes, rates, teams)
     else:
         assert host is not None
         each = host.by_device or (host,)
@@ -84,9 +84,9 @@ def point_limits(
             disk_bps=tuple(device.disk_bps for device in each),
         )
         if host.by_device:
-            times = own_times([_uncached(size) for size in sizes], rates, is_tensor=is_tensor)
+            times = own_times([_uncached(size) for size in sizes], rates, teams)
         else:
-            times = shared_times(sizes, host, is_tensor=is_tensor)
+            times = shared_times(sizes, host, teams)
     one_way_s = testbed.one_way_s(job, outcome.round_trips_ns)
     if host is not None and host.round_trip_s / 2 < one_way_s:  # NaN where links are emulated
         one_way_s = host.round_trip_s / 2  # the run's own few were made at a bad moment
@@ -213,14 +213,16 @@ class TokenTimes:
         )
 
 
-def shared_times(sizes: Sequence[TokenBytes], host: HostLimits, *, is_tensor: bool) -> TokenTimes:
+def shared_times(
+    sizes: Sequence[TokenBytes], host: HostLimits, teams: Sequence[Sequence[int]]
+) -> TokenTimes:
     """Devices that share one host's memory and disk. A few megabytes of weights cost nothing."""
     layers, head = [size.layers for size in sizes], sum(size.head for size in sizes)
     streamed = sum(size.streamed for size in sizes)
     disk_s = streamed / host.disk_bps if streamed else 0.0
     if sum(layers) + head < _CACHED_BYTES:
         return TokenTimes(math.nan, 0.0, disk_s)
-    in_turn = max(layers) if is_tensor else sum(layers)
+    in_turn = _in_turn(layers, teams)
     all_s, in_turn_s = (sum(layers) + head) / host.memory_bps, (in_turn + head) / host.memory_bps
     return TokenTimes(all_s, in_turn_s, disk_s)
 
@@ -231,19 +233,26 @@ def _uncached(size: TokenBytes) -> TokenBytes:
     return replace(size, layers=0, head=0) if is_small else size
 
 
-def own_times(sizes: Sequence[TokenBytes], rates: Rates, *, is_tensor: bool) -> TokenTimes:
-    """Devices with memory and disk of their own: the slowest, or in a pipeline all in turn."""
+def own_times(
+    sizes: Sequence[TokenBytes], rates: Rates, teams: Sequence[Sequence[int]]
+) -> TokenTimes:
+    """Devices with memory and disk of their own: the slowest of a team, and teams in turn."""
     layers_s = [size.layers / bps for size, bps in zip(sizes, rates.memory_bps, strict=True)]
     head_s = max(size.head / bps for size, bps in zip(sizes, rates.memory_bps, strict=True))
     disk_s = max(
         size.streamed / bps if size.streamed else 0.0  # of a disk that nobody reads, bps is NaN
         for size, bps in zip(sizes, rates.disk_bps, strict=True)
     )
-    in_turn = max(layers_s) if is_tensor else sum(layers_s)
+    in_turn = _in_turn(layers_s, teams)
     times = TokenTimes(in_turn + head_s, in_turn + head_s, disk_s)
     if not rates.is_one_disk:
         return times
     return replace(times, disk_s=sum(size.streamed for size in sizes) / rates.disk_bps[0])
+
+
+def _in_turn(values: Sequence[float], teams: Sequence[Sequence[int]]) -> float:
+    """Of devices of which those of a team work at once, and the teams one after another."""
+    return sum(max(values[rank] for rank in team) for team in teams)
 
 
 def token_limit_s(times: TokenTimes, network_s: float) -> float:

@@ -1,0 +1,158 @@
+"""Jupiter's planner, as we rebuild it (arXiv 2504.08242): layers to devices, and a prompt's chunks.
+
+A prompt of n positions passes S devices in c chunks, so that all work at once: in (c + S - 1) times
+the slowest stage where chunks take alike. A dynamic programme over layers and devices finds the
+stages for a number of chunks, another one over positions the chunks whose longest is shortest: a
+later chunk has more positions to attend to, so it is shorter. Pure arithmetic.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from baselines.layer_planners import OPERATORS, Part
+from tpi_bench.contract.device import DeviceProfile
+from tpi_bench.contract.model import BYTES_PER_WEIGHT, ModelConfig
+
+MOST_CHUNKS = 32
+_GRID = 64  # places where a prompt may be cut
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageCost:
+    """What a device takes for a chunk: a layer reads its weights, and computes by positions."""
+
+    config: ModelConfig
+    weights: str
+    profile: DeviceProfile
+
+    def layer_s(self, length: int, past: int) -> float:
+        """Seconds of a layer for so many positions behind so many others."""
+        config, profile = self.config, self.profile
+        products = 2 * config.layer_parameters * length
+        seen = length * (past + (length + 1) / 2)
+        attention = 4 * seen * config.num_heads * config.head_dim
+        nbytes = config.layer_parameters * BYTES_PER_WEIGHT[self.weights]
+        rate = profile.rows_bps(self.weights) if length > 1 else profile.read_bps(self.weights)
+        return (
+            nbytes / rate
+            + products / profile.flops_per_s(self.weights)
+            + attention / profile.flops_per_s()
+            + OPERATORS * profile.op_overhead_us * 1e-6
+        )
+
+
+def plan_layers(
+    layer_s: Sequence[float], rooms: Sequence[float], num_layers: int, num_chunks: int, hop_s: float
+) -> tuple[list[Part], float] | None:
+    """Consecutive layers for each device, and the seconds of a prompt of so many alike chunks: the
+    sum over the stages, and the slowest once more for every further chunk. The master has one layer
+    at least, others may have none. None where memories are too small.
+    """
+    most = [int(min(num_layers, room + 1e-9)) for room in rooms]
+    levels = {
+        count * each for each, top in zip(layer_s, most, strict=True) for count in range(1, top + 1)
+    }
+    best: tuple[list[Part], float] | None = None
+    for level in sorted(levels):
+        if best is not None and num_chunks * level >= best[1]:
+            break  # a slower stage costs more by itself
+        caps = [
+            min(top, int(level / each * (1 + 1e-12))) if each else top
+            for each, top in zip(layer_s, most, strict=True)
+        ]
+        found = _least_sum(layer_s, caps, num_layers, hop_s)
+        if found is None:
+            continue
+        counts, sum_s = found
+        slowest = max(count * each for count, each in zip(counts, layer_s, strict=True))
+        total_s = sum_s + (num_chunks - 1) * slowest
+        if best is None or total_s < best[1] * (1 - 1e-12):
+            parts = [(rank, count) for rank, count in enumerate(counts) if count]
+            best = parts, total_s
+    return best
+
+
+def _least_sum(
+    layer_s: Sequence[float], caps: Sequence[int], num_layers: int, hop_s: float
+) -> tuple[list[int], float] | None:
+    """Counts of layers, no more than `caps`, that pass in the least time with their hops."""
+    before = np.full(num_layers + 1, np.inf)
+    before[0] = 0.0
+    choices = []
+    for rank, (each, cap) in enumerate(zip(layer_s, caps, strict=True)):
+        least = 0 if rank else 1
+        options = [
+            np.concatenate((np.full(count, np.inf), before[: num_layers + 1 - count]))
+            + count * each
+            + (hop_s if count and rank else 0.0)
+            for count in range(least, cap + 1)
+        ]
+        if not options:
+            return None
+        table = np.array(options)
+        choices.append(table.argmin(axis=0) + least)
+        before = table.min(axis=0)
+    if not np.isfinite(before[num_layers]):
+        return None
+    counts, left = [], num_layers
+    for chosen in reversed(choices):
+        counts.append(int(chosen[left]))
+        left -= counts[-1]
+    return counts[::-1], float(before[num_layers])
+
+
+def equal_lengths(num_new: int, num_chunks: int) -> list[int]:
+    """As even as can be; the first have what is over."""
+    count = min(num_new, num_chunks)
+    base, over = divmod(num_new, count)
+    return [base + (number < over) for number in range(count)]
+
+
+def planned_lengths(
+    num_new: int, num_chunks: int, chunk_s: Callable[[int, int], float]
+) -> list[int]:
+    """Lengths whose longest takes least, cut at one of some evenly spread places.
+
+    `chunk_s(length, past)` are seconds; what is past counts from the first of these positions.
+    """
+    count = min(num_new, num_chunks)
+    num_places = min(num_new, max(_GRID, count))
+    places = [num_new * i // num_places for i in range(num_places + 1)]
+    seconds = np.full((num_places + 1, num_places + 1), np.inf)
+    for a, b in itertools.combinations(range(num_places + 1), 2):
+        seconds[a, b] = chunk_s(places[b] - places[a], places[a])
+    longest = seconds[0]
+    came = []
+    for _ in range(count - 1):
+        table = np.maximum(longest[:, None], seconds)
+        came.append(table.argmin(axis=0))
+        longest = table.min(axis=0)
+    cuts = [num_places]
+    for chosen in reversed(came):
+        cuts.append(int(chosen[cuts[-1]]))
+    ends = [0, *(places[cut] for cut in reversed(cuts))]
+    return [b - a for a, b in itertools.pairwise(ends)]
+
+
+def prompt_s(
+    stages: Sequence[Callable[[int, int], float]],
+    lengths: Sequence[int],
+    hop_s: Callable[[int], float],
+) -> float:
+    """Seconds until the last chunk has passed all stages: each begins a chunk when it has come and
+    the one before is done.
+    """
+    free = [0.0] * len(stages)
+    past, ready = 0, 0.0
+    for length in lengths:
+        ready = 0.0
+        for place, stage in enumerate(stages):
+            begin = max(ready + (hop_s(length) if place else 0.0), free[place])
+            ready = free[place] = begin + stage(length, past)
+        past += length
+    return ready

@@ -1,0 +1,156 @@
+"""A prompt on several devices: in chunks through a pipeline, or under tensor parallelism?
+
+A pipeline of one piece has one device at work at a time; in chunks all are, at the price of a
+message a chunk and of weights that are read for each. Tensor parallelism has all at work and sends
+every position's sums. TTFT by the length of the prompt, at each link latency, and by the number of
+chunks (Jupiter, arXiv 2504.08242). Run it with `python -m tpi_bench +experiment=fig_prefill`; draw
+it again with `python -m experiments.fig_prefill FOLDER`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from tpi_bench.report import figures, names
+from tpi_bench.report.drawing import Drawing, succeeded
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+def table(rows: pd.DataFrame) -> str:
+    """A line a link and prompt, a column a system; then who is first, and what chunks do."""
+    text = []
+    for (bandwidth, latency), group in _of_links(_whole(rows)):
+        text.append(f"TTFT in s, {latency:g} ms a hop, {bandwidth:g} Mbit/s")
+        shown = group.pivot_table(
+            index="prompt_tokens", columns="line", values="ttft_s", sort=False
+        ).sort_index()
+        shown.index = shown.index.map("{:.0f} positions".format)
+        text.append(shown.to_string(float_format="{:.3g}".format, na_rep="-"))
+        text += [f"  {line}" for line in _firsts(group)]
+    text += _by_chunks(rows)
+    return "\n".join(text)
+
+
+def _firsts(group: pd.DataFrame) -> list[str]:
+    """Who has the first token first, by the length of the prompt."""
+    best = group.loc[group.groupby("prompt_tokens").ttft_s.idxmin()]
+    words = ", ".join(f"{row.prompt_tokens:.0f} {row.line}" for row in best.itertuples())
+    return [f"fastest by positions: {words}"]
+
+
+def _by_chunks(rows: pd.DataFrame) -> list[str]:
+    """The best number of chunks of each prompt and link, and what one piece takes."""
+    lines = []
+    chunked = _chunked(rows)
+    for (latency, prompt), group in chunked.groupby(["link_latency_ms", "prompt_tokens"]):
+        best = group.loc[group.ttft_s.idxmin()]
+        one = group[group.chunks == 1].ttft_s
+        words = f"{prompt:.0f} positions at {latency:g} ms a hop: {best.chunks:.0f} chunks "
+        words += f"({best.system_lengths}) {best.ttft_s:.3g} s"
+        lines.append(words + (f", one {one.min():.3g} s" if len(one) else ""))
+    return lines
+
+
+def draw(rows: pd.DataFrame) -> Figure:
+    """A panel a link, TTFT by the length of the prompt; the last by chunks."""
+    panels_of = list(_of_links(_whole(rows)))
+    chunked = _chunked(rows)
+    labels = list(dict.fromkeys(_whole(rows).line))
+    colours = figures.palette(labels)
+    figure = figures.new_figure(2.9, num_columns=2)
+    panels = figure.subplots(1, len(panels_of) + bool(len(chunked)), squeeze=False)[0]
+    for axes, ((bandwidth, latency), group) in zip(panels, panels_of, strict=False):
+        for label, marker in figures.with_markers(labels):
+            line = group[group.line == label].sort_values("prompt_tokens")
+            if len(line):
+                axes.plot(
+                    line.prompt_tokens,
+                    line.ttft_s,
+                    marker=marker,
+                    color=colours[label],
+                    label=label,
+                )
+        _finish(axes, group.prompt_tokens, f"{latency:g} ms a hop, {bandwidth:g} Mbit/s")
+        axes.set_xlabel("positions of the prompt")
+    if len(chunked):
+        _draw_chunks(panels[-1], chunked)
+    panels[0].set_ylabel("time to first token (s)")
+    lines: dict[str, Any] = {}
+    for axes in panels[: len(panels_of)]:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            lines.setdefault(label, handle)
+    figure.legend(lines.values(), lines, loc="outside lower center", ncol=5)
+    first = rows.iloc[0]
+    figure.suptitle(
+        f"{first.model} in {first.weights} on {first.device}, {first.topology} network; "
+        "virtual time, modelled cost",
+        fontsize=7.5,
+    )
+    return figure
+
+
+def _draw_chunks(axes: Axes, chunked: pd.DataFrame) -> None:
+    """Planned lengths are drawn through, equal ones dashed."""
+    kinds = [
+        (latency, prompt)
+        for latency in sorted(set(chunked.link_latency_ms))
+        for prompt in sorted(set(chunked.prompt_tokens))
+    ]
+    colours = figures.palette([str(kind) for kind in kinds])
+    for (latency, prompt), (_, marker) in zip(
+        kinds, figures.with_markers([str(kind) for kind in kinds]), strict=True
+    ):
+        own = chunked[(chunked.link_latency_ms == latency) & (chunked.prompt_tokens == prompt)]
+        for lengths, style in (("planned", "-"), ("equal", "--")):
+            line = own[own.system_lengths == lengths].sort_values("chunks")
+            name = f"{prompt:.0f}, {latency:g} ms" if style == "-" else None
+            colour = colours[str((latency, prompt))]
+            axes.plot(line.chunks, line.ttft_s, style, marker=marker, color=colour, label=name)
+    _finish(axes, chunked.chunks, "Jupiter's chunks (dashed: equal)")
+    axes.set_xlabel("chunks")
+    axes.legend(title="positions, a hop", title_fontsize=5.5, fontsize=5.5)
+
+
+def _finish(axes: Axes, values: pd.Series, title: str) -> None:
+    figures.log_values(axes, list(values))
+    figures.log_milliseconds(axes)
+    axes.set_title(title, fontsize=7)
+
+
+def _of_links(rows: pd.DataFrame) -> list[tuple[tuple[float, float], pd.DataFrame]]:
+    """By bandwidth and latency; the fastest links first."""
+    keys = ["bandwidth_mbps", "link_latency_ms"]
+    found = [(key, group) for key, group in rows.groupby(keys) if group.line.nunique() > 1]
+    return sorted(found, key=lambda pair: (-pair[0][0], pair[0][1]))
+
+
+def _whole(rows: pd.DataFrame) -> pd.DataFrame:
+    """Without those in which chunks are varied."""
+    return rows[rows.chunks.isna()]
+
+
+def _chunked(rows: pd.DataFrame) -> pd.DataFrame:
+    return rows[rows.chunks.notna()]
+
+
+def _rows(runs: pd.DataFrame) -> pd.DataFrame:
+    """Those that succeeded, each with its `line`, and `chunks` where they were given."""
+    import pandas as pd
+
+    rows = succeeded(runs)
+    rows["line"] = [names.system_label(row) for row in rows.to_dict("records")]
+    given = rows.system_chunks if "system_chunks" in rows else pd.Series(index=rows.index)
+    rows["chunks"] = pd.to_numeric(given, errors="coerce")
+    if "system_lengths" not in rows:
+        rows["system_lengths"] = None
+    return rows
+
+
+DRAWING = Drawing(name="fig_prefill", rows=_rows, table=table, draw=draw)
+
+if __name__ == "__main__":
+    DRAWING.again()
