@@ -50,6 +50,7 @@ TINY = {
         "repeat=0",
         "network.link_latency_ms=0.5",
         "system=tpi,tpi_window2,pipeline",
+        "hydra.sweeper.draw=7",  # a case of each grid
     ],
     "fig_comparison": [
         "model=debug",
@@ -72,6 +73,7 @@ TINY = {
         "model.weights=float32",
         "workload.prompt_tokens=3",
         "testbed.threads_per_device=1",
+        "hydra.sweeper.draw=10",  # a case of each grid
     ],
     "bench_profile": [
         "model=debug",
@@ -79,6 +81,7 @@ TINY = {
         "model.weights=float32",
         "workload.prompt_tokens=3",
         "testbed.threads_per_device=1",
+        "hydra.sweeper.draw=6",  # a case of each grid
     ],
     "bench_virtual": [
         "model=debug",
