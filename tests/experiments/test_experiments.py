@@ -60,6 +60,7 @@ TINY = {
         "repeat=0",
         "network.link_latency_ms=0.5",
         "system=tpi,tpi_window2,pipeline",
+        "hydra.sweeper.draw=7",  # a case of each grid
     ],
     "fig_twin": [  # without a cluster: processes of this host stand for it
         "model=debug",
@@ -91,6 +92,7 @@ TINY = {
         "model.weights=float32",
         "workload.prompt_tokens=3",
         "testbed.threads_per_device=1",
+        "hydra.sweeper.draw=10",  # a case of each grid
     ],
     "bench_profile": [
         "model=debug",
@@ -98,6 +100,7 @@ TINY = {
         "model.weights=float32",
         "workload.prompt_tokens=3",
         "testbed.threads_per_device=1",
+        "hydra.sweeper.draw=6",  # a case of each grid
     ],
     "bench_virtual": [
         "model=debug",
