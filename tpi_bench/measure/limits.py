@@ -199,7 +199,9 @@ class TokenTimes:
 
     `memory_s`: all of them over memory bandwidth. `critical_memory_s`: those that are touched one
     after another with link latencies (one device's under tensor parallelism, where the others work
-    or wait meanwhile; everyone's in a pipeline). `disk_s`: streamed ones over disk bandwidth.
+    or wait meanwhile; everyone's in a pipeline). Of devices that differ it is the quickest's: while
+    the slowest computes, the others' messages may be on their way, or there already. `disk_s`:
+    streamed ones over disk bandwidth.
     """
 
     memory_s: float
@@ -239,8 +241,9 @@ def own_times(sizes: Sequence[TokenBytes], rates: Rates, *, is_tensor: bool) -> 
         size.streamed / bps if size.streamed else 0.0  # of a disk that nobody reads, bps is NaN
         for size, bps in zip(sizes, rates.disk_bps, strict=True)
     )
-    in_turn = max(layers_s) if is_tensor else sum(layers_s)
-    times = TokenTimes(in_turn + head_s, in_turn + head_s, disk_s)
+    alone_s = max(layers_s) if is_tensor else sum(layers_s)
+    in_turn_s = min(layers_s) if is_tensor else sum(layers_s)
+    times = TokenTimes(alone_s + head_s, in_turn_s + head_s, disk_s)
     if not rates.is_one_disk:
         return times
     return replace(times, disk_s=sum(size.streamed for size in sizes) / rates.disk_bps[0])
