@@ -84,7 +84,8 @@ def draw(rows: pd.DataFrame) -> Figure:
         left.plot(own.num_devices, own.wall_s, label=label, **style)
         busy = own[own.num_events >= 1000]
         right.plot(busy.num_events, busy.event_us, **style)
-    figures.log_values(left, rows.num_devices)
+    counts = {count for count in rows.num_devices if count & (count - 1) == 0}  # others collide
+    figures.log_values(left, sorted(counts | {rows.num_devices.max()}))
     figures.log_milliseconds(left)
     left.set_xlabel("devices")
     left.set_ylabel("wall time of a run (s)")
@@ -95,9 +96,8 @@ def draw(rows: pd.DataFrame) -> Figure:
 
 def _draw_event_axes(axes: Axes) -> None:
     axes.set_xscale("log")
-    figures.plain_numbers(axes.xaxis)
+    figures.log_milliseconds(axes)
     axes.axhline(_MOST_EVENT_US, color="0.3", linewidth=0.7, linestyle="--")
-    axes.set_ylim(bottom=0)
     axes.set_xlabel("events of a run")
     axes.set_ylabel("wall time of an event (us)")
 

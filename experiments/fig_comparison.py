@@ -119,7 +119,8 @@ def draw(rows: pd.DataFrame) -> Figure:
         axes.tick_params(axis="x", labelrotation=90, labelsize=6)
     panels[0].set_yticks(places, labels)
     panels[0].set_ylim(-0.5, len(labels) - 0.5)  # also where a system has points at one cap alone
-    shared = ", sharing cores" if rows.devices_share_cores.fillna(False).any() else ""
+    sharing = rows[rows.devices_share_cores.eq(True)].num_devices
+    shared = f" ({sharing.max():.0f} devices share cores)" if len(sharing) else ""
     figure.suptitle(f"{rows.model.iloc[0]}, measured{shared}, by weights", fontsize=7.5)
     handles = [
         panels[0].plot([], [], marker, color=colours[cap], label=cap)[0]

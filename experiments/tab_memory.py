@@ -2,8 +2,9 @@
 
 Claim 1 (a 70B model in 3.1 GB a device) and Proposition 5 against numbers. Ours is the ledger in
 virtual time: weights, KV cache, activations and buffers, by the byte; the paper's is a process,
-with its interpreter and libraries. Run it with `python -m tpi_bench +experiment=tab_memory`; draw
-it again with `python -m experiments.tab_memory FOLDER`.
+with its interpreter and libraries, in units of 2^30 bytes: half of Llama 2-70B are 139e9 bytes of
+weights, which its 130 "GB" on two devices could not hold else. Run it with `python -m tpi_bench
++experiment=tab_memory`; draw it again with `python -m experiments.tab_memory FOLDER`.
 """
 
 from __future__ import annotations
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PAPER_ROWS = Path(__file__).parent / "paper" / "table2_table6_memory.csv"
+PAPER_UNIT_GB = 2**30 / 1e9
+
+
+_FACES = ("0.25", "0.65", "white")  # of markers, one a window
 
 
 def table(rows: pd.DataFrame) -> str:
@@ -30,7 +35,7 @@ def table(rows: pd.DataFrame) -> str:
         line = {"model": model, "window": window}
         for row in group.sort_values("num_devices").itertuples():
             held = f"{row.held_gb:.1f}" if row.status == "ok" else row.status
-            paper = f"{row.paper_gb:g}" if row.paper_gb == row.paper_gb else "-"
+            paper = f"{row.paper_gb:.1f}" if row.paper_gb == row.paper_gb else "-"
             line[f"{row.num_devices} devices"] = f"{held} / {paper}"
         lines.append(line)
     text = pd.DataFrame(lines).fillna("-").to_string(index=False)
@@ -56,18 +61,20 @@ def draw(rows: pd.DataFrame) -> Figure:
     left, right = figure.subplots(1, 2)
     good = rows[rows.status == "ok"]
     windows, models = list(dict.fromkeys(good.window)), list(dict.fromkeys(good.model))
-    for window, (_, marker) in zip(windows, figures.with_markers(windows), strict=True):
+    for number, (window, marker) in enumerate(figures.with_markers(windows)):
         own = good[(good.window == window) & good.paper_gb.notna()]
-        left.plot(own.paper_gb, own.held_gb, marker, label=f"window {window}", markersize=3)
+        face = _FACES[number % len(_FACES)]
+        style = {"color": "0.25", "markerfacecolor": face, "markersize": 3.5}
+        left.plot(own.paper_gb, own.held_gb, marker, label=f"window {window}", **style)
     ends = [good.held_gb.min(), max(good.held_gb.max(), 1.0)]
-    left.plot(ends, ends, color="0.3", linewidth=0.7)
+    left.plot(ends, ends, color="0.3", linewidth=0.7, label="equal")
     left.set_xscale("log")
     left.set_yscale("log")
     for axis in (left.xaxis, left.yaxis):
         figures.plain_numbers(axis)
     left.set_xlabel("the paper's (GB a device)")
     left.set_ylabel("ours (GB a device)")
-    left.legend(frameon=False)
+    left.legend(frameon=False)  # no colours of the models, which the right has: markers are alike
     colours = figures.palette(models)
     for model in models:
         for window, (_, marker) in zip(windows, figures.with_markers(windows), strict=True):
@@ -83,7 +90,8 @@ def draw(rows: pd.DataFrame) -> Figure:
     right.set_ylabel("ours (GB a device)")
     handles, names = right.get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncol=4, frameon=False)
-    figure.suptitle("TPI-LLM's tables 2 and 6; ours: the ledger in virtual time", fontsize=7.5)
+    title = "TPI-LLM's tables 2 and 6, read as 2^30 bytes; ours: the ledger in virtual time"
+    figure.suptitle(f"{title}\nmarkers in both: what the window is", fontsize=7.5)
     return figure
 
 
@@ -103,6 +111,7 @@ def _rows(runs: pd.DataFrame) -> pd.DataFrame:
     ]
     paper = paper.melt(["model", "window"], ["n2", "n4", "n6", "n8"], "count", "paper_gb")
     paper["num_devices"] = paper["count"].str.removeprefix("n").astype(int)
+    paper["paper_gb"] *= PAPER_UNIT_GB
     keys = ["model", "window", "num_devices"]
     return rows.merge(paper[[*keys, "paper_gb"]], on=keys, how="left")
 

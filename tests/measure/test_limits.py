@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.settings import settings_of
+from tpi_bench import run
 from tpi_bench.contract.job import Job, Outcome
 from tpi_bench.contract.request import Generation
 from tpi_bench.contract.testbed import Rates
@@ -51,10 +52,25 @@ def test_devices_of_one_host_share_its_memory_and_disk() -> None:
 def test_devices_of_their_own_wait_for_the_slowest() -> None:
     rates = Rates(memory_bps=(10.0, 2.0), disk_bps=(3.0, 4.0))
     tensor = limits.own_times(SIZES, rates, [[0, 1]])
-    assert tensor == limits.TokenTimes(memory_s=35.0, critical_memory_s=35.0, disk_s=15.0)
+    assert tensor == limits.TokenTimes(memory_s=35.0, critical_memory_s=15.0, disk_s=15.0)
     assert limits.own_times(SIZES, rates, [[0], [1]]).memory_s == 45.0
     one_disk = replace(rates, is_one_disk=True)
     assert limits.own_times(SIZES, one_disk, [[0, 1]]).disk_s == 30.0
+
+
+def test_no_token_is_faster_than_the_limit_of_devices_that_differ(tmp_path: Path) -> None:
+    """While the slowest computes, the messages of the others are on their way."""
+    for collective in ("direct", "star", "ring"):
+        row = run(
+            *("testbed=virtual", "model=llama2_7b", "workload.prompt_tokens=8"),
+            "workload.num_new_tokens=3",
+            "device=[dell_i7_1165g7,slow(4,30,8,1)]",
+            *("network=switch", "network.link_latency_ms=1", "network.bandwidth_mbps=100"),
+            f"system=tpi_{collective}" if collective != "star" else "system=tpi",
+            f"cache_dir={tmp_path}",
+        ).row
+        assert row.limit_token_s <= row.token_latency_s
+        assert not row.beats_limit
 
 
 # `debug` in fp32: 4 layers of 6 heads and 3 KV heads of 16, hidden 96, intermediate 160.

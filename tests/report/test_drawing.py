@@ -41,6 +41,12 @@ def test_points_that_beat_their_limit_are_named(tmp_path: Path) -> None:
         assert (title or "") in drawn[-1].get_suptitle()
 
 
+def test_a_limit_that_virtual_time_beats_is_too_high() -> None:
+    rows = pd.DataFrame({"beats_limit": [True, False], "status": "ok", "clock": "virtual"})
+    words = "1 of 2 points are faster than their limit, which is too high for them"
+    assert words in drawing(None).text(rows)
+
+
 def test_other_rows_are_left_as_they_are(tmp_path: Path) -> None:
     drawn: list[Figure] = []
     for rows in (pd.DataFrame({"status": ["ok"]}), pd.DataFrame({"beats_limit": [False, None]})):

@@ -8,7 +8,7 @@ gives one token, or with speculation several, each of which has its share of tha
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -199,7 +199,9 @@ class TokenTimes:
 
     `memory_s`: all of them over memory bandwidth. `critical_memory_s`: those that are touched one
     after another with link latencies (one device's under tensor parallelism, where the others work
-    or wait meanwhile; everyone's in a pipeline). `disk_s`: streamed ones over disk bandwidth.
+    or wait meanwhile; everyone's in a pipeline). Of devices that differ it is the quickest's: while
+    the slowest computes, the others' messages may be on their way, or there already. `disk_s`:
+    streamed ones over disk bandwidth.
     """
 
     memory_s: float
@@ -243,16 +245,20 @@ def own_times(
         size.streamed / bps if size.streamed else 0.0  # of a disk that nobody reads, bps is NaN
         for size, bps in zip(sizes, rates.disk_bps, strict=True)
     )
-    in_turn = _in_turn(layers_s, teams)
-    times = TokenTimes(in_turn + head_s, in_turn + head_s, disk_s)
+    alone, in_turn = _in_turn(layers_s, teams), _in_turn(layers_s, teams, of_a_team=min)
+    times = TokenTimes(alone + head_s, in_turn + head_s, disk_s)
     if not rates.is_one_disk:
         return times
     return replace(times, disk_s=sum(size.streamed for size in sizes) / rates.disk_bps[0])
 
 
-def _in_turn(values: Sequence[float], teams: Sequence[Sequence[int]]) -> float:
+def _in_turn(
+    values: Sequence[float],
+    teams: Sequence[Sequence[int]],
+    of_a_team: Callable[[Iterable[float]], float] = max,
+) -> float:
     """Of devices of which those of a team work at once, and the teams one after another."""
-    return sum(max(values[rank] for rank in team) for team in teams)
+    return sum(of_a_team(values[rank] for rank in team) for team in teams)
 
 
 def token_limit_s(times: TokenTimes, network_s: float) -> float:

@@ -94,9 +94,14 @@ def _beaten_limits(rows: pd.DataFrame) -> list[str]:
     """Says of how many points the limit is not to be believed; nothing where there is none."""
     if "beats_limit" not in rows:
         return []
-    count = int(rows.beats_limit.eq(True).sum())  # nothing in rows of points that failed
-    words = f"{count} of {len(rows)} points are faster than their limit, which was probed on a "
-    return [words + "busier host (column beats_limit)"] if count else []
+    beaten = rows[rows.beats_limit.eq(True)]  # nothing in rows of points that failed
+    if beaten.empty:
+        return []
+    why = "was probed on a busier host"
+    if "clock" in beaten and (beaten.clock == "virtual").all():  # its rates are given
+        why = "is too high for them"
+    words = f"{len(beaten)} of {len(rows)} points are faster than their limit, which {why}"
+    return [f"{words} (column beats_limit)"]
 
 
 def succeeded(runs: pd.DataFrame) -> pd.DataFrame:
