@@ -31,7 +31,9 @@ from tests.helpers.models_zoo import oracle, prompt_of
 from tests.helpers.processes import no_children_left
 from tests.helpers.running import make_job, model_of, run_ok
 from tpi_bench.contract.job import Job
+from tpi_bench.contract.network import NetworkConfig
 from tpi_bench.contract.request import Request
+from tpi_bench.measure.metrics import token_gaps_s
 from tpi_bench.processes.launcher import run_job
 from tpi_bench.report.folder import read_runs
 
@@ -127,6 +129,20 @@ def test_as_it_is_typed(checkpoints: dict[str, Path], tmp_path: Path, cache_dir:
     assert row.peak_anon_bytes > 0
     assert math.isnan(row.compute_share)
     assert len(report["devices"]) == 2
+
+
+@needs_build
+def test_emulated_links_are_in_its_times(checkpoints: dict[str, Path], cache_dir: Path) -> None:
+    """Through relays: each token asks every server at least once, there and back."""
+    network = NetworkConfig(topology="switch", link_latency_ms=1.0)
+    job = job_of(LlamaCppRpcSystem(), checkpoints["tied"], cache_dir, 3, network=network)
+    outcome = run_ok(job)
+    assert outcome.generation is not None
+    assert outcome.generation.token_ids == oracle(checkpoints["tied"], PROMPT, NUM_NEW)[0]
+    trip_ns = 2 * network.one_way_ns
+    assert trip_ns - 80_000 < min(outcome.round_trips_ns) < 1.05 * trip_ns
+    assert token_gaps_s(outcome.generation)[0] > 2 * trip_ns / 1e9
+    assert no_children_left()
 
 
 @needs_build

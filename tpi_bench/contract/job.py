@@ -137,8 +137,8 @@ class DeviceReport:
     peak_anon_bytes: float
     peak_file_bytes: float
     weight_bytes_read: int
-    bytes_sent: int
-    bytes_received: int
+    bytes_sent: int | None  # None: by sockets of its own, which nobody counts
+    bytes_received: int | None
     ledger_bytes: dict[str, int]
     read_mode: str
     disk_bytes_read: float = math.nan

@@ -193,8 +193,13 @@ def _links(job: Job, outcome: Outcome) -> Links:
         asked_round_trip_s=2 * job.network.one_way_ns / 1e9 if job.num_devices > 1 else math.nan,
         link_round_trip_s=statistics.median(trips) if trips else math.nan,
         link_round_trip_min_s=min(trips, default=math.nan),
-        bytes_sent=sum(d.bytes_sent for d in outcome.devices) if outcome.devices else None,
+        bytes_sent=_all_sent(outcome.devices),
     )
+
+
+def _all_sent(devices: Sequence[DeviceReport]) -> int | None:
+    sent = [device.bytes_sent for device in devices if device.bytes_sent is not None]
+    return sum(sent) if sent and len(sent) == len(devices) else None
 
 
 def _how_it_was_read(cached: PageCache, job: Job, devices: Sequence[DeviceReport]) -> PageCache:

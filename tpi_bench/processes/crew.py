@@ -13,6 +13,7 @@ from tpi_bench.host.fork import InterpreterLost, fork_context
 from tpi_bench.host.memory import PssSampler
 from tpi_bench.processes.caps import Caps
 from tpi_bench.processes.handle import DeviceHandle, Handle
+from tpi_bench.processes.relay import Relays
 from tpi_bench.processes.verdict import Trouble
 
 
@@ -23,6 +24,7 @@ class Crew:
         self.job = job
         self.caps = Caps(job)
         self.pss = PssSampler()
+        self.relays: Relays | None = None
 
     def start(self, devices: list[Handle], trouble: Trouble) -> None:
         """Into `devices`, as they start. Where one does not, `trouble` says why."""
@@ -35,6 +37,20 @@ class Crew:
                 trouble.died[rank] = str(error).removeprefix(f"rank {rank} ")
                 return
 
+    def reach(self, services: list[list[int]], trouble: Trouble) -> list[list[int]]:
+        """Ports at which the master reaches what each device serves: relays', if links are emulated.
+
+        Where these do not start, `trouble` says why.
+        """
+        if not self.job.network.is_emulated or not any(services):
+            return services
+        try:
+            self.relays = Relays(self.job.network, services, fork_context())
+        except (InterpreterLost, RuntimeError) as error:
+            trouble.failed[0] = ("error", str(error))
+            return services
+        return self.relays.ports
+
     def due_in_s(self) -> float:
         """Until `look` has something to do."""
         return self.pss.due_in_s()
@@ -45,6 +61,8 @@ class Crew:
 
     def end(self, outcome: Outcome) -> None:
         """All devices have ended: add what is known here only, and leave nothing behind."""
+        if self.relays is not None:
+            self.relays.end()
         outcome.memory_cap, outcome.pss_interval_s = self.caps.kind, self.pss.interval_s
         peaks = [self.caps.peak_bytes(rank) for rank in range(self.job.num_devices)]
         known = [peak for peak in peaks if not math.isnan(peak)]

@@ -99,7 +99,7 @@ class Launch:
         if trouble:
             return
         ports = [device.port for device in self._devices if device.port is not None]
-        services = [device.services for device in self._devices]
+        services = self._crew.reach([device.services for device in self._devices], trouble)
         secret = secrets.token_hex(32)
         self._tell(self._devices, Setup(ports=ports, secret=secret, services=services))
         self._watch.begin(time.monotonic())

@@ -417,8 +417,10 @@ class DeviceRow(Row):
     peak_anon_bytes: float = column("bytes", "anonymous pages, these included")
     peak_file_bytes: float = column("bytes", "pages of mapped files")
     weight_bytes_read: int = column("bytes", "asked of the disk for weights")
-    bytes_sent: int = column("bytes", "sent to other devices: warm-up, prompt and answer")
-    bytes_received: int = column("bytes", "received from other devices")
+    bytes_sent: int | None = column(
+        "bytes", "sent to other devices: warm-up, prompt and answer; empty where nobody counts"
+    )
+    bytes_received: int | None = column("bytes", "received from other devices")
     ledger_bytes: int = column("bytes", "what the rank program entered as held")
     read_mode: str = column("", "`direct`, `buffered, ...`, `mapped files`, `virtual` or `none`")
     disk_bytes_read: float = column("bytes", "what it made the disk read, page-ins included")
