@@ -117,6 +117,11 @@ class ClusterTestbed(Testbed):
             raise ValueError(
                 f"system={system.name} runs in one process of this host; use testbed=processes"
             )
+        if not system.reads_blocks:
+            raise ValueError(
+                f"system={system.name} has sockets of its own, between processes of this host; use "
+                "testbed=processes, or its own programs there and system=endpoint"
+            )
         asked = [
             f"network.{name}={getattr(network, name):g}"
             for name in ("link_latency_ms", "jitter_ms", "bandwidth_mbps")

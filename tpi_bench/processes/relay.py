@@ -39,7 +39,7 @@ _MOST_QUEUED = 32 << 20  # bytes under way on one connection, then the sender ha
 _START_S = 20.0
 _WAKE_EARLY_NS = 60_000  # a sleep ends late: be awake before, as `mesh.py`
 _NOTICE_NS = 20_000  # what handing on takes, and the program that is woken
-_NEVER_NS = 1 << 62
+_Act = Callable[[], None]
 
 
 class Relays:
@@ -126,6 +126,7 @@ class Relay:
         # When, a number that keeps the order, the stream, and its bytes (none: its end).
         self._due: list[tuple[int, int, _Stream, bytes]] = []
         self._numbers = itertools.count()
+        self._has_ended = False
 
     def open_door(self, peer: int, port: int) -> int:
         """Take connections that go on to `port`, to the relay or program there; where."""
@@ -137,20 +138,24 @@ class Relay:
     def run(self, launcher: int | None = None) -> None:
         """Until the launcher is gone, whose pipe is `launcher`."""
         precise_sleeps()
-        while True:
+        while not self._has_ended:
             now_ns = time.monotonic_ns()
             self._hand_on(now_ns)
-            readers = {door: functools.partial(self._let_in, door) for door in self._doors}
+            readers: dict[socket.socket | int, _Act] = {
+                door: functools.partial(self._let_in, door) for door in self._doors
+            }
             for stream in self._streams:
                 readers |= stream.readable()
             writers = {way.socket: way.flush for s in self._streams for way in s.waiting()}
-            heard = [*readers] if launcher is None else [*readers, launcher]
-            ready, writable, _ = select.select(heard, [*writers], [], self._idle_s(now_ns))
-            if launcher in ready:
-                return
+            if launcher is not None:
+                readers[launcher] = self._end
+            ready, writable, _ = select.select([*readers], [*writers], [], self._idle_s(now_ns))
             for act in [*map(writers.__getitem__, writable), *map(readers.__getitem__, ready)]:
                 act()
             self._streams = [stream for stream in self._streams if not stream.is_over]
+
+    def _end(self) -> None:
+        self._has_ended = True
 
     def _idle_s(self, now_ns: int) -> float | None:
         """How long nothing is to be handed on; 0 where it is not worth to sleep."""
@@ -206,9 +211,9 @@ class _Stream:
         self._num_due = 0  # bytes that are here and not yet handed on
         self._reads_program = self._reads_other = True
 
-    def readable(self) -> dict[socket.socket, Callable[[], None]]:
+    def readable(self) -> dict[socket.socket | int, _Act]:
         """What may be read now, and how."""
-        found: dict[socket.socket, Callable[[], None]] = {}
+        found: dict[socket.socket | int, _Act] = {}
         if self._reads_program and self._other.num_queued < _MOST_QUEUED:
             found[self._program.socket] = self._read_program
         if self._reads_other and self._num_due + self._program.num_queued < _MOST_QUEUED:
