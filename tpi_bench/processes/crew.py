@@ -38,7 +38,7 @@ class Crew:
                 return
 
     def reach(self, services: list[list[int]], trouble: Trouble) -> list[list[int]]:
-        """Ports at which the master reaches what each device serves: relays', if links are emulated.
+        """Ports at which the master reaches what devices serve: relays', if links are emulated.
 
         Where these do not start, `trouble` says why.
         """
