@@ -161,11 +161,7 @@ def test_a_talk_with_lookup_says_what_one_without_says(
             ["workload.speculation=lookup", "workload.draft_tokens=512"],
             "workload.draft_tokens=512 must be below 512, the model's context",
         ),
-        (
-            ["workload.speculation=draft"],
-            "workload.draft_model=null with workload.speculation=draft",
-        ),
-        (["workload.draft_model=same"], "workload.draft_model=same with workload.speculation=none"),
+        (["workload.speculation=draft"], "workload.speculation=draft needs a model that drafts"),
         (
             ["workload.speculation=lookup", "system=accelerate"],
             "workload.speculation=lookup with system=accelerate, which gives one a pass; use tpi",
@@ -185,7 +181,6 @@ def test_a_talk_with_lookup_says_what_one_without_says(
             ["workload.speculation=lookup", "workload.acceptance=0.5"],
             "workload.acceptance=0.5 is for testbed.cost=modelled",
         ),
-        (["workload.acceptance=0.5"], "with workload.speculation=none there are none"),
         (
             ["workload.speculation=lookup", "workload.acceptance=1.5"],
             "workload.acceptance=1.5 must be in 0 to 1, or null",

@@ -24,12 +24,12 @@ TINY = {
     "fig_speculation": [
         "model=debug",
         "repeat=0",
-        "workload=code,question",
+        "workload=code",
         "workload.prompt_ids=[7,8,9,7,8,9,7,8]",
-        "workload.speculation=none,lookup",
-        "workload.acceptance=null",
+        "workload.draft_model=debug",
+        "workload.draft_weights=float32",
         "network.link_latency_ms=0.5",
-        "system=tpi_direct,pipeline",
+        "system=tpi_direct",
     ],
     "fig_allreduce": [
         "system.collective=star,direct",

@@ -13,10 +13,10 @@ SAME = "same"
 
 
 def draft_source(values: dict[str, Any]) -> ModelSource | None:
-    """Of a point's plain values. Raises ValueError."""
+    """Of a point's plain values; None where no model drafts. Raises ValueError."""
     workload, target = values["workload"], values["model"]
     named = workload.get("draft_model")
-    if named is None:
+    if named is None or workload.get("speculation") != "draft":
         return None
     known = {name: own for name, own in choices_of("model").items() if name not in _BASES}
     if named == SAME:

@@ -48,6 +48,7 @@ class Workload:
     With `speculation` a pass computes up to `draft_tokens` + 1 positions (`speculation.py`).
     `draft_model` is a name in conf/model, a folder, a GGUF file or a hub id, or `same`: the point's
     own model, in `draft_weights`. `acceptance` stands for its real one in modelled virtual time.
+    What a kind of speculation does not ask for is not read, so that kinds can be swept.
     """
 
     name: str = setting("chat", "how rows call it")
@@ -148,19 +149,13 @@ class Workload:
                 f"workload.draft_weights={self.draft_weights} is unknown; choose one of auto, "
                 f"{', '.join(WEIGHTS)}"
             )
-        if (self.draft_model is not None) != (self.speculation == "draft"):
-            raise ValueError(
-                f"workload.draft_model={self.draft_model or 'null'} with workload.speculation="
-                f"{self.speculation}: draft, and draft alone, asks a draft model; give both or "
-                "neither"
-            )
         if self.speculation == "none":
-            if self.acceptance is not None:
-                raise ValueError(
-                    f"workload.acceptance={self.acceptance} is of drafted tokens, and with "
-                    "workload.speculation=none there are none; set it to lookup or draft"
-                )
             return
+        if self.speculation == "draft" and self.draft_model is None:
+            raise ValueError(
+                "workload.speculation=draft needs a model that drafts; give workload.draft_model="
+                "same, a name in conf/model, a folder, a .gguf file or an id on the hub"
+            )
         if self.temperature:
             raise ValueError(
                 f"workload.temperature={self.temperature} with workload.speculation="

@@ -78,7 +78,8 @@ def other_bytes(job: Job, rank: int) -> int:
     shards, itemsize = job.plan.shards[rank], BYTES_PER_VALUE[job.dtype]
     cache = cache_bytes(job, rank)
     num_new = job.request.most_new
-    activations = activation_bytes(job.config, shards, num_new, itemsize)
+    num_back = job.request.most_drafted + 1
+    activations = activation_bytes(job.config, shards, num_new, itemsize, num_back)
     own = cache + _SCRATCH * activations + earlier_bytes(job, rank) + tile_bytes(job)
     return own + (other_bytes(job.draft, 0) if job.draft and rank == 0 else 0)
 
@@ -125,13 +126,13 @@ def tile_bytes(job: Job) -> int:
 
 
 def activation_bytes(
-    config: ModelConfig, shards: Sequence[Shard], num_new: int, itemsize: int
+    config: ModelConfig, shards: Sequence[Shard], num_new: int, itemsize: int, num_back: int = 1
 ) -> int:
     """Most that a device's hidden states and temporary results take at once, in prefill.
 
     The state, its norm and the partial sum (T, h) each, and the largest of a block's inner results:
     queries, keys, values and the mixed heads, or gate, up, the activated gate and the product. The
-    master's logits (v,) in fp32 come on top.
+    master's logits (n, v) in fp32, of `num_back` positions, come on top.
     """
     inner = 0
     for shard in shards:
@@ -140,7 +141,7 @@ def activation_bytes(
         inner = max(inner, 2 * (heads + kv_heads) * config.head_dim, 4 * columns)
     is_master = any(shard.kind == "output" for shard in shards)
     values = num_new * (3 * config.hidden + inner)
-    return values * itemsize + (4 * config.vocab if is_master else 0)
+    return values * itemsize + (4 * num_back * config.vocab if is_master else 0)
 
 
 def cuts_of(block: BlockFile) -> list[int]:

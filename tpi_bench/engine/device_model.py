@@ -86,7 +86,8 @@ class DeviceModel:
                     (index, FeedForwardBlock(config, shard, self.dtype, job.weights))
                 )
         num_new = request.most_new
-        rt.hold("activations", activation_bytes(config, shards, num_new, self.dtype.itemsize))
+        num_back, itemsize = request.most_drafted + 1, self.dtype.itemsize
+        rt.hold("activations", activation_bytes(config, shards, num_new, itemsize, num_back))
         rt.hold("earlier", earlier_bytes(job, rt.rank))
         rt.hold("tile", tile_bytes(job))
         self._output_index = len(shards) - 1
