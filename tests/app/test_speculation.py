@@ -115,7 +115,7 @@ def test_one_run_says_what_its_passes_gave(cache_dir: Path) -> None:
     typed = (*typed, "workload.num_new_tokens=11")
     told = run(*typed, cache_dir=cache_dir)
     assert told.returncode == 0
-    (line,) = (text for text in told.stderr.splitlines() if "tokens a pass" in text)
+    (line,) = (text for text in told.stdout.splitlines() if "tokens a pass" in text)
     assert line.startswith("lookup              5.00 tokens a pass of ")
     assert line.endswith("(8 of 8 drafted ones were right)")
     report = json.loads(run(*typed, "report=json", cache_dir=cache_dir).stdout)

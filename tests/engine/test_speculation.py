@@ -187,19 +187,21 @@ def test_a_pass_of_tokens_has_one_time_and_one_account(
 def test_measured_virtual_time_has_real_tokens(
     checkpoints: dict[str, Path], cache_dir: Path, tmp_path: Path
 ) -> None:
-    """Which is why the same are accepted in each rehearsal."""
+    """Those of a draft by the same model are all right, in each rehearsal."""
+    source = checkpoints["tied"]
     job = replace(
-        job_of(PipelineSystem(), 2, checkpoints["tied"], cache_dir, tmp_path),
+        job_of(PipelineSystem(), 2, source, cache_dir, tmp_path),
         profiles=(IDEAL, IDEAL),
         logits_path=None,
     )
-    request = replace(job.request, prompt_ids=(5, 6, 7) * 4, speculation=LOOKUP)
-    job = replace(job, request=request)
-    plain = answer_of(replace(job, request=replace(request, speculation=None)))
-    outcome = run_here(job, tmp_path, cost="measured")
+    plain = answer_of(job)
+    asked = Speculation(kind="draft", draft_tokens=3)
+    request = replace(job.request, speculation=asked)
+    alone = make_job(TpiSystem(), source, cache_dir, num_devices=1, request=request)
+    outcome = run_here(replace(job, request=request, draft=alone), tmp_path, cost="measured")
     assert outcome.generation is not None
     assert outcome.generation.token_ids == plain.token_ids
-    assert sum(outcome.generation.accepted) > 0
+    assert outcome.generation.accepted == outcome.generation.proposed == [3] * 5 + [2]
 
 
 def test_a_request_that_speculates_needs_a_drafter() -> None:
