@@ -17,7 +17,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from baselines.halda import OBJECTIVES, round_counts
 from baselines.layer_planners import (
@@ -34,6 +34,7 @@ from tpi_bench.contract.network import Traffic
 from tpi_bench.contract.plan import Plan, Site
 from tpi_bench.contract.request import Generation
 from tpi_bench.contract.setting import setting
+from tpi_bench.contract.speculation import SPECULATIONS
 from tpi_bench.contract.system import Streaming
 from tpi_bench.engine.budget import within_memory
 from tpi_bench.engine.plans import layer_chain
@@ -85,6 +86,8 @@ class PrimaSystem(WindowedSystem):
         True, "load the next round's segment once the result is sent; false: a block when needed"
     )
     wire: str = wire_setting()
+
+    speculations: ClassVar[tuple[str, ...]] = SPECULATIONS
 
     def __post_init__(self) -> None:
         check_wire(self.wire)
@@ -186,6 +189,7 @@ class PrimaSystem(WindowedSystem):
 
     def run_device(self, rt: Runtime, job: Job, output: Output) -> Generation | None:
         from tpi_bench.engine.device_model import DeviceModel, Steps
+        from tpi_bench.engine.drafters import drafter_of
         from tpi_bench.engine.generation import generate
         from tpi_bench.engine.packing import make_wire
         from tpi_bench.engine.segments import segment_source
@@ -207,7 +211,7 @@ class PrimaSystem(WindowedSystem):
             model.window.close()
             return None
         master = _Master(rt, model, job.plan, ring)
-        result = generate(rt, master.forward, job.request, output)
+        result = generate(rt, master.forward, job.request, output, drafter_of(rt, job))
         master.close()
         return result
 
@@ -268,15 +272,15 @@ class _Master:
         self._workers = [rank for rank in plan.chain if rank]
         self._steps = Steps(rt)
 
-    def forward(self, token_ids: list[int], position: int) -> torch.Tensor:
-        """New token ids -> logits (v,) of the last."""
+    def forward(self, token_ids: list[int], position: int, num_back: int = 1) -> torch.Tensor:
+        """New token ids -> logits (v,) of the last, or (n, v) of the last n."""
         self._steps.announce(self._workers, len(token_ids), position)
         x = self._model.embed(token_ids)
         if self._ring.first:
             self._ring.send(self._ring.first, x)
         end = self._ring.round_trips(len(token_ids), position, x)
         assert end is not None
-        return self._model.logits(end)
+        return self._model.logits(end, num_back)
 
     def close(self) -> None:
         self._steps.end()

@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from baselines.dllama import DllamaSystem
 from baselines.galaxy import GalaxySystem
 from baselines.pipeline import PipelineSystem
+from baselines.prima import PrimaSystem
 from tests.helpers.drafting import LOOKUP, drafted
 from tests.helpers.models_zoo import oracle, prompt_of
 from tests.helpers.running import make_job
@@ -35,6 +37,8 @@ SYSTEMS: list[tuple[int, System]] = [
     (3, PipelineSystem(window=2)),
     (2, PipelineSystem(loading="mmap")),
     *((n, GalaxySystem()) for n in (1, 2, 3, 5)),
+    (2, PrimaSystem(planner="proportional", rounds=2, window="auto")),
+    (3, DllamaSystem(wire="auto")),
 ]
 
 
