@@ -46,14 +46,17 @@ def _float_product(task: Any, kind: Any, size: int) -> None:
     while first < rows:
         for row in range(first, min(first + share, rows)):
             w, v, place = values + row * cols * size, x, out + 4 * row
-            store_one(place, total(float_row(w, v, cols, kind, size)))  # from memory
-            for number in range(1, num_new - 1, 2):  # out of the cache
-                there = place + number * pitch
-                two_of_floats(w, v + 4 * cols * number, cols, kind, size, there, pitch)
-            if not num_new & 1:
-                number = num_new - 1
-                sums = float_row(w, v + 4 * cols * number, cols, kind, size)
-                store_one(place + number * pitch, total(sums))
+            left = num_new
+            while left:
+                if left == num_new or left == 1:  # the first, from memory; the last one over
+                    store_one(place, total(float_row(w, v, cols, kind, size)))
+                    count = 1
+                else:
+                    two_of_floats(w, v, cols, kind, size, place, pitch)
+                    count = 2
+                left -= count
+                v += 4 * cols * count
+                place += pitch * count
         first = take(task, NEXT, share)
 
 
@@ -80,14 +83,17 @@ def q8(task: Any) -> None:
         for row in range(first, min(first + share, rows)):
             w, s = values + 32 * groups * row, scales + 2 * groups * row
             v, place = x, out + 4 * row
-            store_one(place, total(q8_row(w, s, v, groups)))
-            for number in range(1, num_new - 1, 2):
-                there = place + number * pitch
-                two_of_q8(w, s, v + 128 * groups * number, groups, there, pitch)
-            if not num_new & 1:
-                number = num_new - 1
-                sums = q8_row(w, s, v + 128 * groups * number, groups)
-                store_one(place + number * pitch, total(sums))
+            left = num_new
+            while left:
+                if left == num_new or left == 1:
+                    store_one(place, total(q8_row(w, s, v, groups)))
+                    count = 1
+                else:
+                    two_of_q8(w, s, v, groups, place, pitch)
+                    count = 2
+                left -= count
+                v += 128 * groups * count
+                place += pitch * count
         first = take(task, NEXT, share)
 
 

@@ -23,7 +23,7 @@ def refuse_speculation(settings: Settings) -> None:
         known = f"which knows {' and '.join(others)} alone" if others else "which gives one a pass"
         raise ValueError(
             f"workload.speculation={kind} with system={system.name}, {known}; use tpi, pipeline, "
-            "mmap, blocking, edgeshard or galaxy"
+            "mmap, blocking, edgeshard, galaxy, prima or dllama"
         )
     if system.max_devices == 1 and workload.prefill_chunk is not None:
         raise ValueError(
