@@ -41,7 +41,7 @@ SYSTEMS: list[tuple[int, System]] = [
     (2, PipelineSystem(loading="mmap")),
     *((n, GalaxySystem()) for n in (1, 2, 3, 5)),
     (3, PrimaSystem(planner="proportional", window=2)),
-    (2, PrimaSystem(planner="proportional", rounds=5, window="auto")),
+    (2, PrimaSystem(planner="proportional", rounds=1, window="auto")),
     (3, JupiterSystem(planner="proportional", lengths="equal", chunks=2)),
     *((4, HybridSystem(collective=name)) for name in ("star", "direct")),
     (1, FlexInferSystem()),
