@@ -181,7 +181,7 @@ def ask(answer: Answer, request: Request, **settings: Any) -> Generation:
         transport=httpx2.MockTransport(handle),
     )
     runtime: Any = LocalRuntime(0, {(0, 0): None})
-    client = endpoint._Client(runtime, server, system.prompt_as, request)
+    client = endpoint._Client(runtime, server, system.prompt_as, request, system.counts)
     client.begin()
     return endpoint.warmed_up(request, Output(), client.answer)
 
@@ -286,8 +286,12 @@ def test_a_server_that_counts_nothing() -> None:
             return httpx2.Response(200, json={"choices": []})
         return stream_of(said("a"))
 
-    with pytest.raises(Explained, match="neither ids nor numbers of its tokens"):
+    with pytest.raises(Explained, match=r"neither ids nor numbers .* say system\.counts=chunks"):
         ask(answer, REQUEST)
+    found = ask(answer, REQUEST, counts="chunks")
+    assert len(found.token_ids) == 1
+    assert found.prompt_tokens is None
+    assert "each chunk was taken for a token (system.counts=chunks)" in found.note
 
 
 def test_no_ids_and_a_check() -> None:
