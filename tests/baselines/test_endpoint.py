@@ -280,6 +280,20 @@ def test_a_server_that_counts_only_whole_answers() -> None:
     assert found.prompt_tokens == 21
 
 
+def test_llamacpps_own_format() -> None:
+    """As of 2024, and of prima.cpp's server: no choices, and counts in the last message."""
+
+    def answer(http: httpx2.Request, body: dict[str, Any]) -> httpx2.Response:
+        words = [{"content": "a", "stop": False} for _ in range(body["max_tokens"])]
+        last = {"content": "", "stop": True, "tokens_predicted": len(words), "tokens_evaluated": 3}
+        return stream_of(*words, last)
+
+    found = ask(answer, REQUEST)
+    assert len(found.token_ids) == 4
+    assert found.prompt_tokens == 3
+    assert found.note == ""
+
+
 def test_a_server_that_counts_nothing() -> None:
     def answer(http: httpx2.Request, body: dict[str, Any]) -> httpx2.Response:
         if not body["stream"]:
