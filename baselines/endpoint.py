@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 _UNKNOWN = "unknown"
 _WEIGHTS = (_UNKNOWN, "float32", "float16", "bfloat16", "q8", "q4")
+_COUNTERS = ("server", "chunks")
 _NO_ID = -1  # of a token that the server did not tell
 _WORDS = [
     "the",
@@ -85,6 +86,12 @@ class EndpointSystem(System):
         None, "the environment variable that holds its key, if it wants one"
     )
     weights: str = setting(_UNKNOWN, "what it holds weights in, for its rows", _WEIGHTS)
+    counts: str = setting(
+        "server",
+        "what counts the answer's tokens: the server, or chunks, where it says no numbers but is "
+        "known to send each token alone",
+        _COUNTERS,
+    )
     timeout_s: float = setting(300.0, "a server that is silent for longer has failed")
 
     talks: ClassVar[bool] = False
@@ -147,7 +154,8 @@ class EndpointSystem(System):
         server = self._server()
         try:
             server.choose_model()
-            server.stream(_body(self.prompt_as, [1], "Hello", 1), {}, lambda chunk: True)
+            # To its end: some servers fail when a stream is cut off.
+            server.stream(_body(self.prompt_as, [1], "Hello", 1), {}, lambda chunk: False)
         except Explained as error:
             raise ValueError(str(error)) from error
         finally:
@@ -155,7 +163,7 @@ class EndpointSystem(System):
 
     def run_device(self, rt: Runtime, job: Job, output: Output) -> Generation | None:
         server = self._server()
-        client = _Client(rt, server, self.prompt_as, job.request)
+        client = _Client(rt, server, self.prompt_as, job.request, self.counts)
         try:
             rt.compute(("load",), client.begin)
             return warmed_up(job.request, output, client.answer)
@@ -179,11 +187,14 @@ class EndpointSystem(System):
 class _Client:
     """Asks one prompt of a server, first in another order (the warm-up) and then as it is."""
 
-    def __init__(self, rt: Runtime, server: Server, prompt_as: str, request: Request) -> None:
+    def __init__(
+        self, rt: Runtime, server: Server, prompt_as: str, request: Request, counts: str
+    ) -> None:
         self._rt = rt
         self._server = server
         self._prompt_as = prompt_as
         self._request = request
+        self._counts_chunks = counts == "chunks"
         self._text = request.prompt_text or ""
         self._warms_up = request.warmup_tokens > 0
 
@@ -205,7 +216,10 @@ class _Client:
         arrived = _Arrived(self._rt, request, result, limit, output)
         stream = functools.partial(self._server.stream, body, wanted, arrived.take)
         counts = self._rt.compute(("generate",), stream)
-        if not arrived.has_ids and (counts.answer is None or counts.prompt is None):
+        if self._counts_chunks and counts.answer is None:
+            counts.answer = arrived.num_chunks
+            arrived.notes.append("each chunk was taken for a token (system.counts=chunks)")
+        elif not arrived.has_ids and (counts.answer is None or counts.prompt is None):
             counts = self._server.count(body, wanted)  # it counts where it does not stream
         arrived.settle(counts)
         result.prompt_tokens = counts.prompt
@@ -273,6 +287,10 @@ class _Arrived:
         self._output = output
         self._chunks_ns: list[int] = []
 
+    @property
+    def num_chunks(self) -> int:
+        return len(self._chunks_ns)
+
     def take(self, chunk: Chunk) -> bool:
         """Whether it is enough: told by ids alone, as nothing else counts tokens."""
         now_ns = self._rt.now()
@@ -301,7 +319,7 @@ class _Arrived:
         if num is None:
             raise Explained(
                 "the server tells neither ids nor numbers of its tokens (usage), so its speed in "
-                "tokens is not known"
+                "tokens is not known; where each of its chunks is a token, say system.counts=chunks"
             )
         if self._request.keep_logits or self._output.on_token:
             raise Explained(

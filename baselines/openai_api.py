@@ -62,6 +62,9 @@ class Counts:
         self.answer = usage.get("completion_tokens", self.answer)
         details = usage.get("prompt_tokens_details") or {}
         self.cached = details.get("cached_tokens", self.cached)
+        if message.get("stop") is True:  # llama.cpp's own format, as of 2024 and of prima.cpp
+            self.prompt = message.get("tokens_evaluated", self.prompt)
+            self.answer = message.get("tokens_predicted", self.answer)
         for choice in message.get("choices") or []:
             self.reason = choice.get("finish_reason") or self.reason
 
@@ -256,7 +259,12 @@ def _chunk(message: dict[str, Any]) -> Chunk:
     """Of a message's first choice: an answer, or what is thought before it."""
     choice: dict[str, Any] = next(iter(message.get("choices") or []), {})
     delta = choice.get("delta") or {}
-    texts = (choice.get("text"), *map(delta.get, ("content", "reasoning_content", "reasoning")))
+    # `content` beside no choice is llama.cpp's own format.
+    texts = (
+        choice.get("text"),
+        message.get("content"),
+        *map(delta.get, ("content", "reasoning_content", "reasoning")),
+    )
     ids = choice.get("token_ids")
     ids = ids if ids is not None else (message.get("__verbose") or {}).get("tokens")
     return Chunk(text=next(filter(None, texts), ""), ids=ids)

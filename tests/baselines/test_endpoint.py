@@ -181,7 +181,7 @@ def ask(answer: Answer, request: Request, **settings: Any) -> Generation:
         transport=httpx2.MockTransport(handle),
     )
     runtime: Any = LocalRuntime(0, {(0, 0): None})
-    client = endpoint._Client(runtime, server, system.prompt_as, request)
+    client = endpoint._Client(runtime, server, system.prompt_as, request, system.counts)
     client.begin()
     return endpoint.warmed_up(request, Output(), client.answer)
 
@@ -280,14 +280,32 @@ def test_a_server_that_counts_only_whole_answers() -> None:
     assert found.prompt_tokens == 21
 
 
+def test_llamacpps_own_format() -> None:
+    """As of 2024, and of prima.cpp's server: no choices, and counts in the last message."""
+
+    def answer(http: httpx2.Request, body: dict[str, Any]) -> httpx2.Response:
+        words = [{"content": "a", "stop": False} for _ in range(body["max_tokens"])]
+        last = {"content": "", "stop": True, "tokens_predicted": len(words), "tokens_evaluated": 3}
+        return stream_of(*words, last)
+
+    found = ask(answer, REQUEST)
+    assert len(found.token_ids) == 4
+    assert found.prompt_tokens == 3
+    assert found.note == ""
+
+
 def test_a_server_that_counts_nothing() -> None:
     def answer(http: httpx2.Request, body: dict[str, Any]) -> httpx2.Response:
         if not body["stream"]:
             return httpx2.Response(200, json={"choices": []})
         return stream_of(said("a"))
 
-    with pytest.raises(Explained, match="neither ids nor numbers of its tokens"):
+    with pytest.raises(Explained, match=r"neither ids nor numbers .* say system\.counts=chunks"):
         ask(answer, REQUEST)
+    found = ask(answer, REQUEST, counts="chunks")
+    assert len(found.token_ids) == 1
+    assert found.prompt_tokens is None
+    assert "each chunk was taken for a token (system.counts=chunks)" in found.note
 
 
 def test_no_ids_and_a_check() -> None:
