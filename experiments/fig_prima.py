@@ -73,8 +73,8 @@ def _rounds_table(alike: pd.DataFrame) -> list[str]:
         if len(one):
             memory, disk, latency, loads = key
             text.append(
-                f"{memory:g} GB, {disk:g} GB/s, {latency:g} ms a hop, {loads}: {best.rounds} "
-                f"rounds take {best.token_latency_s / one.iloc[0]:.2f} of one"
+                f"{memory:g} GB, {disk:g} GB/s, {latency:g} ms a hop, {loads}: rounds of the "
+                f"fastest: {best.rounds}, taking {best.token_latency_s / one.iloc[0]:.2f} of one"
             )
     others = alike[alike.system != "prima"]
     text += [
@@ -180,11 +180,10 @@ def _draw_planners(axes: Axes, home: pd.DataFrame) -> None:
         places = [
             planners.index(planner) + 0.1 * (number - len(counts) / 2) for planner in own.planner
         ]
-        label = "as planned" if count == "auto" else f"{count} rounds"
+        label = {"auto": "as planned", "1": "1 round"}.get(count, f"{count} rounds")
         axes.plot(own.token_latency_s, places, marker, color=colours[count], label=label)
     axes.set_yticks(range(len(planners)), planners, fontsize=6)
-    axes.set_xscale("log")
-    figures.plain_numbers(axes.xaxis)
+    axes.set_xlim(left=0)
     axes.set_xlabel(f"token latency of {ring.model.iloc[0]} (s)")
     axes.legend(fontsize=5.5)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from baselines.flexinfer import FlexInferSystem
-from tests.helpers.models_zoo import oracle, prompt_of
+from tests.helpers.models_zoo import Variant, make_checkpoint, oracle, prompt_of
 from tests.helpers.planned import TINYLLAMA, planned_job, with_room
 from tests.helpers.running import make_job, run_ok
 from tests.helpers.sites import SHAPE
@@ -22,7 +22,13 @@ from tpi_bench.contract.system import Streaming
 from tpi_bench.engine.rank import run_rank
 from tpi_bench.engine.tpi import TpiSystem
 
-TYPED = ("model=debug", "testbed=virtual", "workload.prompt_tokens=4", "workload.num_new_tokens=3")
+TYPED = (
+    "model=debug",
+    "model.num_layers=12",
+    "testbed=virtual",
+    "workload.prompt_tokens=4",
+    "workload.num_new_tokens=3",
+)
 
 
 def plan_of(job: Job, share: float) -> tuple[Job, Streaming]:
@@ -73,30 +79,41 @@ def test_the_budget_is_that_of_tpi_auto() -> None:
     assert plan.kept_bytes <= other.kept_bytes
 
 
+@pytest.fixture(scope="module")
+def deep(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Models of twelve layers, of which a ring of three is a part."""
+    changes = {"untied": {"num_hidden_layers": 12}}
+    changes["tied"] = changes["untied"] | {"tie_word_embeddings": True}
+    return {
+        name: make_checkpoint(tmp_path_factory.mktemp(name), Variant(changes=own))
+        for name, own in changes.items()
+    }
+
+
 @pytest.mark.parametrize(("share", "length"), [(0.6, 20), (0.75, 200), (2.0, 1)])
-@pytest.mark.parametrize("name", ["gqa", "tied"])
+@pytest.mark.parametrize("name", ["untied", "tied"])
 def test_tokens_are_those_of_transformers(
-    checkpoints: dict[str, Path], cache_dir: Path, name: str, share: float, length: int
+    deep: dict[str, Path], cache_dir: Path, name: str, share: float, length: int
 ) -> None:
     request = Request(prompt_ids=prompt_of(length), num_new_tokens=12, warmup_tokens=2)
-    job = make_job(FlexInferSystem(), checkpoints[name], cache_dir, num_devices=1, request=request)
+    job = make_job(FlexInferSystem(), deep[name], cache_dir, num_devices=1, request=request)
     job, plan = plan_of(job, share)
     assert (plan.streamed_bytes > 0) == (share < 1)
     outcome = run_ok(job)
     assert outcome.generation is not None
-    assert outcome.generation.token_ids == oracle(checkpoints[name], request.prompt_ids, 12)[0]
+    assert outcome.generation.token_ids == oracle(deep[name], request.prompt_ids, 12)[0]
     assert outcome.devices[0].weight_bytes_read > 0
 
 
-def test_reads_are_spread_over_a_token(checkpoints: dict[str, Path], cache_dir: Path) -> None:
+def test_reads_are_spread_over_a_token(deep: dict[str, Path], cache_dir: Path) -> None:
     """Where a layer's reads take less than it computes nobody waits, and where they take more, a
-    token takes them alone.
+    token takes them alone. Twelve layers of 100 us.
     """
     request = Request(prompt_ids=(1, 2, 3), num_new_tokens=5)
-    job = make_job(FlexInferSystem(), checkpoints["mha"], cache_dir, num_devices=1, request=request)
+    job = make_job(FlexInferSystem(), deep["untied"], cache_dir, num_devices=1, request=request)
     job, plan = plan_of(job, 0.6)
     costs = Scripted(attn=40_000, ffn=60_000)
-    for disk_ns, token_ns in ((400_000, 500_000), (2_000_000, 2_000_000)):
+    for disk_ns, token_ns in ((800_000, 1_200_000), (3_000_000, 3_000_000)):
         profile = replace(IDEAL, disk_gb_per_s=plan.streamed_bytes / disk_ns)
         generation = world_of(profile, costs=costs).run(lambda rt: run_rank(rt, job))[0].generation
         assert generation is not None
@@ -115,7 +132,7 @@ def test_as_it_is_typed() -> None:
     typed = ("system=flexinfer", "testbed.num_devices=1", *TYPED)
     result = run(*typed)
     assert (result.status, result.row.label, result.row.variant) == ("ok", "FlexInfer", "")
-    short = run(*typed, "system.ahead=1", "device.memory_mb=1.8")
+    short = run(*typed, "system.ahead=1", "device.memory_mb=3")
     assert (short.status, short.row.variant) == ("ok", "ahead 1"), short.row.error
     assert short.row.streamed_bytes > 0
     assert short.row.token_latency_s > result.row.token_latency_s

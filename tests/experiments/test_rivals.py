@@ -43,8 +43,8 @@ def test_rounds_are_held_against_one() -> None:
     )
     text = fig_prima.DRAWING.table(fig_prima.DRAWING.rows(rows))
     where = "8.6 GB, 2 GB/s, 0.1 ms a hop"
-    assert f"{where}, loaded ahead: 2 rounds take 0.50 of one" in text
-    assert f"{where}, when needed: 1 rounds take 1.00 of one" in text
+    assert f"{where}, loaded ahead: rounds of the fastest: 2, taking 0.50 of one" in text
+    assert f"{where}, when needed: rounds of the fastest: 1, taking 1.00 of one" in text
 
 
 def test_planners_are_held_against_haldas_choice_and_sizes_against_what_is_published() -> None:
