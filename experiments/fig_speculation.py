@@ -117,11 +117,11 @@ def _draw_by_acceptance(axes: Axes, rows: pd.DataFrame, colours: dict) -> None:
         else:
             means = group.groupby("acceptance_asked").token_latency_s.mean()
             times, shares = list(means), list(means.index)
-        marker = "" if kind == "none" else "o"
+        marker = None if kind == "none" else "o"
         axes.plot(shares, times, _STYLES[kind], color=colours[line], marker=marker)
     figures.log_milliseconds(axes)
     first = own.iloc[0]
-    axes.set_xlabel("share of drafted tokens that are right", fontsize=7)
+    axes.set_xlabel("chance that a drafted token is right", fontsize=7)
     axes.set_ylabel("token latency (s)", fontsize=7)
     axes.set_title(
         f"{first.model} in {first.weights}, virtual,\n{first.device}, {latency:g} ms a hop",
@@ -164,7 +164,7 @@ def _rows(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def _line(row: dict) -> str:
-    name = names.system_label(row).partition(" window")[0]
+    name = names.system_label(row).partition(" window")[0].removesuffix(" wire q8")
     is_alone = row["num_devices"] == 1 and not row["is_library"]
     return f"{name}, 1 device" if is_alone else name
 
