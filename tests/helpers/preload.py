@@ -1,10 +1,14 @@
-"""What devices of tests are forked with: besides the engine the libraries that it is held against.
+"""What devices of tests are forked with: besides the engine the libraries that it is held against,
+and what modelled runs load when they begin.
 
-Their import takes 3 seconds, which every process that needs them would pay again. What a process
+Their import takes 4 seconds, which every process that needs them would pay again. What a process
 starts with is then more than a user's: tests of that have `as_a_user_forks`.
 """
 
 from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
 
 import accelerate.hooks  # noqa: F401
 from transformers import (  # noqa: F401
@@ -16,4 +20,10 @@ from transformers import (  # noqa: F401
     Qwen2ForCausalLM,
 )
 
+from tests.helpers.planned import planned_job
+from tpi_bench.contract.device import ideal_device
 from tpi_bench.processes import preload  # noqa: F401
+from tpi_bench.virtual.run import run_virtual
+
+# What torch loads for the first computation that is traced.
+run_virtual(replace(planned_job(), profiles=(ideal_device("any"),)), Path(), cost="modelled")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.helpers.advising import SMALL, asked
 from tpi_bench.measure.search import Bounded
-from tpi_bench.measure.side_by_side import measured_side_by_side
+from tpi_bench.measure.side_by_side import SideBySide
 
 NETWORKS = {
     "switch": ("network=switch", "network.link_latency_ms=0.05", "network.bandwidth_mbps=300"),
@@ -41,12 +42,22 @@ def some_of(bounded: list[Bounded], seed: str) -> list[Bounded]:
     return [*kinds.values(), *fit[:PER_NETWORK]]
 
 
+@pytest.fixture(scope="module")
+def workers() -> Iterator[SideBySide]:
+    """One process for all tests here: another would trace the same computations."""
+    workers = SideBySide(1)
+    yield workers
+    workers.end()
+
+
 @pytest.mark.parametrize("network", NETWORKS)
-def test_no_way_is_faster_than_its_bound(network: str, cache_dir: Path) -> None:
+def test_no_way_is_faster_than_its_bound(
+    network: str, workers: SideBySide, cache_dir: Path
+) -> None:
     given = (*SMALL, f"device={HOUSEHOLD}", *NETWORKS[network])
     home = asked(*given, cache_dir=cache_dir)
     chosen = some_of(home.bounded(), network)
-    records = measured_side_by_side(home.settings(way) for way, _ in chosen)
+    records = workers.records(home.settings(way) for way, _ in chosen)
     timed, near = 0, 0
     for (way, bound), record in zip(chosen, records, strict=True):
         run = record.run
@@ -59,10 +70,10 @@ def test_no_way_is_faster_than_its_bound(network: str, cache_dir: Path) -> None:
     assert near > timed / 4  # else they would rule nothing out
 
 
-def test_what_does_not_fit_for_certain_does_not(cache_dir: Path) -> None:
+def test_what_does_not_fit_for_certain_does_not(workers: SideBySide, cache_dir: Path) -> None:
     given = (*SMALL, f"device={HOUSEHOLD}", "network=switch", "model.weights=float32")
     home = asked(*given, cache_dir=cache_dir)
     lacking = [each for each in home.bounded() if each[1].lacking_bytes > 0]
     assert "galaxy" in {way.system for way, _ in lacking}
-    records = measured_side_by_side(home.settings(way) for way, _ in lacking[::9])
+    records = workers.records(home.settings(way) for way, _ in lacking[::9])
     assert {record.run.status for record in records} == {"oom"}

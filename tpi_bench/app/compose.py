@@ -31,13 +31,20 @@ def build_settings(cfg: DictConfig, overrides: Sequence[str] = ()) -> Settings:
     `overrides` are the point's own, for what composing loses: the order of `device=[a,b,b]` and
     that b is there twice.
     """
-    raw = OmegaConf.to_container(cfg, resolve=True)
-    assert isinstance(raw, dict)
+    raw = {str(key): _resolved(cfg, str(key)) for key in cfg if key != "hydra"}
     values: dict[str, Any] = plain_text(raw)
     _check_plain(values)
     values["memory_mb"] = _take_memory(values["device"])
     values["device"] = _devices_in_order(_packaged(values["device"]), overrides)
     return settings_from(values, overrides)
+
+
+def _resolved(cfg: DictConfig, key: str) -> Any:
+    """A part of the configuration by itself: a copy without Hydra's own would take longer."""
+    if OmegaConf.is_missing(cfg, key):
+        return "???"
+    value = cfg[key]
+    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
 
 
 def settings_from(values: dict[str, Any], overrides: Sequence[str]) -> Settings:

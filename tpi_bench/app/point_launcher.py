@@ -18,7 +18,7 @@ from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, configure_log, run_job, setup_globals
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from tpi_bench.app.compose import build_settings
@@ -167,8 +167,7 @@ class Turns:
 
 def settings_of(config: DictConfig) -> Settings | None:
     """None for what cannot be: that is told when its turn comes."""
-    plain: Any = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
     try:
-        return build_settings(plain, config.hydra.overrides.task)
+        return build_settings(config, config.hydra.overrides.task)
     except (ValueError, OSError, OmegaConfBaseException):
         return None

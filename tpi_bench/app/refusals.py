@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from tpi_bench.app.arguments import as_typed
 from tpi_bench.app.compose import build_settings
@@ -20,9 +20,8 @@ def trouble_of(point: DictConfig, overrides: Sequence[str]) -> str | None:
     """Why a composed point of a sweep cannot be run, in one line; None where nothing is wrong."""
     from tpi_bench.measure.prepare import refuse_unfit
 
-    own = OmegaConf.masked_copy(point, [str(key) for key in point if key != "hydra"])
     try:
-        refuse_unfit(build_settings(own, overrides))
+        refuse_unfit(build_settings(point, overrides))
     except ValueError as error:
         return one_line(error)
     return None

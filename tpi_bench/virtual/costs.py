@@ -29,6 +29,8 @@ _WAITS_MS = (16, 8, 2, 1)
 _COLD_AFTER_NS = 1_000_000  # a modelled device is cold after such a wait
 # What a computation gives, on the meta device, and its operators.
 Traced = dict[Key, tuple[Any, Work]]
+# What it gives, and its time on a device that is warm, and on one that is cold.
+_Charges = tuple[tuple[Any, int], tuple[Any, int]]
 
 
 class Costs(Protocol):
@@ -51,28 +53,27 @@ class ModelledCosts:
         self._traced: Traced = {} if traced is None else traced
         # By the profile's identity, as comparing two takes longer than a message. It is kept here,
         # so that no other has the same.
-        self._charges: dict[int, tuple[DeviceProfile, dict[Key, tuple[Any, int]]]] = {}
+        self._charges: dict[int, tuple[DeviceProfile, dict[Key, _Charges]]] = {}
         self.num_traced = 0
 
     def run(
         self, key: Key, fn: Callable[[], T], profile: DeviceProfile, idle_ns: int = 0
     ) -> tuple[T, int]:
         try:
-            charge = self._charges[id(profile)][1][key]
+            charges = self._charges[id(profile)][1][key]
         except KeyError:
-            charge = self._charge(key, fn, profile)
-        if idle_ns < _COLD_AFTER_NS:
-            return charge
-        return charge[0], charge[1] + profile.cold_ns
+            charges = self._charges_of(key, fn, profile)
+        return charges[idle_ns >= _COLD_AFTER_NS]
 
-    def _charge(self, key: Key, fn: Callable[[], T], profile: DeviceProfile) -> tuple[T, int]:
+    def _charges_of(self, key: Key, fn: Callable[[], T], profile: DeviceProfile) -> _Charges:
         if key not in self._traced:
             self._traced[key] = count_work(fn)
             self.num_traced += 1
         result, work = self._traced[key]
-        charges = self._charges.setdefault(id(profile), (profile, {}))[1]
-        charges[key] = result, profile.work_ns(work)
-        return charges[key]
+        ns = profile.work_ns(work)
+        charges = (result, ns), (result, ns + profile.cold_ns)
+        self._charges.setdefault(id(profile), (profile, {}))[1][key] = charges
+        return charges
 
 
 class Typical(NamedTuple):

@@ -96,6 +96,7 @@ class DiskQueue:
         self._beside_computing = profile.disk_computing_gb_per_s or profile.disk_gb_per_s
         self._shared = profile.disk_shared_gb_per_s or profile.disk_gb_per_s
         self._reads: deque[DiskRead] = deque()
+        self._num_reads: dict[int, int] = {}  # by device, of those that have some
         self._time_ns = 0.0  # until when transfers are accounted for
         self._num_computing = 0
 
@@ -106,6 +107,7 @@ class DiskQueue:
         self.advance(now_ns)
         asked = DiskRead(device, nbytes, on_end or (lambda end_ns: None))
         self._reads.append(asked)
+        self._num_reads[device] = self._num_reads.get(device, 0) + 1
         if len(self._reads) <= self._depth:
             asked.ready_ns = now_ns + self._latency_ns
         return asked
@@ -169,13 +171,16 @@ class DiskQueue:
 
     def _gb_per_s(self) -> float:
         """What the disk gives right now, in bytes a nanosecond."""
-        if len(self._reads) > 1 and any(r.device != self._reads[0].device for r in self._reads):
+        if len(self._num_reads) > 1:
             return self._shared
         return self._beside_computing if self._num_computing else self._alone
 
     def _end(self, end_ns: float) -> None:
         """The first read is over; another one's latency begins."""
         head = self._reads.popleft()
+        self._num_reads[head.device] -= 1
+        if not self._num_reads[head.device]:
+            del self._num_reads[head.device]
         self._time_ns = end_ns
         if len(self._reads) >= self._depth:
             self._reads[self._depth - 1].ready_ns = end_ns + self._latency_ns

@@ -56,37 +56,39 @@ class Message:
 
     def go_on(self) -> None:
         """Through every port of which it is known by now when its turn is."""
-        hops, now_ns = self.way.hops, self.clock.now_ns
+        hops, place, now_ns = self.way.hops, self.place, self.clock.now_ns
+        first_ns, last_ns = self.first_ns, self.last_ns
         while True:
-            hop = hops[self.place]
+            hop = hops[place]
             if hop.ns_per_byte:
                 port = hop.port
-                if port.free_ns > self.first_ns:
-                    self.first_ns = port.free_ns
-                port.free_ns = self.first_ns + round(self.nbytes * hop.ns_per_byte)
-                if port.free_ns > self.last_ns:
-                    self.last_ns = port.free_ns
+                if port.free_ns > first_ns:
+                    first_ns = port.free_ns
+                free_ns = port.free_ns = first_ns + round(self.nbytes * hop.ns_per_byte)
+                if free_ns > last_ns:
+                    last_ns = free_ns
             if hop.is_stored:
-                self.first_ns = self.last_ns
-            self.first_ns += hop.latency_ns
-            self.last_ns += hop.latency_ns
+                first_ns = last_ns
+            first_ns += hop.latency_ns
+            last_ns += hop.latency_ns
             if hop.jitter_parts:
-                self._shift(self.jitter_ns // hop.jitter_parts)
-            self.place += 1
-            if self.place == len(hops):
-                self.deliver(self.last_ns)
+                late_ns = self._late_ns(place, first_ns, self.jitter_ns // hop.jitter_parts)
+                first_ns += late_ns
+                last_ns += late_ns
+                self.way.left_ns[place] = last_ns
+            place += 1
+            if place == len(hops):
+                self.deliver(last_ns)
                 return
-            if hops[self.place].ns_per_byte and self.first_ns > now_ns:
+            if hops[place].ns_per_byte and first_ns > now_ns:
                 # Shared, and others may be there before the first bit is.
-                self.clock.at(self.first_ns, self.go_on)
+                self.place, self.first_ns, self.last_ns = place, first_ns, last_ns
+                self.clock.at(first_ns, self.go_on)
                 return
 
-    def _shift(self, jitter_ns: int) -> None:
+    def _late_ns(self, place: int, first_ns: int, jitter_ns: int) -> int:
         """Jitter never lets a message overtake the one before it."""
-        moved_ns = max(self.first_ns + jitter_ns, self.way.left_ns[self.place])
-        self.last_ns += moved_ns - self.first_ns
-        self.first_ns = moved_ns
-        self.way.left_ns[self.place] = self.last_ns
+        return max(jitter_ns, self.way.left_ns[place] - first_ns)
 
 
 class Fabric:

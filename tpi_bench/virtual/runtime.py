@@ -98,6 +98,7 @@ class VirtualRuntime:
         self.greenlet: greenlet | None = None
         self._disk = disk
         self._scheduler = world.scheduler
+        self._costs = world.costs
         self._message_ns = profile.message_ns
         self._receive_ns = profile.receive_ns
         self._wake_ns = profile.wake_ns
@@ -124,15 +125,16 @@ class VirtualRuntime:
 
     def send(self, dst: int, buffer: torch.Tensor) -> None:
         check_message(buffer)
-        start = self._scheduler.now_ns + self._step_ns
+        scheduler = self._scheduler
+        start = scheduler.now_ns + self._step_ns
         receiver = self.world.runtimes[dst]
         wake_ns = self._wake_ns if receiver.is_asleep(start) else 0
-        self._scheduler.sleep(self._step_ns + self._message_ns + wake_ns)
+        scheduler.sleep(self._step_ns + self._message_ns + wake_ns)
         nbytes, data = buffer.nbytes, None if buffer.is_meta else buffer.clone()
         self.bytes_sent += nbytes
         deliver = functools.partial(receiver.deliver, self.rank, nbytes, data)
         self.world.fabric.send(self.rank, dst, nbytes, deliver)
-        self.log.add("sync", "send", start, self._scheduler.now_ns)
+        self.log.add("sync", "send", start, scheduler.now_ns)
 
     def deliver(self, src: int, nbytes: int, data: torch.Tensor | None, time_ns: int) -> None:
         """A message of `src` is here from its time on."""
@@ -144,38 +146,40 @@ class VirtualRuntime:
 
     def recv(self, src: int, out: torch.Tensor) -> None:
         check_message(out)
-        start = self._scheduler.now_ns + self._step_ns
+        scheduler = self._scheduler
+        start = scheduler.now_ns + self._step_ns
         inbox = self._inbox[src]
         if inbox:
-            self._scheduler.sleep(max(start, inbox[0][0]) - self._scheduler.now_ns)
+            scheduler.sleep(max(start, inbox[0][0]) - scheduler.now_ns)
         else:
             self.waiting_for, self._waits_since_ns = src, start
-            self._scheduler.wait()
-            self._scheduler.sleep(start - self._scheduler.now_ns)
+            scheduler.wait()
+            scheduler.sleep(start - scheduler.now_ns)
         _, nbytes, data = inbox.popleft()
         if nbytes != out.nbytes:
             raise DeviceLost(src, f"sent {nbytes} bytes where {out.nbytes} were due")
         self.bytes_received += nbytes
         if data is not None:
             out.copy_(data.view(out.shape))
-        self._scheduler.sleep(self._receive_ns)
-        self.log.add("sync", "recv", start, self._scheduler.now_ns)
+        scheduler.sleep(self._receive_ns)
+        self.log.add("sync", "recv", start, scheduler.now_ns)
 
     def compute(self, key: Key, fn: Callable[[], T]) -> T:
-        begin = self._scheduler.now_ns
+        scheduler, disk = self._scheduler, self._disk
+        begin = scheduler.now_ns
         if begin - self._computed_ns >= _LONG_WAIT_NS:
             self._idle_ns, self._warm_ns = begin - self._computed_ns, 0
         start = begin + self._step_ns
         idle_ns = self._idle_ns if self._warm_ns < _COLD_NS else 0
-        result, ns = self.world.costs.run(key, fn, self.profile, idle_ns)
-        self._disk.computing(begin, +1)
-        charged_ns = self._step_ns + ns + self._faults_ns
-        self._scheduler.sleep(max(charged_ns, self._paged_in_ns - begin))
-        self._disk.computing(self._scheduler.now_ns, -1)
+        result, ns = self._costs.run(key, fn, self.profile, idle_ns)
+        disk.computing(begin, +1)
+        end = max(start + ns + self._faults_ns, self._paged_in_ns)
+        scheduler.sleep(end - begin)
+        disk.computing(end, -1)
         self._faults_ns = 0
         self._warm_ns += ns
-        self._computed_ns = self._scheduler.now_ns
-        self.log.add(kind_of(key), str(key[0]), start, self._scheduler.now_ns)
+        self._computed_ns = end
+        self.log.add(kind_of(key), str(key[0]), start, end)
         return result
 
     def alloc(self, kind: str, nbytes: int) -> torch.Tensor:

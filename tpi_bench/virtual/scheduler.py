@@ -6,8 +6,8 @@ Events at one time happen in the order in which they were planned. `runtime.py` 
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Callable
+from heapq import heappop, heappush
 
 from greenlet import greenlet
 
@@ -21,15 +21,15 @@ class Scheduler:
 
     def __init__(self) -> None:
         self.now_ns = 0
-        self.num_events = 0
-        self._sequence = 0
+        self._sequence = 0  # of the event that was planned last
+        self._num_unplanned = 0
         self._events: list[tuple[int, int, Callable[[], object]]] = []
         self._hub = greenlet.getcurrent()
 
     def at(self, time_ns: int, action: Callable[[], object]) -> None:
         """Plan `action` for a time that is not past."""
         self._sequence += 1
-        heapq.heappush(self._events, (time_ns, self._sequence, action))
+        heappush(self._events, (time_ns, self._sequence, action))
 
     def sleep(self, ns: int) -> None:
         """Let everything happen that comes before that has passed. Called by a greenlet."""
@@ -41,11 +41,16 @@ class Scheduler:
             self._hub.switch()
         else:  # nothing comes before: no need to switch there and back
             self.now_ns = time_ns
-            self.num_events += 1
+            self._num_unplanned += 1
 
     def wait(self) -> None:
         """Give up the turn until an event resumes this greenlet."""
         self._hub.switch()
+
+    @property
+    def num_events(self) -> int:
+        """What has happened so far."""
+        return self._sequence - len(self._events) + self._num_unplanned
 
     @property
     def is_idle(self) -> bool:
@@ -56,6 +61,5 @@ class Scheduler:
         """Until nothing is planned any more."""
         events = self._events
         while events:
-            self.now_ns, _, action = heapq.heappop(events)
-            self.num_events += 1
+            self.now_ns, _, action = heappop(events)
             action()

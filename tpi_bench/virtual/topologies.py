@@ -27,14 +27,14 @@ from dataclasses import dataclass
 from tpi_bench.contract.network import NetworkConfig
 
 
-@dataclass
+@dataclass(slots=True)
 class Port:
     """Passes one message at a time."""
 
     free_ns: int = 0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Hop:
     """A port, for how long a message takes it, and the way behind it.
 
