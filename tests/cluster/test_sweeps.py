@@ -22,7 +22,7 @@ MODELLED = (
     *("workload.num_new_tokens=4", "system=tpi,pipeline", "testbed.num_devices=2,3"),
     *("network.link_latency_ms=0,1", "progress=false"),
 )
-MANY = (*MODELLED, "network.bandwidth_mbps=range(100,130)")
+MANY = (*MODELLED, "network.bandwidth_mbps=range(100,108)")
 
 
 def on_ray(machines: Machines, *arguments: str) -> list[str]:
@@ -78,7 +78,7 @@ def test_a_lost_nodes_points_run_elsewhere_and_a_stopped_sweep_is_resumed(
     _await_points(folder, 4)
     machines.kill(1)
     try:
-        _await_points(folder, 40)
+        _await_points(folder, 20)
         os.kill(sweep.pid, 2)  # Ctrl-C
         _, said = sweep.communicate(timeout=60)
         assert sweep.returncode == 130
@@ -90,7 +90,7 @@ def test_a_lost_nodes_points_run_elsewhere_and_a_stopped_sweep_is_resumed(
         machines.start(1)
     assert resumed.returncode == 0, resumed.stderr
     runs = load(folder).runs
-    assert done < len(runs) == 240
+    assert done < len(runs) == 64
     assert set(runs.status) == {"ok"}
 
 

@@ -25,6 +25,13 @@ import psutil
 _START_S = 40.0
 _STORE_BYTES = 80_000_000
 _PORT = 6399
+# Ray holds a node that does not answer for alive for half a minute otherwise.
+_SOON_DEAD = {
+    "RAY_health_check_initial_delay_ms": "1000",
+    "RAY_health_check_period_ms": "1000",
+    "RAY_health_check_timeout_ms": "2000",
+    "RAY_health_check_failure_threshold": "4",
+}
 _PLACES = itertools.count()  # several clusters of one program have their own names
 
 
@@ -95,7 +102,7 @@ class Machines:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                env={**os.environ, "RAY_DISABLE_IMPORT_WARNING": "1"},
+                env={**os.environ, **_SOON_DEAD},
             )
         self._await(number)
 
