@@ -7,10 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from tpi_bench.cluster.surroundings import as_ray_was_started
 from tpi_bench.report.rows import Record
 
 
 class PointWorker:
+    def __init__(self) -> None:
+        as_ray_was_started()
+
     def record(self, overrides: Sequence[str], started: str) -> Record:
         """What the command line would store of the point. Raises ValueError for what cannot be."""
         from tpi_bench.app.api import settings_of

@@ -24,6 +24,7 @@ import psutil
 from tpi_bench.cluster.link_probe import answer, ask
 from tpi_bench.cluster.nodes import NodeFacts
 from tpi_bench.cluster.store import BlockStore, Content
+from tpi_bench.cluster.surroundings import as_ray_was_started
 from tpi_bench.contract.job import Job, LinkReading
 from tpi_bench.host import cache, cgroups
 from tpi_bench.host.fork import fork_context, in_helper
@@ -69,6 +70,7 @@ class NodeAgent:
     """One a node and a driver. Its methods may be called at the same time."""
 
     def __init__(self) -> None:
+        as_ray_was_started()
         self._devices: dict[int, _Running] = {}
         self._lock = threading.Lock()
 
