@@ -24,7 +24,7 @@ from tpi_bench.contract.network import NetworkConfig
 from tpi_bench.host import cache
 from tpi_bench.measure.calibrate import calibrate
 
-NUM_ROUNDS = 5  # of a calibration: a survey takes less than two minutes
+NUM_ROUNDS = 3  # of a calibration: a survey takes less than two minutes
 _CALIBRATE_S = 900.0
 NETWORK = "survey"
 
