@@ -12,7 +12,7 @@ from tests.cluster.test_nodes import place
 from tests.helpers.calibration import HOST, PLAIN
 from tests.helpers.command_line import run
 from tpi_bench.contract.job import LinkReading
-from tpi_bench.measure.survey import Survey
+from tpi_bench.measure.survey import Survey, refuse_unusable
 
 
 def rows(values: dict[str, float]) -> list[dict[str, Any]]:
@@ -69,6 +69,14 @@ def test_virtual_time_takes_what_it_wrote(cache_dir: Path, tmp_path: Path) -> No
     assert row["device"] == "node0_laptop1, node1_laptop2"
     assert (row["num_devices"], row["topology"]) == (2, "mesh")
     assert row["link_round_trip_min_s"] == pytest.approx(3e-3, rel=0.05)
+
+
+def test_a_calibration_that_makes_no_profile_is_refused() -> None:
+    refuse_unusable(place(2), found(1))
+    with pytest.raises(
+        ValueError, match=r"\(laptop2\) was disturbed while it was calibrated \(dev"
+    ):
+        refuse_unusable(place(2), found(-1))
 
 
 def test_a_survey_needs_a_cluster(cache_dir: Path) -> None:

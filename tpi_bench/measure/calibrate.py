@@ -49,7 +49,7 @@ class ThisHost:
                 f"device.this_host.threads={self.threads} was not calibrated; choose one of "
                 f"{', '.join(found['threads'])}"
             )
-        return _profile(found, "this_host", str(self.threads), _memory_gb())
+        return profile_of(found, "this_host", str(self.threads), _memory_gb())
 
 
 def read_profile(path: Path, name: str) -> DeviceProfile:
@@ -60,7 +60,7 @@ def read_profile(path: Path, name: str) -> DeviceProfile:
     try:
         found = json.loads(path.read_text())
         threads = max(found["threads"], key=int)
-        return _profile(found, name, threads, found["machine"]["memory_gb"])
+        return profile_of(found, name, threads, found["machine"]["memory_gb"])
     except OSError as error:
         raise ValueError(f"device={path} cannot be read: {error.strerror}") from error
     except (ValueError, KeyError, TypeError) as error:
@@ -70,7 +70,7 @@ def read_profile(path: Path, name: str) -> DeviceProfile:
         ) from error
 
 
-def _profile(found: dict[str, Any], name: str, threads: str, memory_gb: float) -> DeviceProfile:
+def profile_of(found: dict[str, Any], name: str, threads: str, memory_gb: float) -> DeviceProfile:
     """The medians that were found with so many threads, and the rounds they are of."""
     rows = [*found["host"], *found["threads"][threads]]
     named = [[(row["name"], value) for value in row["rounds"]] for row in rows]

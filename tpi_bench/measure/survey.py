@@ -22,7 +22,7 @@ from tpi_bench.cluster.ray_cluster import NodeLost, RayCluster
 from tpi_bench.contract.job import LinkReading
 from tpi_bench.contract.network import NetworkConfig
 from tpi_bench.host import cache
-from tpi_bench.measure.calibrate import calibrate
+from tpi_bench.measure.calibrate import calibrate, profile_of
 
 NUM_ROUNDS = 3  # of a calibration: a survey takes less than two minutes
 _CALIBRATE_S = 900.0
@@ -111,8 +111,22 @@ def survey(
             by_machine = dict(zip(first, threads.map(calibrated, first.values()), strict=True))
     except NodeLost as error:
         raise ValueError(str(error)) from None
+    for machine, place in first.items():
+        refuse_unusable(place, by_machine[machine])
     found = [by_machine[place.facts.machine] for place in places]
     return Survey(places=places, calibrations=found, links=links)
+
+
+def refuse_unusable(place: Place, found: dict[str, Any]) -> None:
+    """Raises ValueError for a calibration of which no profile can be made."""
+    threads = max(found["threads"], key=int)
+    try:
+        profile_of(found, place.node.address, threads, found["machine"]["memory_gb"])
+    except ValueError as error:
+        raise ValueError(
+            f"{place.words} was disturbed while it was calibrated ({error}); leave the machines "
+            "alone and survey again"
+        ) from None
 
 
 def calibrated_here(folder: str | None, num_rounds: int) -> dict[str, Any]:
