@@ -139,7 +139,7 @@ def turns_of(
     monkeypatch.setattr(Greedy, "ended", 0, raising=False)
     monkeypatch.setattr(side_by_side, "SideBySide", Greedy)
     monkeypatch.setattr(point_launcher, "settings_of", lambda config: jobs[config.name])
-    return point_launcher._Turns(Composed(), [[name] for name in order], 0, folder)  # type: ignore[arg-type]
+    return point_launcher.Turns(Composed(), [[name] for name in order], 0, folder)  # type: ignore[arg-type]
 
 
 @pytest.fixture

@@ -38,6 +38,10 @@ REPORT = DeviceReport(
     peak_cgroup_bytes=1.0,
     peak_pss_bytes=2.0,
     memory_limit_bytes=3.0,
+    clock_offset_ns=4.0,
+    clock_error_ns=5.0,
+    memory_bps=6.0,
+    disk_bps=7.0,
     spans=[Span("compute", "attn", 1, 2), Span("read", "ffn_0", 3, 4)],
 )
 GENERATION = Generation(
