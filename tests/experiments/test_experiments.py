@@ -163,7 +163,6 @@ TINY = {
         "model.intermediate=256",
         "model.vocab=200",
         "device.memory_mb=1",
-        "device.prima_container.disk_gb_per_s=2",
         "network.link_latency_ms=0.5",
         "system=prima",
         "system.rounds=2",
