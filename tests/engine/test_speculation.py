@@ -37,7 +37,7 @@ SYSTEMS: list[tuple[int, System]] = [
     (3, PipelineSystem(window=2)),
     (2, PipelineSystem(loading="mmap")),
     *((n, GalaxySystem()) for n in (1, 2, 3, 5)),
-    (2, PrimaSystem(planner="proportional", rounds=2, window="auto")),
+    (3, PrimaSystem(planner="proportional", rounds=1)),
     (3, DllamaSystem(wire="auto")),
 ]
 
