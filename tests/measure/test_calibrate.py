@@ -40,13 +40,12 @@ def test_a_profile_has_the_medians_of_rounds(
 ) -> None:
     """Each round measures everything once; all of it is fields of a profile."""
     rates = itertools.count(1)
-    monkeypatch.setattr(calibrate, "NUM_ROUNDS", 3)
     monkeypatch.setattr(calibrate, "in_helper", lambda fn, threads: PLAIN | RATES)
     monkeypatch.setattr(
         calibrate, "disk_rates", lambda folder: HOST | {"disk_gb_per_s": next(rates)}
     )
     monkeypatch.setattr(calibrate, "program_costs", lambda folder: {"step_overhead_us": 5.0})
-    found = calibrate.calibrate(tmp_path)
+    found = calibrate.calibrate(tmp_path, num_rounds=3)
     disk = next(row for row in found["host"] if row["name"] == "disk_gb_per_s")
     assert disk == {"name": "disk_gb_per_s", "median": 2, "min": 1, "max": 3, "rounds": [1, 2, 3]}
     profile = ThisHost(threads=1).load(tmp_path)

@@ -27,6 +27,6 @@ def test_the_slowest_stands_for_all() -> None:
 def test_a_disk_that_nobody_reads_costs_nothing() -> None:
     sizes = [TokenBytes(layers=10**9, head=0, streamed=0)] * 2
     rates = Rates(memory_bps=(5e9, 20e9), disk_bps=(math.nan, math.nan))
-    times = own_times(sizes, rates, is_tensor=True)
+    times = own_times(sizes, rates, teams=[[0, 1]])
     assert times.memory_s == pytest.approx(0.2)
     assert times.disk_s == 0
