@@ -13,6 +13,7 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from tpi_bench.app.compose import build_settings
 from tpi_bench.app.composer import Composer
 from tpi_bench.app.hydra_app import CONFIG_NAME, hydra_of_ours
 from tpi_bench.app.place import ResultsPlace
@@ -100,3 +101,18 @@ def test_what_cannot_be_is_said_by_hydra() -> None:
         composer.compose(jobs[0])
         with pytest.raises(HydraException, match=r"Could not override 'system\.window'"):
             composer.compose(["system=galaxy", "system.window=2"])
+
+
+def test_settings_of_a_point_need_no_copy_without_hydras_own() -> None:
+    given = ("testbed=virtual", "network.link_latency_ms=1,2", "name=${task}", "timeout_s=null")
+    with sweep(*given) as (loader, config, jobs):
+        point = Composer(loader, config).compose(jobs[0])
+    copied = OmegaConf.masked_copy(point, [key for key in point if key != "hydra"])
+    found = build_settings(point, jobs[0])
+    assert found == build_settings(copied, jobs[0])
+    assert found.raw["name"] == "generate"
+    assert "hydra" not in found.raw
+    assert "hydra" in point
+    point.name = "???"
+    with pytest.raises(ValueError, match=r"name=\?\?\? names a folder"):
+        build_settings(point, jobs[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -106,3 +107,26 @@ def test_a_key_stands_for_nothing_else_in_another_run() -> None:
         for size in (100_000, 200_000)
     )
     assert large > 1.9 * small
+
+
+def test_the_collector_rests_while_devices_run_and_is_as_it_was_then() -> None:
+    seen: list[bool] = []
+
+    class Watching(TpiSystem):
+        def run_device(self, rt: Any, job: Job, output: Output) -> Generation | None:
+            seen.append(gc.isenabled())
+            if "fails" in self.name:
+                raise RuntimeError("as asked")
+            return super().run_device(rt, job, output)
+
+    assert gc.isenabled()
+    times_of(job_of(Watching()), remembers=False)
+    assert seen == [False, False]
+    assert gc.isenabled()
+    with pytest.raises(RuntimeError, match="as asked"):
+        times_of(job_of(Watching(name="fails")), remembers=False)
+    assert gc.isenabled()
+    gc.disable()
+    times_of(job_of(Watching()), remembers=False)
+    assert not gc.isenabled()
+    gc.enable()
