@@ -8,6 +8,7 @@ later chunk has more positions to attend to, so it is shorter. Pure arithmetic.
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -30,13 +31,18 @@ class StageCost:
     weights: str
     profile: DeviceProfile
 
+    @functools.cached_property
+    def _parameters(self) -> int:
+        """Of a layer: they are counted once, as lengths are tried by the thousand."""
+        return self.config.layer_parameters
+
     def layer_s(self, length: int, past: int) -> float:
         """Seconds of a layer for so many positions behind so many others."""
         config, profile = self.config, self.profile
-        products = 2 * config.layer_parameters * length
+        products = 2 * self._parameters * length
         seen = length * (past + (length + 1) / 2)
         attention = 4 * seen * config.num_heads * config.head_dim
-        nbytes = config.layer_parameters * BYTES_PER_WEIGHT[self.weights]
+        nbytes = self._parameters * BYTES_PER_WEIGHT[self.weights]
         rate = profile.rows_bps(self.weights) if length > 1 else profile.read_bps(self.weights)
         return (
             nbytes / rate
