@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from baselines.jupiter_plan import (
     MOST_CHUNKS,
+    PromptCuts,
     StageCost,
     equal_lengths,
     plan_layers,
-    planned_lengths,
     prompt_s,
 )
 from baselines.layer_planners import OF_PROFILES, PLANNERS, Layers, Part, stages_of, too_much
@@ -168,17 +168,13 @@ class JupiterSystem(System):
         stages = _stages(job, position)
         tried = [given] if given else [n for n in _TRIED_CHUNKS if n <= num_new]
         hop_s = functools.partial(_hop_s, job, self.wire)
-        ways = [self._lengths(num_new, count, stages) for count in tried]
-        return min(ways, key=lambda lengths: prompt_s(stages, lengths, hop_s))
-
-    def _lengths(
-        self, num_new: int, count: int, stages: Sequence[Callable[[int, int], float]]
-    ) -> list[int]:
         if self.lengths == "equal":
-            return equal_lengths(num_new, count)
-        even = -(-num_new // count)
-        slowest = max(stages, key=lambda stage: stage(even, num_new // 2))
-        return planned_lengths(num_new, count, slowest)
+            ways = [equal_lengths(num_new, count) for count in tried]
+        else:
+            slowest = max(stages, key=lambda stage: stage(num_new, 0))
+            cuts = PromptCuts(num_new, slowest)
+            ways = [cuts.lengths(count) for count in tried]
+        return min(ways, key=lambda lengths: prompt_s(stages, lengths, hop_s))
 
 
 def _stages(job: Job, position: int) -> list[Callable[[int, int], float]]:

@@ -8,6 +8,7 @@ later chunk has more positions to attend to, so it is shorter. Pure arithmetic.
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -30,13 +31,18 @@ class StageCost:
     weights: str
     profile: DeviceProfile
 
+    @functools.cached_property
+    def _parameters(self) -> int:
+        """Of a layer: they are counted once, as lengths are tried by the thousand."""
+        return self.config.layer_parameters
+
     def layer_s(self, length: int, past: int) -> float:
         """Seconds of a layer for so many positions behind so many others."""
         config, profile = self.config, self.profile
-        products = 2 * config.layer_parameters * length
+        products = 2 * self._parameters * length
         seen = length * (past + (length + 1) / 2)
         attention = 4 * seen * config.num_heads * config.head_dim
-        nbytes = config.layer_parameters * BYTES_PER_WEIGHT[self.weights]
+        nbytes = self._parameters * BYTES_PER_WEIGHT[self.weights]
         rate = profile.rows_bps(self.weights) if length > 1 else profile.read_bps(self.weights)
         return (
             nbytes / rate
@@ -113,30 +119,33 @@ def equal_lengths(num_new: int, num_chunks: int) -> list[int]:
     return [base + (number < over) for number in range(count)]
 
 
-def planned_lengths(
-    num_new: int, num_chunks: int, chunk_s: Callable[[int, int], float]
-) -> list[int]:
-    """Lengths whose longest takes least, cut at one of some evenly spread places.
+class PromptCuts:
+    """Ways to cut so many positions at evenly spread places, so that the longest piece takes least.
 
-    `chunk_s(length, past)` are seconds; what is past counts from the first of these positions.
+    `chunk_s(length, past)` are a piece's seconds; what is past counts from the first of these
+    positions.
     """
-    count = min(num_new, num_chunks)
-    num_places = min(num_new, max(_GRID, count))
-    places = [num_new * i // num_places for i in range(num_places + 1)]
-    seconds = np.full((num_places + 1, num_places + 1), np.inf)
-    for a, b in itertools.combinations(range(num_places + 1), 2):
-        seconds[a, b] = chunk_s(places[b] - places[a], places[a])
-    longest = seconds[0]
-    came = []
-    for _ in range(count - 1):
-        table = np.maximum(longest[:, None], seconds)
-        came.append(table.argmin(axis=0))
-        longest = table.min(axis=0)
-    cuts = [num_places]
-    for chosen in reversed(came):
-        cuts.append(int(chosen[cuts[-1]]))
-    ends = [0, *(places[cut] for cut in reversed(cuts))]
-    return [b - a for a, b in itertools.pairwise(ends)]
+
+    def __init__(self, num_new: int, chunk_s: Callable[[int, int], float]) -> None:
+        count = min(num_new, _GRID)
+        self._places = [num_new * i // count for i in range(count + 1)]
+        self._seconds = np.full((count + 1, count + 1), np.inf)
+        for a, b in itertools.combinations(range(count + 1), 2):
+            past = self._places[a]
+            self._seconds[a, b] = chunk_s(self._places[b] - past, past)
+
+    def lengths(self, num_chunks: int) -> list[int]:
+        """Of so many pieces, or as many as there are places."""
+        longest, came = self._seconds[0], []
+        for _ in range(min(num_chunks, len(self._places) - 1) - 1):
+            table = np.maximum(longest[:, None], self._seconds)
+            came.append(table.argmin(axis=0))
+            longest = table.min(axis=0)
+        cuts = [len(self._places) - 1]
+        for chosen in reversed(came):
+            cuts.append(int(chosen[cuts[-1]]))
+        ends = [0, *(self._places[cut] for cut in reversed(cuts))]
+        return [b - a for a, b in itertools.pairwise(ends)]
 
 
 def prompt_s(

@@ -12,10 +12,10 @@ import pytest
 
 from baselines.jupiter import JupiterSystem
 from baselines.jupiter_plan import (
+    PromptCuts,
     StageCost,
     equal_lengths,
     plan_layers,
-    planned_lengths,
     prompt_s,
 )
 from tests.helpers.exact import check
@@ -92,18 +92,18 @@ def test_no_lengths_have_a_shorter_longest(num_chunks: int) -> None:
         return max(chunk_s(n, past) for n, past in zip(lengths, starts, strict=False))
 
     ways = [w for w in itertools.product(range(1, 21), repeat=num_chunks) if sum(w) == 20]
-    found = planned_lengths(20, num_chunks, chunk_s)
+    found = PromptCuts(20, chunk_s).lengths(num_chunks)
     assert sum(found) == 20
     assert longest(found) == pytest.approx(min(map(longest, ways)))
     assert found == sorted(found, reverse=True)
 
 
 def test_a_long_prompt_is_cut_in_coarser_places() -> None:
-    found = planned_lengths(2048, 8, lambda length, past: length * (1000 + past))
+    found = PromptCuts(2048, lambda length, past: length * (1000 + past)).lengths(8)
     assert sum(found) == 2048
     assert all(length % 32 == 0 for length in found)
     assert found == sorted(found, reverse=True)
-    assert planned_lengths(3, 8, lambda length, past: length) == [1, 1, 1]
+    assert PromptCuts(3, lambda length, past: length).lengths(8) == [1, 1, 1]
 
 
 def test_equal_lengths() -> None:
