@@ -3,7 +3,7 @@
 Critics ask why TPI-LLM is compared with neither distributed-llama nor llama.cpp over several
 devices; since then prima.cpp came. Same weights, same emulated links, as many devices and threads;
 each is held against tensor parallelism with a direct allreduce, repeat by repeat. What is real
-software is drawn with open markers. In virtual time: four Raspberry Pi 5 as distributed-llama
+software is named so. In virtual time: four Raspberry Pi 5 as distributed-llama
 measured them, its figures as crosses. Run it with `python -m tpi_bench +experiment=fig_rivals`;
 draw it again with `python -m experiments.fig_rivals FOLDER`.
 """
@@ -93,7 +93,7 @@ def draw(rows: pd.DataFrame) -> Figure:
             axes.plot(counts, times, "x", color="k", markersize=6, label="published")
             axes.set_xticks(sorted(own.num_devices.unique()))
         axes.set_xlabel("devices" if is_virtual else "ms a hop", fontsize=7)
-        axes.set_ylim(bottom=0)
+        figures.log_milliseconds(axes)
         axes.set_title(panel, fontsize=6)
     first = figure.axes[0]
     first.set_ylabel("token latency (ms)")
@@ -119,7 +119,6 @@ def _draw_line(
         label=f"{line} (real)" if is_real else line,
         color=colour,
         marker=marker,
-        markerfacecolor="none" if is_real else colour,
         elinewidth=0.7,
     )
 
