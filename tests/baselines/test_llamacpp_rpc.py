@@ -28,7 +28,7 @@ from baselines.llamacpp_rpc_library import DividedModel, Options
 from tests.helpers import llamacpp
 from tests.helpers.command_line import report_of, run
 from tests.helpers.models_zoo import oracle, prompt_of
-from tests.helpers.processes import no_children_left
+from tests.helpers.processes import child_pids, no_children_left
 from tests.helpers.running import make_job, model_of, run_ok
 from tpi_bench.contract.job import Job
 from tpi_bench.contract.network import NetworkConfig
@@ -71,7 +71,7 @@ def test_tokens_and_logits_are_those_of_transformers(
     head: str,
 ) -> None:
     system, logits_path = LlamaCppRpcSystem(head=head), str(tmp_path / "logits.pt")
-    count = len(proportions)
+    count, before = len(proportions), child_pids()
     job = job_of(system, checkpoints[name], cache_dir, count, proportions=proportions)
     outcome = run_ok(replace(job, logits_path=logits_path))
     tokens, logits = oracle(checkpoints[name], PROMPT, NUM_NEW)
@@ -82,7 +82,7 @@ def test_tokens_and_logits_are_those_of_transformers(
     assert (torch.load(logits_path) - logits).abs().max() < 1e-3
     assert len(outcome.devices) == count
     assert len(outcome.round_trips_ns) >= 2 * (count - 1)  # to each device's echo
-    assert no_children_left()
+    assert no_children_left(before)
 
 
 @needs_build
@@ -134,7 +134,7 @@ def test_as_it_is_typed(checkpoints: dict[str, Path], tmp_path: Path, cache_dir:
 @needs_build
 def test_emulated_links_are_in_its_times(checkpoints: dict[str, Path], cache_dir: Path) -> None:
     """Through relays: each token asks every server at least once, there and back."""
-    network = NetworkConfig(topology="switch", link_latency_ms=1.0)
+    network, before = NetworkConfig(topology="switch", link_latency_ms=1.0), child_pids()
     job = job_of(LlamaCppRpcSystem(), checkpoints["tied"], cache_dir, 3, network=network)
     outcome = run_ok(job)
     assert outcome.generation is not None
@@ -142,7 +142,7 @@ def test_emulated_links_are_in_its_times(checkpoints: dict[str, Path], cache_dir
     trip_ns = 2 * network.one_way_ns
     assert trip_ns - 80_000 < min(outcome.round_trips_ns) < 1.05 * trip_ns
     assert token_gaps_s(outcome.generation)[0] > 2 * trip_ns / 1e9
-    assert no_children_left()
+    assert no_children_left(before)
 
 
 @needs_build
@@ -163,9 +163,12 @@ def test_a_server_that_dies(checkpoints: dict[str, Path], cache_dir: Path) -> No
     job = job_of(LlamaCppRpcSystem(), checkpoints["tied"], cache_dir, 2, request=request)
 
     killed: list[int] = []
+    before = child_pids()
 
     def kill_server(token: int) -> None:
         for child in [] if killed else psutil.Process().children(recursive=True):
+            if child.pid in before:
+                continue
             if any(each.status == "LISTEN" for each in child.net_connections(kind="tcp")):
                 killed.append(child.pid)
                 os.kill(child.pid, signal.SIGKILL)
@@ -174,7 +177,7 @@ def test_a_server_that_dies(checkpoints: dict[str, Path], cache_dir: Path) -> No
     assert len(killed) == 1
     assert outcome.status == "device_lost"
     assert (outcome.error or "").startswith("rank 1 was killed by signal 9 (SIGKILL)")
-    assert no_children_left()
+    assert no_children_left(before)
 
 
 @pytest.mark.parametrize(

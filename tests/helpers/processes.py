@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+from collections.abc import Collection
 
 import psutil
 
@@ -26,12 +27,20 @@ def timed(job: Job) -> tuple[Outcome, float]:
     return outcome, time.monotonic() - start
 
 
-def no_children_left() -> bool:
-    """Only the fork server, the resource tracker and the process of modelled runs may be there."""
+def child_pids() -> set[int]:
+    return {child.pid for child in psutil.Process().children(recursive=True)}
+
+
+def no_children_left(before: Collection[int] = ()) -> bool:
+    """Only the fork server, the resource tracker and the process of modelled runs may be there.
+
+    And those of `before`, which other tests have started.
+    """
     names = [
         " ".join(child.cmdline())
         for child in psutil.Process().children(recursive=True)
         if child.status() != psutil.STATUS_ZOMBIE and child.pid != shared_helper().pid
+        if child.pid not in before
     ]
     return len([name for name in names if "resource_tracker" not in name]) <= 1
 
