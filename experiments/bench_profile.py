@@ -87,7 +87,8 @@ def _matrix_lines(rows: pd.DataFrame) -> Iterator[dict[str, Any]]:
             nbytes = found["shape"].map(_size) * found.shape_count * _BYTES[weights]
             rate = nbytes.groupby(found.repeat).sum() / took
             probed = found.groupby("repeat").memory_bps.first()
-            tokens = _tokens(rows, weights=weights, threads_per_device=threads, num_devices=1)
+            same = {"model": found.model.iloc[0], "weights": weights, "num_devices": 1}
+            tokens = _tokens(rows, threads_per_device=threads, **same)
             yield {
                 "threads": f"{threads:.0f}",
                 "weights": short,

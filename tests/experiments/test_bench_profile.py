@@ -48,6 +48,7 @@ def test_each_matrix_beside_the_bandwidth_and_the_token() -> None:
         [
             point("m", 0.007, system="products", system_by_matrix="True", system_rows="1"),
             point("t", 0.010, system="tpi"),
+            point("o", 0.001, system="tpi", model="another"),
         ]
     )
     found = spans({"1000x1000": [5.0, 5.0, 9.0], "100x1000": [1.0] * 6})
