@@ -70,15 +70,15 @@ class Drawing:
         folder = parser.parse_args().folder
         try:
             self._refuse_another(folder)
-            runs = self.stored(folder)
             with told_of_older_rows(folder), ResultsFolder(folder).writing():
+                runs = self.stored(folder)
                 if self.rows(runs).empty:
                     raise ValueError(f"{folder} holds no point of {self.name} that succeeded")
-                print(self.text(runs))
-                print(*self.save(runs, folder), sep="\n")
+                shown, drawn = self.text(runs), self.save(runs, folder)
         except ValueError as error:
             print(f"error: {error}", file=sys.stderr)
             sys.exit(1 if isinstance(error, CannotWrite) else 2)  # as the program's own
+        print(shown, *drawn, sep="\n")  # whoever reads may go: that is no folder's fault
 
     def _refuse_another(self, folder: Path) -> None:
         """A figure of this experiment beside rows of another would be wrong, and stay there."""
