@@ -167,6 +167,17 @@ TINY = {
         "system=prima",
         "system.rounds=2",
     ],
+    "fig_hybrid": [
+        "model=debug",
+        "model.hidden=128",
+        "model.num_heads=8",
+        "model.num_kv_heads=8",
+        "model.intermediate=256",
+        "model.num_layers=8",
+        "repeat=0",
+        "model.weights=float32",
+        "hydra.sweeper.draw=8",  # a case of each grid
+    ],
     "fig_prefill": [
         "model=debug",
         "model.hidden=128",
@@ -200,6 +211,7 @@ DRAWN_AGAIN = ("fig_latency", "tab_memory")
 OWN_DEVICES = (
     "fig_prima",
     "fig_keep",
+    "fig_hybrid",
     "fig_allreduce",
     "fig_comparison_budget",
     "tab_case_study",

@@ -1,0 +1,128 @@
+"""Tensor parallelism inside groups of devices and a pipeline between them: when is that faster?
+
+A pipeline sends little and has one device at work at a time; tensor parallelism has all at work and
+waits for an allreduce twice a layer. Groups of two or four lie between: fewer partners to wait for,
+and a group's devices read a layer together. Token latency by link latency, for each size of the
+groups; two homes with the internet between them, where only the groups' hops cross it; and the
+same measured at a scale this host carries. Run it with `python -m tpi_bench
++experiment=fig_hybrid`; draw it again with `python -m experiments.fig_hybrid FOLDER`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from tpi_bench.report import figures, names
+from tpi_bench.report.drawing import Drawing, succeeded
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_PANEL = ["clock", "topology", "bandwidth_mbps"]
+
+
+def table(rows: pd.DataFrame) -> str:
+    """A table a panel: s a token by link latency; then what the best groups take of the better of
+    both alone.
+    """
+    text = []
+    for key, group in _panels(rows):
+        shown = group.pivot_table(
+            index="line", columns="link_latency_ms", values="token_latency_s", sort=False
+        )
+        first = group.iloc[0]
+        text.append(f"{_title(key)}, {first.model} in {first.weights}: s a token by ms a hop")
+        text.append(shown[sorted(shown.columns)].to_string(float_format="{:.3g}".format))
+        text += _gains(group)
+    return "\n".join(text)
+
+
+def _gains(group: pd.DataFrame) -> list[str]:
+    lines = []
+    for latency, own in group.groupby("link_latency_ms"):
+        times = own.groupby(["is_grouped", "line"]).token_latency_s.median()
+        if set(times.index.get_level_values(0)) != {True, False}:
+            continue
+        groups, alone = times[True], times[False]
+        lines.append(
+            f"  {latency:g} ms a hop: {groups.idxmin()} {groups.min():.3g} s, "
+            f"{groups.min() / alone.min():.2f} of {alone.idxmin()}"
+        )
+    return lines
+
+
+def draw(rows: pd.DataFrame) -> Figure:
+    """A panel a network; where there is one latency alone, bars."""
+    panels = list(_panels(rows))
+    labels = list(dict.fromkeys(rows.line))
+    colours = figures.palette(labels)
+    figure = figures.new_figure(3.0, num_columns=2)
+    drawn = figure.subplots(1, len(panels), squeeze=False)[0]
+    for axes, (key, group) in zip(drawn, panels, strict=True):
+        if group.link_latency_ms.nunique() > 1:
+            _draw_lines(axes, group, labels, colours)
+        else:
+            _draw_bars(axes, group, labels, colours)
+        first = group.iloc[0]
+        shared = ", sharing cores" if group.devices_share_cores.eq(True).any() else ""
+        what = f"{first.model} {first.weights}, {first.num_devices:.0f} devices{shared}"
+        axes.set_title(f"{_title(key)}\n{what}", fontsize=6)
+    drawn[0].set_ylabel("token latency (s)")
+    lines: dict[str, Any] = {}
+    for axes in drawn:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            lines.setdefault(label, handle)
+    figure.legend(lines.values(), lines, loc="outside lower center", ncol=4)
+    return figure
+
+
+def _draw_lines(axes: Axes, group: pd.DataFrame, labels: list[str], colours: Any) -> None:
+    for label, marker in figures.with_markers(labels):
+        own = group[group.line == label].groupby("link_latency_ms").token_latency_s
+        if len(own):
+            style = "--" if group[group.line == label].is_grouped.any() else "-"
+            axes.plot(own.median(), style, marker=marker, color=colours[label], label=label)
+    axes.set_xscale("symlog", linthresh=0.1)
+    ticks = sorted(set(group.link_latency_ms))
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks], fontsize=6)
+    axes.set_xlabel("link latency (ms a hop)")
+    axes.set_ylim(bottom=0)
+
+
+def _draw_bars(axes: Axes, group: pd.DataFrame, labels: list[str], colours: Any) -> None:
+    own = [label for label in labels if (group.line == label).any()]
+    for place, label in enumerate(own):
+        time = group[group.line == label].token_latency_s.median()
+        axes.barh(place, time, color=colours[label], label=label)
+        axes.text(time, place, f" {time:.3g}", va="center", fontsize=6)
+    axes.set_yticks(range(len(own)), [""] * len(own))
+    axes.invert_yaxis()
+    axes.margins(x=0.2)
+    axes.set_xlabel("token latency (s)")
+
+
+def _panels(rows: pd.DataFrame) -> list[tuple[Any, pd.DataFrame]]:
+    return list(rows.groupby(_PANEL, sort=False))
+
+
+def _title(key: tuple[str, str, float]) -> str:
+    clock, topology, bandwidth = key
+    if clock == "wall":
+        return "measured"
+    return f"{'two homes' if topology == 'wan' else topology}, {bandwidth:g} Mbit/s"
+
+
+def _rows(runs: pd.DataFrame) -> pd.DataFrame:
+    """Those that succeeded, each with its `line`, and whether it `is_grouped`."""
+    rows = succeeded(runs)
+    rows["line"] = [names.system_label(row) for row in rows.to_dict("records")]
+    rows["is_grouped"] = rows.system == "hybrid"
+    return rows
+
+
+DRAWING = Drawing(name="fig_hybrid", rows=_rows, table=table, draw=draw)
+
+if __name__ == "__main__":
+    DRAWING.again()
