@@ -14,6 +14,7 @@ from tpi_bench.cluster.nodes import (
     data_host,
     refuse_too_little_memory,
     refuse_unfit_places,
+    refuse_without_tls,
     share_machines,
     threads_of,
 )
@@ -117,6 +118,14 @@ def test_a_node_without_the_memory_for_its_devices_is_refused() -> None:
         refuse_too_little_memory(places, [5_000_000_000, 3_100_000_000])
     with pytest.raises(ValueError, match=r"its share takes 9 GB"):
         refuse_too_little_memory([places[0]] * 2, [4_500_000_000] * 2)
+
+
+def test_a_node_that_cannot_encrypt_is_refused() -> None:
+    refuse_without_tls([place(1), place(2)])
+    with pytest.raises(
+        ValueError, match=r"10.0.0.2 \(laptop2\) lacks the package cryptography, wh"
+    ):
+        refuse_without_tls([place(1), place(2, can_encrypt=False)])
 
 
 def test_cores_are_divided_over_the_devices_of_a_machine() -> None:

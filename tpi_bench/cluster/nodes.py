@@ -40,6 +40,7 @@ class NodeFacts:
     python: str
     torch_version: str
     free_memory_bytes: int
+    can_encrypt: bool = True
 
 
 @dataclass(frozen=True)
@@ -151,6 +152,16 @@ def _refuse_other_version(place: Place, own: NodeFacts) -> None:
             f"{place.words} has torch {theirs}, and this host {ours}; install the same there "
             "(pip install -c constraints.txt .)"
         )
+
+
+def refuse_without_tls(places: Sequence[Place]) -> None:
+    """Raises ValueError for a node that cannot make a certificate."""
+    for place in places:
+        if not place.facts.can_encrypt:
+            raise ValueError(
+                f"{place.words} lacks the package cryptography, which network.tls=true needs; "
+                "install it there (pip install -c constraints.txt '.[cluster]')"
+            )
 
 
 def refuse_too_little_memory(places: Sequence[Place], needed_bytes: Sequence[int]) -> None:

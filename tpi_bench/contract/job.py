@@ -162,6 +162,8 @@ class LinkReading:
     round_trip_s: float
     round_trip_min_s: float
     bandwidth_mbps: float
+    tls_round_trip_s: float = math.nan  # in turns with the others, where TLS was asked for
+    tls_bandwidth_mbps: float = math.nan
 
 
 @dataclass(kw_only=True)
