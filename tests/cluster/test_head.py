@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.test_points import LONG, POINT, begun, nothing_left
+from tests.cluster.test_points import LONG, POINT, begun
 from tests.cluster_demo.driver import Driver
 from tests.cluster_demo.machines import Machines
 
@@ -31,6 +31,6 @@ def test_a_killed_head_ends_the_point_and_leaves_nothing(cache_dir: Path) -> Non
             if said is not None:  # Ray ends a program that has lost it, or lets it tell
                 assert said["status"] == "device_lost"
                 assert f"rank 0 on node {machines.addresses[0]} (" in said["error"]
-            assert nothing_left(machines)
+            assert machines.await_no_devices()
         finally:
             driver.close()

@@ -39,6 +39,7 @@ from tpi_bench.processes.tls import Credentials, Tls
 _PACKAGES = ("tpi_bench", "baselines")
 _CALL_S = 10.0
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+_NETWORK = Path("/proc/self/ns/net")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -265,6 +266,7 @@ def facts_of_this_machine() -> NodeFacts:
     return NodeFacts(
         host=said["host"],
         machine=boot,
+        network=f"{boot} {os.readlink(_NETWORK) if _NETWORK.exists() else ''}",
         cores=len(available_cpus()),
         addresses=tuple(own_addresses()),
         code=code_digest(),

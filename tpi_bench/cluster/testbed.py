@@ -153,7 +153,11 @@ class ClusterTestbed(Testbed):
         places = self.places()
         system = job.program
         assert isinstance(system, System)
-        job = replace(job, hosts=tuple(place.host for place in places))
+        job = replace(
+            job,
+            hosts=tuple(place.host for place in places),
+            machines=tuple(place.facts.machine for place in places),
+        )
         plans = [system.streaming(job, rank) for rank in range(job.num_devices)]
         needed = [plan.kept_bytes + plan.area_bytes + GROWTH_BYTES for plan in plans]
         refuse_too_little_memory(places, needed)
