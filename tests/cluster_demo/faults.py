@@ -39,7 +39,7 @@ HUNGRY = (
     "+system.from_step=60",
     "device.memory_mb=400",
 )
-SMALL_DISK_MB = 48
+SMALL_DISK_MB = 160
 _ENOUGH_S = 6.0  # for processes to end
 _VICTIM = 1
 

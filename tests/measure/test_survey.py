@@ -15,7 +15,7 @@ from tests.helpers.command_line import run
 from tpi_bench.app.advise_asked import with_advice_defaults
 from tpi_bench.app.arguments import for_hydra
 from tpi_bench.contract.job import LinkReading
-from tpi_bench.measure.survey import Survey, refuse_unusable
+from tpi_bench.measure.survey import Survey, refuse_unusable, survey
 
 
 def rows(values: dict[str, float]) -> list[dict[str, Any]]:
@@ -99,6 +99,30 @@ def test_options_may_stand_beside_advice(cache_dir: Path, tmp_path: Path) -> Non
     given = with_advice_defaults(typed)
     assert given[-2:] == ["--config-dir", str(tmp_path)]
     assert given.count("network=survey") == 1
+
+
+class OneMachine:
+    """A cluster whose nodes are calibrated without being asked anything of this host."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[Any, ...]] = []
+
+    def call(self, node: Any, method: str, *args: Any, timeout_s: float) -> dict[str, Any]:
+        self.asked.append(args)
+        numbers = found(1)["threads"]
+        return found(1) | {"threads": numbers | {"4": numbers["2"]}}
+
+
+def test_a_node_is_surveyed_with_the_threads_that_a_device_has_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Two nodes that are one machine of four cores: once, with two threads each."""
+    monkeypatch.setattr("tpi_bench.measure.survey.measured_links", lambda *given: [])
+    cluster: Any = OneMachine()
+    both = [place(1, machine="one"), place(2, machine="one")]
+    result = survey(cluster, both, None, 3)
+    assert [args[1] for args in cluster.asked] == [(None, 3, 2)]
+    assert [list(each["threads"]) for each in result.calibrations] == [["2"], ["2"]]
 
 
 def test_a_calibration_that_makes_no_profile_is_refused() -> None:

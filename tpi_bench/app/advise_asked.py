@@ -5,13 +5,15 @@ and what all points have in common.
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import yaml
+
 from tpi_bench.app.compose import chosen_devices
-from tpi_bench.app.config_folders import with_config_dir
 from tpi_bench.app.devices import surveyed_folder
 from tpi_bench.app.like import settings_like
 from tpi_bench.contract.device import DeviceProfile
@@ -60,11 +62,19 @@ def with_advice_defaults(arguments: Sequence[str]) -> list[str]:
     is_left_open = not any(key.startswith("network.") for key in given)
     surveyed = _surveyed(arguments) if is_left_open and not networks else None
     if surveyed is not None:
-        added += with_config_dir(["network=survey"], surveyed)
+        added += _links_of(surveyed)
     elif is_left_open and networks in ([], ["switch"]):
         added += GIGABIT
     values = list(itertools.takewhile(lambda text: not text.startswith("-"), arguments))
     return [*values, *added, *arguments[len(values) :]]
+
+
+def _links_of(folder: Path) -> list[str]:
+    """As they can be typed without the folder; a single machine has none."""
+    links = yaml.safe_load((folder / "network" / "survey.yaml").read_text()).get("mesh_links")
+    if links is None:
+        return ["network=none"]
+    return ["network=mesh", f"network.mesh_links={json.dumps(links, separators=(',', ':'))}"]
 
 
 def _surveyed(arguments: Sequence[str]) -> Path | None:

@@ -19,9 +19,8 @@ from yaml import YAMLError
 
 from tpi_bench.app.arguments import for_hydra, options_last
 from tpi_bench.app.compose import build_settings
-from tpi_bench.app.config_folders import with_config_dir
 from tpi_bench.app.errors import HYDRA_ERRORS, Failed, one_line
-from tpi_bench.app.hydra_app import CONFIG_NAME, SWEEP, hydra_of_ours, start
+from tpi_bench.app.hydra_app import CONFIG_NAME, SWEEP, hydra_of_ours, start, with_config_dir
 from tpi_bench.app.place import ResultsPlace
 from tpi_bench.app.points import run_point
 from tpi_bench.app.resolvers import register

@@ -18,8 +18,6 @@ import yaml
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
-from tpi_bench.app.quoting import quoted
-
 SYSTEMS = "tpi_bench.systems"
 _PACKAGE = Path(__file__).resolve().parents[1]
 _IN_WHEEL = _PACKAGE / "conf"
@@ -60,23 +58,6 @@ def folders_of(config: DictConfig) -> tuple[Path, ...]:
     sources = OmegaConf.select(config, "hydra.runtime.config_sources", default=())
     found = tuple(Path(source.path) for source in sources if source.schema == "file")
     return found or (CONFIG_FOLDER,)
-
-
-def with_config_dir(overrides: Sequence[str], folder: str | Path | None) -> list[str]:
-    """The overrides with a folder of configurations of the user's own, looked up after ours.
-
-    As an override it is kept with a sweep's results and told to a launcher's workers. Raises
-    ValueError where there is no such folder.
-    """
-    if folder is None:
-        return list(overrides)
-    path = Path(folder).expanduser().resolve()
-    if not path.is_dir():
-        raise ValueError(
-            f"--config-dir {folder} is no folder; give one that holds groups as conf/ does, such "
-            "as system/ and experiment/"
-        )
-    return [*overrides, f"hydra.searchpath=[{quoted(f'file://{path}')}]"]
 
 
 def _settings_with_defaults(point: EntryPoint) -> dict[str, Any]:

@@ -72,7 +72,7 @@ def surveyed_folder(choices: Sequence[str]) -> Path | None:
     paths = [Path(_plain(choice)) for choice in choices]
     folder = paths[0].parent.parent if paths else Path()
     is_whole = bool(paths) and paths == _calibrations(folder)
-    return folder if is_whole and (folder / "network").is_dir() else None
+    return folder if is_whole and (folder / "network" / "survey.yaml").is_file() else None
 
 
 def register_devices(arguments: Sequence[str]) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NoReturn
 
 from hydra import version
@@ -19,8 +20,9 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.types import RunMode, TaskFunction
 
 from tpi_bench.app import point_launcher, ray_launcher, sweeper
-from tpi_bench.app.config_folders import CONFIG_FOLDER, register_systems, with_config_dir
+from tpi_bench.app.config_folders import CONFIG_FOLDER, register_systems
 from tpi_bench.app.devices import register_devices
+from tpi_bench.app.quoting import quoted
 
 CONFIG_NAME = "config"
 SWEEP = "hydra.mode=MULTIRUN"
@@ -72,6 +74,23 @@ def hydra_of_ours(overrides: Sequence[str] = ()) -> Iterator[Hydra]:
         yield Hydra.create_main_hydra2("tpi_bench", create_config_search_path(str(CONFIG_FOLDER)))
     finally:
         GlobalHydra.instance().hydra = before
+
+
+def with_config_dir(overrides: Sequence[str], folder: str | Path | None) -> list[str]:
+    """The overrides with a folder of configurations of the user's own, looked up after ours.
+
+    As an override it is kept with a sweep's results and told to a launcher's workers. Raises
+    ValueError where there is no such folder.
+    """
+    if folder is None:
+        return list(overrides)
+    path = Path(folder).expanduser().resolve()
+    if not path.is_dir():
+        raise ValueError(
+            f"--config-dir {folder} is no folder; give one that holds groups as conf/ does, such "
+            "as system/ and experiment/"
+        )
+    return [*overrides, f"hydra.searchpath=[{quoted(f'file://{path}')}]"]
 
 
 class _Options(argparse.ArgumentParser):
