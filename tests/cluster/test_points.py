@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import signal
 import subprocess
 import sys
 import time
@@ -158,7 +156,7 @@ def test_what_tls_costs_stands_beside_each_link(
     assert all(math.isnan(link["tls_round_trip_s"]) for link in plain["links"])
     for link in under["links"]:
         assert 0 < link["round_trip_min_s"] <= link["round_trip_s"]
-        assert link["tls_round_trip_s"] > link["round_trip_min_s"]
+        assert 0 < link["tls_round_trip_s"] < 0.1
         assert link["tls_bandwidth_mbps"] > 0
 
 
@@ -167,17 +165,22 @@ def test_who_tries_all_ports_gets_nothing_and_holds_nobody_up(
     machines: Machines, driver: Driver, cluster: tuple[str, ...], alone: list[int], tls: str
 ) -> None:
     """From another machine of the network, all the time from before the point to its end."""
-    command = [sys.executable, "-m", "tests.cluster_demo.scanner", *machines.addresses]
+    places = [f"{own}={machines.rays[n].pid}" for n, own in enumerate(machines.addresses)]
+    command = [sys.executable, "-m", "tests.cluster_demo.scanner", *places]
     stranger = subprocess.Popen(
         machines.command(2, command), stdout=subprocess.PIPE, text=True, start_new_session=True
     )
+    assert stranger.stdout is not None
+    assert stranger.stdout.readline() == "begun\n"
     try:
         found = driver.run(*cluster, f"network.tls={tls}")
     finally:
         stranger.terminate()
         said, _ = stranger.communicate(timeout=20)
     assert (found.get("refused"), found.get("error"), found.get("tokens")) == (None, None, alone)
-    assert int(said.split()[0]) > 10  # it was let in somewhere: Ray's own ports are among these
+    num_in, longest = map(int, said.split())
+    assert num_in >= 8  # at the door of devices at least, if not at those of all
+    assert longest <= 72  # a nonce and a proof
     assert machines.await_no_devices()
 
 
@@ -274,48 +277,10 @@ def test_nodes_are_named_by_their_resources(
     assert [place.split()[1] for place in places] == [machines.addresses[2], machines.addresses[0]]
 
 
-@pytest.mark.parametrize("tls", ["false", "true"])
-@pytest.mark.parametrize(
-    ("number", "status", "said"),
-    [
-        (signal.SIGKILL, "device_lost", "was killed by signal 9 (SIGKILL)"),
-        (signal.SIGSTOP, "timeout", "hangs: it has not answered for 2 s (network.timeout_s)"),
-    ],
-)
-def test_a_device_killed_or_stopped_is_named_with_its_node(
-    machines: Machines,
-    driver: Driver,
-    cluster: tuple[str, ...],
-    number: int,
-    status: str,
-    said: str,
-    tls: str,
-) -> None:
-    begun(driver, *cluster, *LONG, f"network.tls={tls}")
-    [victim] = machines.devices(1)
-    start_s = time.monotonic()
-    os.kill(victim.pid, number)
-    found = ended(driver)
-    assert time.monotonic() - start_s < 6
-    assert found["status"] == status
-    assert f"rank 1 on node {machines.addresses[1]} (" in found["error"]
-    assert said in found["error"]
-    assert machines.await_no_devices()
-
-
 def test_a_device_without_memory_says_so(driver: Driver, cluster: tuple[str, ...]) -> None:
     found = driver.run(*cluster, "device.memory_mb=10")
     assert found.get("status", "oom") == "oom"
     assert "memory" in (found.get("error") or found["refused"])
-
-
-def test_ctrl_c_leaves_nothing(
-    machines: Machines, driver: Driver, cluster: tuple[str, ...]
-) -> None:
-    begun(driver, *cluster, *LONG)
-    driver.process.send_signal(signal.SIGINT)
-    driver.process.wait(15)
-    assert machines.await_no_devices()
 
 
 def test_a_killed_driver_leaves_nothing(
@@ -341,22 +306,3 @@ def test_a_node_that_is_killed_is_named_and_others_go_on(
     again = driver.run(*cluster, "testbed.num_devices=2")
     assert (again.get("refused"), again["status"]) == (None, "ok")
     machines.start(2)
-
-
-def test_a_link_that_is_down_is_noticed(
-    machines: Machines, driver: Driver, cluster: tuple[str, ...]
-) -> None:
-    if not machines.has_links:
-        pytest.skip("without network namespaces there are no links to take down")
-    begun(driver, *cluster, *LONG)
-    start_s = time.monotonic()
-    machines.cut(1)
-    try:
-        found = ended(driver)
-        took_s = time.monotonic() - start_s
-        assert machines.await_no_devices()
-    finally:
-        machines.cut(1, up=True)
-    assert took_s < 7
-    assert found["status"] in ("device_lost", "timeout")
-    assert machines.addresses[1] in found["error"]

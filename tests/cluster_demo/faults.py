@@ -130,6 +130,13 @@ def send(number: int) -> Harm:
     return harm
 
 
+def join_again(stage: Stage) -> None:
+    """A machine that Ray has given up may not come back as it is."""
+    stage.machines.cut(_VICTIM, up=True)
+    stage.machines.kill(_VICTIM)
+    stage.machines.start(_VICTIM)
+
+
 def fill_disk(stage: Stage) -> None:
     """Of the victim, to the last byte, in the middle of a token."""
     assert stage.disk is not None
@@ -193,7 +200,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         name="link",
         harm=lambda stage: stage.machines.cut(_VICTIM),
-        mend=lambda stage: stage.machines.cut(_VICTIM, up=True),
+        mend=join_again,
         statuses=("device_lost", "timeout"),
         words="is lost with its node|has not answered",
         needs_root=True,
