@@ -28,6 +28,7 @@ REAL = ["model=debug", "workload.prompt_ids=[1]", "workload.num_new_tokens=2"]
         ([*VIRTUAL, "system=tpi,transformers"], "system=transformers runs a real library, which "),
         ([*VIRTUAL, "testbed.num_devices=2", "testbed.proportions=[1,2],[1,2,3]"], "must hold 2 "),
         ([*REAL, "network=switch,wifi"], "network=wifi: network.topology=wifi exists in virtual "),
+        ([*REAL, "network.tls=true"], "network.tls=true encrypts what machines of a cluster"),
         ([*REAL, "device.memory_mb=900,[1,2,3]"], "[1, 2, 3] names 3 devices, but there are 2; "),
         ([*VIRTUAL, "system=tpi,tpy"], "there is no system=tpy; did you mean system=tpi?"),
         ([*VIRTUAL, "hydra/launcher=jobli"], "did you mean hydra/launcher=joblib?"),

@@ -14,6 +14,7 @@ from tpi_bench.cluster.nodes import (
     data_host,
     refuse_too_little_memory,
     refuse_unfit_places,
+    refuse_without_tls,
     share_machines,
     threads_of,
 )
@@ -22,6 +23,7 @@ NODES = [Node(f"id{n}", f"10.0.0.{n}", (f"device:laptop{n}",)) for n in (1, 2, 3
 FACTS = NodeFacts(
     host="laptop",
     machine="one",
+    network="one",
     cores=4,
     addresses=("127.0.0.1", "10.0.0.1", "192.168.2.7"),
     code="c0de",
@@ -34,7 +36,8 @@ FACTS = NodeFacts(
 
 def place(number: int, **changes: object) -> Place:
     node = NODES[number - 1]
-    facts = replace(FACTS, host=f"laptop{number}", machine=f"machine{number}", **changes)
+    own = {"machine": f"machine{number}", "network": f"network{number}"}
+    facts = replace(FACTS, host=f"laptop{number}", **(own | changes))
     return Place(node, facts, node.address)
 
 
@@ -104,6 +107,9 @@ def test_addresses_that_others_cannot_call_are_refused() -> None:
     here = replace(place(2), host="127.0.1.1")
     with pytest.raises(ValueError, match=r"laptop2.*127.0.1.1, which other machines cannot call"):
         refuse_unfit_places([place(1), here], FACTS)
+    container = place(2, machine="machine1")
+    with pytest.raises(ValueError, match=r"127.0.0.1, which other machines cannot call"):
+        refuse_unfit_places([replace(place(1), host="127.0.0.1"), container], FACTS)
     one = replace(place(2), host="127.0.0.2", facts=place(1).facts)
     refuse_unfit_places([replace(place(1), host="127.0.0.1"), one], FACTS)  # all on one machine
     with pytest.raises(ValueError, match=r"have the same data address 10.0.0.1"):
@@ -117,6 +123,14 @@ def test_a_node_without_the_memory_for_its_devices_is_refused() -> None:
         refuse_too_little_memory(places, [5_000_000_000, 3_100_000_000])
     with pytest.raises(ValueError, match=r"its share takes 9 GB"):
         refuse_too_little_memory([places[0]] * 2, [4_500_000_000] * 2)
+
+
+def test_a_node_that_cannot_encrypt_is_refused() -> None:
+    refuse_without_tls([place(1), place(2)])
+    with pytest.raises(
+        ValueError, match=r"10.0.0.2 \(laptop2\) lacks the package cryptography, wh"
+    ):
+        refuse_without_tls([place(1), place(2, can_encrypt=False)])
 
 
 def test_cores_are_divided_over_the_devices_of_a_machine() -> None:

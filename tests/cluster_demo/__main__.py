@@ -1,6 +1,8 @@
-"""`make cluster_demo`: a cluster of three machines on this host, a point over them, all taken down.
+"""`make cluster_demo`: a cluster of three machines on this host, used as one would use it, and all
+taken down.
 
-As root the machines are network namespaces, else addresses of loopback (`machines.py`).
+A point, a survey, a small fig_latency over real addresses, and advice on the survey's folder. As
+root the machines are network namespaces, else addresses of loopback (`machines.py`).
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +26,22 @@ VARIANTS = (
     ("system=tpi", "system.window=2"),
     ("system=pipeline",),
     ("system=galaxy",),
+    ("system=tpi", "model.weights=q8"),
     ("system=tpi", "model.weights=q4"),
+    ("system=tpi", "network.tls=true"),
 )
+FIGURE = (
+    *("+experiment=fig_latency", "network=none", "hydra.sweeper.grids=[]", "repeat=0"),
+    *("system=tpi,tpi_ring,tpi_direct,pipeline", "workload.num_new_tokens=6"),
+)
+ADVICE = ("task=advise", "model=tinyllama_1.1b", "timeout_s=10")
+_WITHIN_S = 300
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--all", action="store_true", help="every variant, not only the first")
+    parser.add_argument("--points", action="store_true", help="no survey, figure and advice")
     parser.add_argument("arguments", nargs="*", help="of tpi_bench, for the points")
     asked = parser.parse_args()
     variants = VARIANTS if asked.all else VARIANTS[:1]
@@ -39,21 +51,22 @@ def main() -> int:
         took_s = time.monotonic() - start_s
         print(f"three {kind} with Ray: {', '.join(machines.addresses)} ({took_s:.0f} s)")
         good = [_compare(machines, (*variant, *asked.arguments)) for variant in variants]
+        if not asked.points:
+            good += [step(machines) for step in (_survey, _figure, _advice)]
         left = machines.left_over()
         print(f"left running on the machines: {len(left)}")
-    print("all taken down")
+    print(f"all taken down after {time.monotonic() - start_s:.0f} s")
     return 0 if all(good) and not left else 1
 
 
 def _compare(machines: Machines, variant: tuple[str, ...]) -> bool:
     """A point over the machines beside the same on one device; whether the tokens are equal."""
-    alone = _answer(machines, "testbed=processes", "testbed.num_devices=1", *variant)
+    own = [text for text in variant if not text.startswith("network.")]
+    alone = _answer(machines, "testbed=processes", "testbed.num_devices=1", *own)
     folder = machines.folder / "blocks-ADDRESS"
     spread = _answer(
         machines,
-        "testbed=cluster",
-        f"testbed.address={machines.address}",
-        "testbed.num_devices=3",
+        *_cluster(machines),
         "testbed.share_files=false",
         f"testbed.node_cache_dir={folder}",
         *variant,
@@ -69,17 +82,67 @@ def _compare(machines: Machines, variant: tuple[str, ...]) -> bool:
     return is_equal
 
 
+def _survey(machines: Machines) -> bool:
+    """What the machines and their links give, into a folder."""
+    folder = machines.folder / "survey"
+    return _typed(
+        machines,
+        ["task=survey", *_cluster(machines), f"output_dir={folder}"],
+        lambda: len(list((folder / "devices").glob("*.json"))) == 3,
+    )
+
+
+def _figure(machines: Machines) -> bool:
+    """The main job, small: its rows come from the machines' own addresses."""
+    folder = machines.folder / "fig_latency"
+    return _typed(
+        machines,
+        [*FIGURE, *_cluster(machines), f"output_dir={folder}"],
+        lambda: (folder / "fig_latency.png").stat().st_size > 10_000,
+    )
+
+
+def _advice(machines: Machines) -> bool:
+    """On the devices and links of the survey."""
+    folder = machines.folder / "advice"
+    return _typed(
+        machines,
+        [*ADVICE, f"device={machines.folder / 'survey'}/", f"output_dir={folder}"],
+        lambda: (folder / "advice.json").is_file(),
+    )
+
+
+def _cluster(machines: Machines) -> list[str]:
+    return ["testbed=cluster", f"testbed.address={machines.address}", "testbed.num_devices=3"]
+
+
+def _typed(machines: Machines, arguments: list[str], is_there: Callable[[], bool]) -> bool:
+    """What is typed on the first machine, and what it prints; whether it has made what it should.
+
+    An address of this try, and its folder, are of no use to who reads it.
+    """
+    start_s = time.monotonic()
+    done = _run(machines, [*arguments, "progress=false"])
+    if done.returncode:
+        print(done.stderr, file=sys.stderr)
+    print(f"\npython -m tpi_bench {' '.join(arguments)}  ({time.monotonic() - start_s:.0f} s)")
+    print(done.stdout.rstrip())
+    return done.returncode == 0 and is_there()
+
+
 def _answer(machines: Machines, *arguments: str) -> dict[str, Any]:
     """What the program answers on the first machine."""
-    command = [sys.executable, "-m", "tpi_bench", "report=json", *POINT, *arguments]
-    done = subprocess.run(
-        machines.command(0, command), capture_output=True, text=True, check=False, timeout=300
-    )
+    done = _run(machines, ["report=json", *POINT, *arguments])
     if done.returncode:
         print(done.stderr, file=sys.stderr)
     lines = done.stdout.strip().splitlines() or ["{}"]
     found: dict[str, Any] = json.loads(lines[-1])
     return found
+
+
+def _run(machines: Machines, arguments: list[str]) -> subprocess.CompletedProcess[str]:
+    command = machines.command(0, [sys.executable, "-m", "tpi_bench", *arguments])
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=_WITHIN_S)
 
 
 if __name__ == "__main__":

@@ -23,14 +23,16 @@ class Driver:
 
     def __init__(self, machines: Machines) -> None:
         command = machines.command(0, [sys.executable, "-m", "tests.cluster_demo.driver"])
-        self.process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            start_new_session=True,
-        )
+        self._log = machines.folder / "driver.log"
+        with self._log.open("w") as log:
+            self.process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                start_new_session=True,
+            )
         self._said: SimpleQueue[dict[str, Any] | None] = SimpleQueue()
         threading.Thread(target=self._listen, daemon=True).start()
 
@@ -45,7 +47,7 @@ class Driver:
             said = self._said.get(timeout=timeout_s)
         except Empty:
             raise TimeoutError(f"the driver has said nothing for {timeout_s:g} s") from None
-        assert said is not None, "the driver has ended"
+        assert said is not None, f"the driver has ended: {self._log.read_text()[-2000:]}"
         return said
 
     def run(self, *arguments: str) -> dict[str, Any]:
@@ -83,7 +85,9 @@ class Driver:
 
 def _serve() -> None:
     from tpi_bench import run
+    from tpi_bench.measure import point
 
+    point._PAUSES_S = (0.0,)  # other work on this host would have it probed again and again
     for line in sys.stdin:
         told: list[str] = []
 
@@ -105,8 +109,12 @@ def _serve() -> None:
                 "tokens": result.token_ids,
                 "row": {
                     name: getattr(row, name)
-                    for name in ("device", "note", "memory_bps", "link_round_trip_s", "cache")
+                    for name in (
+                        *("device", "note", "memory_bps", "link_round_trip_s", "cache", "tls"),
+                        "token_latency_s",
+                    )
                 },
+                "links": [vars(link) for link in result.record.links],
                 "devices": [vars(device) for device in result.devices],
                 "spans": [vars(span) for span in result.spans],
             }

@@ -127,6 +127,35 @@ class Machines:
             _ip("link", "del", f"{self._own}b", check=False)
         shutil.rmtree(self.folder, ignore_errors=True)
 
+    def devices(self, number: int) -> list[psutil.Process]:
+        """Devices on a machine: what its fork server has forked."""
+        found = []
+        for process in _descendants(self.rays[number].pid):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                parent = process.parent()
+                if parent is not None and "forkserver" in " ".join(parent.cmdline()):
+                    found.append(process)
+        return found
+
+    def agents(self) -> list[psutil.Process]:
+        """Of all machines."""
+        found = []
+        for ray in self.rays.values():
+            for process in _descendants(ray.pid):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    if "NodeAgent" in " ".join(process.cmdline()):
+                        found.append(process)
+        return found
+
+    def await_no_devices(self, within_s: float = 6.0) -> bool:
+        """Whether none runs any more, on any machine."""
+        deadline = time.monotonic() + within_s
+        while any(self.devices(number) for number in self.rays):
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.1)
+        return True
+
     def left_over(self) -> list[str]:
         """Processes of this program that still run on the machines: devices and agents."""
         found = []

@@ -48,6 +48,7 @@ def test_a_repeat_is_another_point_of_the_same_configuration() -> None:
         ("timeout_s=7", "processes", False),
         ("results_dir=elsewhere", "processes", False),
         ("network.link_latency_ms=3", "processes", True),
+        ("network.tls=true", "processes", True),
     ],
 )
 def test_what_does_not_matter_makes_no_other_point(
@@ -55,6 +56,15 @@ def test_what_does_not_matter_makes_no_other_point(
 ) -> None:
     own = (*BASE, f"testbed={testbed}", "testbed.num_devices=2")
     assert (settings_of(*own).point != settings_of(*own, change).point) is is_another
+
+
+def test_what_there_was_no_setting_for_is_what_it_is_without() -> None:
+    """Rows from before there was TLS are found again."""
+    settings = settings_of(*BASE)
+    older = dict(settings.raw["network"])
+    assert older.pop("tls") is False
+    before = replace(settings, raw=settings.raw | {"network": older})
+    assert (before.point, before.config_hash) == (settings.point, settings.config_hash)
 
 
 def test_one_device_is_one_point_on_every_network() -> None:

@@ -4,12 +4,17 @@ and what all points have in common.
 
 from __future__ import annotations
 
+import itertools
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import yaml
+
 from tpi_bench.app.compose import chosen_devices
+from tpi_bench.app.devices import surveyed_folder
 from tpi_bench.app.like import settings_like
 from tpi_bench.contract.device import DeviceProfile
 from tpi_bench.contract.model import resolve_types
@@ -37,7 +42,8 @@ _NOT_OF_A_POINT |= {"verbosity", "progress", "cache_dir", "wait"}
 def with_advice_defaults(arguments: Sequence[str]) -> list[str]:
     """What `task=advise` means where it is not typed; other tasks as they are.
 
-    Raises ValueError where no devices are named.
+    The folder of a survey also says what connects its devices. Raises ValueError where none are
+    named.
     """
     if _TASK not in arguments:
         return list(arguments)
@@ -53,10 +59,30 @@ def with_advice_defaults(arguments: Sequence[str]) -> list[str]:
         )
     added = [text for text in _DEFAULTS if text.partition("=")[0] not in given]
     networks = [text.partition("=")[2] for text in arguments if text.startswith("network=")]
-    if not any(key.startswith("network.") for key in given) and networks in ([], ["switch"]):
+    is_left_open = not any(key.startswith("network.") for key in given)
+    surveyed = _surveyed(arguments) if is_left_open and not networks else None
+    if surveyed is not None:
+        added += _links_of(surveyed)
+    elif is_left_open and networks in ([], ["switch"]):
         added += GIGABIT
-    front = [text for text in arguments if not text.startswith("-")]
-    return [*front, *added, *(text for text in arguments if text.startswith("-"))]
+    values = list(itertools.takewhile(lambda text: not text.startswith("-"), arguments))
+    return [*values, *added, *arguments[len(values) :]]
+
+
+def _links_of(folder: Path) -> list[str]:
+    """As they can be typed without the folder; a single machine has none."""
+    links = yaml.safe_load((folder / "network" / "survey.yaml").read_text()).get("mesh_links")
+    if links is None:
+        return ["network=none"]
+    return ["network=mesh", f"network.mesh_links={json.dumps(links, separators=(',', ':'))}"]
+
+
+def _surveyed(arguments: Sequence[str]) -> Path | None:
+    """The folder of a survey, where `device=` names that and no other folder is looked up."""
+    if any(text.startswith(("-cd", "--config-dir", "hydra.searchpath")) for text in arguments):
+        return None
+    typed = [text.partition("=")[2] for text in arguments if text.startswith("device=")]
+    return surveyed_folder(typed[-1].strip("[]").split(",")) if typed else None
 
 
 def household_of(settings: Settings, cache_dir: Path) -> Household:

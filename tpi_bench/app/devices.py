@@ -3,7 +3,8 @@
 - `2*raspberry_pi_5`: two of them;
 - `old_pc(4,8,20,0.5)`: a device described in a line, by cores, GB of memory, GB/s of memory and of
   its disk; by name any number of a profile: `old_pc(cores=4,...,q4_gb_per_s=15)`;
-- `home/laptop.json`: what `task=calibrate` wrote on that machine; `home/`: all that are in there.
+- `home/laptop.json`: what `task=calibrate` wrote on that machine; `home/`: all that are in there,
+  or in `home/devices/` where `task=survey` wrote them.
 
 A description or a file becomes a choice with its signs percent-encoded, of which the profile is
 made wherever it is composed: in a worker, or when a sweep is taken up again.
@@ -26,6 +27,7 @@ from tpi_bench.app.typed import did_you_mean
 from tpi_bench.contract.device import DeviceProfile
 
 _KEY = "device="
+_SURVEYED = "devices"  # where `measure/survey.py` writes
 _IN_ORDER = ("cores", "memory_gb", "memory_gb_per_s", "disk_gb_per_s")
 _WHOLE = ("cores", "used_cores", "disk_queue_depth")
 _FIELDS = tuple(
@@ -63,6 +65,14 @@ def with_devices(text: str) -> str:
             listed = ",".join(names)
             found.append(listed if is_list else f"[{listed}]")
     return _KEY + "".join(found)
+
+
+def surveyed_folder(choices: Sequence[str]) -> Path | None:
+    """The folder of `task=survey` whose devices these are, all of them in their order."""
+    paths = [Path(_plain(choice)) for choice in choices]
+    folder = paths[0].parent.parent if paths else Path()
+    is_whole = bool(paths) and paths == _calibrations(folder)
+    return folder if is_whole and (folder / "network" / "survey.yaml").is_file() else None
 
 
 def register_devices(arguments: Sequence[str]) -> None:
@@ -126,7 +136,7 @@ def _expanded(part: str, text: str) -> Iterator[str]:
     elif part.endswith(".json"):
         yield _encoded(str(Path(part).expanduser()))
     elif "/" in part:
-        files = sorted(Path(part).expanduser().glob("*.json"))
+        files = _calibrations(Path(part).expanduser())
         if not files:
             raise ValueError(
                 f"{text}: {part} holds no calibration; gather there the files that "
@@ -135,6 +145,11 @@ def _expanded(part: str, text: str) -> Iterator[str]:
         yield from (_encoded(str(path)) for path in files)
     else:
         yield part
+
+
+def _calibrations(folder: Path) -> list[Path]:
+    """Of a folder, or of a survey in it."""
+    return sorted(folder.glob("*.json")) or sorted((folder / _SURVEYED).glob("*.json"))
 
 
 def _encoded(part: str) -> str:

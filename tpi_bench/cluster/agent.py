@@ -21,6 +21,7 @@ from typing import Any
 
 import psutil
 
+from tpi_bench.cluster.identities import Identity, can_encrypt, make_identity
 from tpi_bench.cluster.link_probe import answer, ask
 from tpi_bench.cluster.nodes import NodeFacts
 from tpi_bench.cluster.store import BlockStore, Content
@@ -33,10 +34,12 @@ from tpi_bench.host.memory import PssSampler
 from tpi_bench.processes.caps import Cap
 from tpi_bench.processes.handle import DeviceHandle
 from tpi_bench.processes.handshake import Listener, call, notice_cuts
+from tpi_bench.processes.tls import Credentials, Tls
 
 _PACKAGES = ("tpi_bench", "baselines")
 _CALL_S = 10.0
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+_NETWORK = Path("/proc/self/ns/net")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +47,7 @@ class Door:
     """Where the launcher waits for a node's devices, and what proves that one belongs to the run.
 
     `rank` stands for the launcher in that proof. `key` makes the secret of the devices' own
-    connections.
+    connections. `certificates` are those of all ranks, the launcher's last; none without TLS.
     """
 
     host: str
@@ -52,6 +55,7 @@ class Door:
     rank: int
     secret: bytes
     key: bytes
+    certificates: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +76,7 @@ class NodeAgent:
     def __init__(self) -> None:
         as_ray_was_started()
         self._devices: dict[int, _Running] = {}
+        self._identities: dict[int, Identity] = {}  # of ranks here, for the run to come
         self._lock = threading.Lock()
 
     def facts(self) -> NodeFacts:
@@ -98,6 +103,11 @@ class NodeAgent:
         """Whether all of another's files are its own: it is that machine, and sees its disk."""
         return all(_stat_of(path) == tuple(rest) for path, *rest in stats)
 
+    def make_identity(self, rank: int) -> str:
+        """For a run; its certificate. The key stays here."""
+        identity = self._identities[rank] = make_identity(rank)
+        return identity.certificate
+
     def start(self, rank: int, job: Job, door: Door) -> str:
         """Start a device, which reports at the door; which kind of group holds its cap, if any.
 
@@ -120,7 +130,15 @@ class NodeAgent:
             notice_cuts(opened)
             opened.setblocking(True)
             theirs = Connection(opened.detach())
-            handle = DeviceHandle(rank, job, cap, fork_context(), theirs, door.key)
+            handle = DeviceHandle(
+                rank,
+                job,
+                cap,
+                fork_context(),
+                theirs,
+                door.key,
+                self._credentials(rank, door.certificates),
+            )
         except BaseException:
             if group is not None:
                 group.remove()
@@ -152,18 +170,26 @@ class NodeAgent:
         for rank in list(self._devices):
             self.end(rank, in_peace=False)
 
-    def open_link(self, host: str, own: int, asker: int, secret: bytes) -> int:
+    def open_link(
+        self, host: str, own: int, asker: int, secret: bytes, certificates: tuple[str, ...] = ()
+    ) -> int:
         """Answer the one who asks what the way here gives; at which port."""
-        listener = Listener(host)
+        listener, tls = Listener(host), self._tls(own, certificates)
         threading.Thread(
-            target=answer, args=(listener, own, asker, secret), name="link", daemon=True
+            target=answer, args=(listener, own, asker, secret, tls), name="link", daemon=True
         ).start()
         return listener.port
 
     def ask_link(
-        self, own: int, other: int, place: tuple[str, int], own_host: str, secret: bytes
+        self,
+        own: int,
+        other: int,
+        place: tuple[str, int],
+        own_host: str,
+        secret: bytes,
+        certificates: tuple[str, ...] = (),
     ) -> LinkReading:
-        return ask(own, other, place, own_host, secret)
+        return ask(own, other, place, own_host, secret, self._tls(own, certificates))
 
     def call(self, fn: Callable[..., Any], args: Sequence[Any]) -> Any:
         """Call a function of this program here, where it may start processes of its own."""
@@ -172,6 +198,16 @@ class NodeAgent:
     def in_helper(self, fn: Callable[..., Any], args: Sequence[Any]) -> Any:
         """Call a function of this program in a fresh process of this node, which may load torch."""
         return in_helper(fn, *args)
+
+    def _credentials(self, rank: int, certificates: tuple[str, ...]) -> Credentials | None:
+        if not certificates:
+            return None
+        key = self._identities[rank].key
+        return Credentials(rank=rank, key=key, certificates=certificates)
+
+    def _tls(self, rank: int, certificates: tuple[str, ...]) -> Tls | None:
+        credentials = self._credentials(rank, certificates)
+        return None if credentials is None else Tls(credentials)
 
     def _store(self, cache_dir: str | None, limit_bytes: float = math.inf) -> BlockStore:
         return BlockStore(cache.cache_folder(cache_dir) / "by_content", limit_bytes)
@@ -230,6 +266,7 @@ def facts_of_this_machine() -> NodeFacts:
     return NodeFacts(
         host=said["host"],
         machine=boot,
+        network=f"{boot} {os.readlink(_NETWORK) if _NETWORK.exists() else ''}",
         cores=len(available_cpus()),
         addresses=tuple(own_addresses()),
         code=code_digest(),
@@ -237,6 +274,7 @@ def facts_of_this_machine() -> NodeFacts:
         python=said["python"],
         torch_version=said["torch_version"],
         free_memory_bytes=psutil.virtual_memory().available,
+        can_encrypt=can_encrypt(),
     )
 
 

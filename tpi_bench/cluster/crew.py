@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import math
 import secrets
+import socket
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +19,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from tpi_bench.cluster.agent import Door, Ending
+from tpi_bench.cluster.identities import Identity
 from tpi_bench.cluster.nodes import Place
 from tpi_bench.cluster.ray_cluster import NodeLost, RayCluster
 from tpi_bench.contract.job import Job, Outcome
@@ -27,9 +29,11 @@ from tpi_bench.processes.caps import NO_CAP, RESERVED, Caps
 from tpi_bench.processes.crew import Crew
 from tpi_bench.processes.handle import Handle
 from tpi_bench.processes.handshake import Listener, notice_cuts
+from tpi_bench.processes.tls import Credentials, Tls, TlsConnection
 from tpi_bench.processes.verdict import Trouble
 
 _START_S = 60.0
+_TLS_S = 20.0
 _ASK_S = 1.5  # a node that does not say within so long how its device died is lost itself
 _END_S = 5.0  # a device that is done comes to its own end
 _KILL_S = 2.5
@@ -37,7 +41,10 @@ _NO_LOOK_S = 3600.0
 
 
 class ClusterCrew(Crew):
-    """`threads` are those of each device; `own_host` is this host's address as nodes see it."""
+    """`threads` are those of each device; `own_host` is this host's address as nodes see it.
+
+    With TLS, `identity` is the launcher's, and `certificates` are those of all, its own last.
+    """
 
     def __init__(
         self,
@@ -46,11 +53,19 @@ class ClusterCrew(Crew):
         places: Sequence[Place],
         threads: Sequence[int],
         own_host: str,
+        identity: Identity | None = None,
+        certificates: Sequence[str] = (),
     ) -> None:
         self.job = job
         self.caps: NodeCaps = NodeCaps(job)
         self._cluster, self._places, self._threads = cluster, places, threads
         self._own_host = own_host
+        self._certificates = tuple(certificates)
+        self._tls: Tls | None = None
+        if identity is not None:
+            self._tls = Tls(
+                Credentials(rank=job.num_devices, key=identity.key, certificates=self._certificates)
+            )
         self._started: list[RemoteDevice] = []
 
     def start(self, devices: list[Handle], trouble: Trouble) -> None:
@@ -63,6 +78,7 @@ class ClusterCrew(Crew):
             rank=rank,
             secret=secrets.token_bytes(32),
             key=secrets.token_bytes(32),
+            certificates=self._certificates,
         )
         deadline_ns = time.monotonic_ns() + round(_START_S * 1e9)
         with contextlib.closing(listener), ThreadPoolExecutor(1) as threads:
@@ -82,12 +98,23 @@ class ClusterCrew(Crew):
                 return
         for rank, connection in sorted(sockets.items()):
             notice_cuts(connection)
-            connection.setblocking(True)
             place = self._places[rank]
-            device = RemoteDevice(rank, Connection(connection.detach()), self._cluster, place)
+            try:
+                ours = self._opened(rank, connection)
+            except OSError as error:
+                trouble.died[rank] = f"could not be talked with under TLS ({error})"
+                continue
+            device = RemoteDevice(rank, ours, self._cluster, place)
             device.caps = self.caps
             devices.append(device)
             self._started.append(device)
+
+    def _opened(self, rank: int, connection: socket.socket) -> Connection | TlsConnection:
+        """The agent has proved itself; under TLS its device does, from its own process."""
+        if self._tls is None:
+            connection.setblocking(True)
+            return Connection(connection.detach())
+        return TlsConnection(self._tls.secured(connection, rank, _TLS_S, is_caller=False))
 
     def _ask_agents(self, door: Door, trouble: Trouble) -> None:
         """To start their devices, all at once."""
@@ -169,7 +196,11 @@ class RemoteDevice(Handle):
     caps: NodeCaps
 
     def __init__(
-        self, rank: int, connection: Connection, cluster: RayCluster, place: Place
+        self,
+        rank: int,
+        connection: Connection | TlsConnection,
+        cluster: RayCluster,
+        place: Place,
     ) -> None:
         super().__init__(rank, connection)
         self._cluster, self._place = cluster, place

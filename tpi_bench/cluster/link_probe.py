@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from tpi_bench.contract.job import LinkReading
 from tpi_bench.contract.runtime import DeviceLost
 from tpi_bench.processes.handshake import Listener, call
+from tpi_bench.processes.tls import Tls
 
 _LENGTH = struct.Struct("<Q")
 _PINGS = 20
@@ -22,11 +23,11 @@ _FIRST_BYTES, _MOST_BYTES = 1 << 16, 1 << 26
 _LONG_S = 0.05  # a transfer of so long tells the rate
 
 
-def answer(listener: Listener, own: int, asker: int, secret: bytes) -> None:
+def answer(listener: Listener, own: int, asker: int, secret: bytes, tls: Tls | None = None) -> None:
     """Send back what comes, and say when all of a longer message is there, until it closes."""
     deadline_ns = time.monotonic_ns() + round(_WAIT_S * 1e9)
     try:
-        connection = listener.accept(own, {asker}, secret, deadline_ns)[asker]
+        connection = listener.accept(own, {asker}, secret, deadline_ns, tls)[asker]
     except DeviceLost:  # who asked has been told
         return
     finally:
@@ -44,9 +45,16 @@ def answer(listener: Listener, own: int, asker: int, secret: bytes) -> None:
             connection.sendall(head)
 
 
-def ask(own: int, other: int, place: tuple[str, int], own_host: str, secret: bytes) -> LinkReading:
+def ask(
+    own: int,
+    other: int,
+    place: tuple[str, int],
+    own_host: str,
+    secret: bytes,
+    tls: Tls | None = None,
+) -> LinkReading:
     """What the way there gives. Raises DeviceLost or OSError."""
-    with call(own, other, place, secret, _WAIT_S, own_host) as connection:
+    with call(own, other, place, secret, _WAIT_S, own_host, tls) as connection:
         _set_up(connection)
         trips_s = [_sent_s(connection, 0) for _ in range(1 + _PINGS)][1:]
         least_s = min(trips_s)

@@ -28,11 +28,13 @@ class NodeFacts:
     """What a node says of itself. Nodes with the same `machine` are one machine.
 
     `code` is a digest of this program's files, so that a clone and an installation can be told
-    apart or together; `addresses` are those it can be reached at.
+    apart or together; `addresses` are those it can be reached at. Loopback addresses are those of
+    one `network` alone: of a machine, or of a container on it.
     """
 
     host: str
     machine: str
+    network: str
     cores: int
     addresses: tuple[str, ...]
     code: str
@@ -40,6 +42,7 @@ class NodeFacts:
     python: str
     torch_version: str
     free_memory_bytes: int
+    can_encrypt: bool = True
 
 
 @dataclass(frozen=True)
@@ -119,9 +122,9 @@ def refuse_unfit_places(places: Sequence[Place], own: NodeFacts) -> None:
     """Raises ValueError, one line that names the node, for what cannot be measured together."""
     for place in places:
         _refuse_other_version(place, own)
-    machines = {place.facts.machine for place in places}
+    networks = {place.facts.network for place in places}
     for place in places:
-        if ipaddress.ip_address(place.host).is_loopback and len(machines) > 1:
+        if ipaddress.ip_address(place.host).is_loopback and len(networks) > 1:
             raise ValueError(
                 f"{place.words} has the data address {place.host}, which other machines cannot "
                 "call; start Ray there with --node-ip-address=ADDRESS, or give "
@@ -151,6 +154,16 @@ def _refuse_other_version(place: Place, own: NodeFacts) -> None:
             f"{place.words} has torch {theirs}, and this host {ours}; install the same there "
             "(pip install -c constraints.txt .)"
         )
+
+
+def refuse_without_tls(places: Sequence[Place]) -> None:
+    """Raises ValueError for a node that cannot make a certificate."""
+    for place in places:
+        if not place.facts.can_encrypt:
+            raise ValueError(
+                f"{place.words} lacks the package cryptography, which network.tls=true needs; "
+                "install it there (pip install -c constraints.txt '.[cluster]')"
+            )
 
 
 def refuse_too_little_memory(places: Sequence[Place], needed_bytes: Sequence[int]) -> None:

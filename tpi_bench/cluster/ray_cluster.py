@@ -54,6 +54,11 @@ class RayCluster:
             ) from None
         if address != "auto":
             _refuse_silent(address)
+        if ray.is_initialized():
+            raise ValueError(
+                f"testbed.address={address} and testbed.ship_code={str(ship_code).lower()} are not "
+                "those of the point before, and a program joins Ray once; measure in two programs"
+            )
         self._ray = ray
         self._agents: dict[Node, Any] = {}
         self.places: dict[str, list[Place]] = {}  # as they were last found, by what was asked

@@ -134,4 +134,5 @@ class _Shipment:
         try:
             return self._cluster.call(self._node, method, *args, timeout_s=_ANSWER_S)
         except ValueError as error:
-            raise type(error)(f"{self._words}: {error}") from None
+            text = str(error).replace("cache_dir=DIR", "testbed.node_cache_dir=DIR")
+            raise type(error)(f"{self._words}: {text}") from None

@@ -17,6 +17,7 @@ from typing import Any, ClassVar, TypeVar
 from tpi_bench.cluster.agent import facts_of_this_machine
 from tpi_bench.cluster.clocks import on_the_masters_clock
 from tpi_bench.cluster.crew import ClusterCrew
+from tpi_bench.cluster.identities import Identity, make_identity
 from tpi_bench.cluster.links import measured_links
 from tpi_bench.cluster.nodes import (
     Node,
@@ -25,13 +26,14 @@ from tpi_bench.cluster.nodes import (
     data_host,
     refuse_too_little_memory,
     refuse_unfit_places,
+    refuse_without_tls,
     share_machines,
     threads_of,
 )
 from tpi_bench.cluster.ray_cluster import NodeLost, RayCluster, cluster_at
 from tpi_bench.cluster.shipping import Storage, ship
 from tpi_bench.contract.device import DeviceProfile
-from tpi_bench.contract.job import Job, NextTurn, Outcome
+from tpi_bench.contract.job import Job, LinkReading, NextTurn, Outcome
 from tpi_bench.contract.network import NetworkConfig
 from tpi_bench.contract.setting import setting
 from tpi_bench.contract.system import System
@@ -90,6 +92,7 @@ class ClusterTestbed(Testbed):
     cost = "real"  # no setting
     spare_bytes: ClassVar[int | None] = GROWTH_BYTES
     can_talk: ClassVar[bool] = True
+    encrypts: ClassVar[bool] = True
     ignores: ClassVar[tuple[str, ...]] = ("device",)
 
     def __post_init__(self) -> None:
@@ -133,7 +136,9 @@ class ClusterTestbed(Testbed):
                 f"{asked[0]} is emulated, and testbed=cluster has links of its own; leave it out, "
                 "or use testbed=processes or testbed=virtual"
             )
-        self.places(anew=True)
+        places = self.places(anew=True)
+        if network.tls:
+            refuse_without_tls(places)
 
     def threads(self, num_devices: int) -> int:
         """Of the device that has the least; each has its own (`num_threads`)."""
@@ -148,7 +153,11 @@ class ClusterTestbed(Testbed):
         places = self.places()
         system = job.program
         assert isinstance(system, System)
-        job = replace(job, hosts=tuple(place.host for place in places))
+        job = replace(
+            job,
+            hosts=tuple(place.host for place in places),
+            machines=tuple(place.facts.machine for place in places),
+        )
         plans = [system.streaming(job, rank) for rank in range(job.num_devices)]
         needed = [plan.kept_bytes + plan.area_bytes + GROWTH_BYTES for plan in plans]
         refuse_too_little_memory(places, needed)
@@ -170,13 +179,25 @@ class ClusterTestbed(Testbed):
         self, job: Job, on_token: Callable[[int], None] | None, next_turn: NextTurn | None
     ) -> Outcome:
         cluster, places = self.cluster, self.places()
-        links = []
-        if job.num_devices > 1:
-            with _told():
-                links = measured_links(cluster, places)
-        crew = ClusterCrew(job, cluster, places, self._threads(), cluster.own_address)
+        links: list[LinkReading] = []
+        identity: Identity | None = None
+        certificates: tuple[str, ...] = ()
+        with _told():
+            if job.network.tls:
+                identity, certificates = self._identities(places)
+            if job.num_devices > 1:
+                links = measured_links(cluster, places, certificates)
+        crew = ClusterCrew(
+            job, cluster, places, self._threads(), cluster.own_address, identity, certificates
+        )
         outcome = on_the_masters_clock(run_job(job, on_token, next_turn, crew))
         return replace(outcome, links=links)
+
+    def _identities(self, places: Sequence[Place]) -> tuple[Identity, tuple[str, ...]]:
+        """The launcher's own for this run, and the certificates of all ranks and its own."""
+        identity = make_identity(len(places))
+        calls = [(place.node, "make_identity", (rank,)) for rank, place in enumerate(places)]
+        return identity, (*self.cluster.call_all(calls, _ANSWER_S), identity.certificate)
 
     def at_devices(
         self, job: Job, fn: Callable[..., T], arguments: Sequence[tuple[Any, ...]]

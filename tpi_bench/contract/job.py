@@ -76,6 +76,7 @@ class Job:
     draft: Job | None = None  # of the model that drafts, on the master alone
     draft_name: str = ""  # its name, and what its weights are held in
     hosts: tuple[str, ...] = ()
+    machines: tuple[str, ...] = ()  # which each of them is on, by a name of it
 
     def memory_of(self, rank: int) -> float:
         """Bytes that a device may hold: its profile's or its cap; infinite where none is known."""
@@ -94,7 +95,7 @@ class Job:
 
     def num_beside(self, rank: int) -> int:
         """Devices on the machine of this one, itself included."""
-        return self.hosts.count(self.hosts[rank]) if self.hosts else self.num_devices
+        return self.machines.count(self.machines[rank]) if self.machines else self.num_devices
 
     @property
     def opened_files(self) -> list[str]:
@@ -162,6 +163,8 @@ class LinkReading:
     round_trip_s: float
     round_trip_min_s: float
     bandwidth_mbps: float
+    tls_round_trip_s: float = math.nan  # in turns with the others, where TLS was asked for
+    tls_bandwidth_mbps: float = math.nan
 
 
 @dataclass(kw_only=True)

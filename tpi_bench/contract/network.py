@@ -62,6 +62,7 @@ class NetworkConfig:
         common=True,
     )
     timeout_s: float = setting(30.0, "a device that is silent for longer hangs")
+    tls: bool = setting(False, "encrypt all that devices send, on a cluster (TLS 1.3)")
     seed: int = setting(0, "of jitter")
     station_mbps: list[float] | None = setting(
         None, "wifi: each device's own rate to the access point (with bandwidth_mbps=0)"

@@ -51,6 +51,7 @@ class Testbed(ABC):
     # Of `free_bytes`, what is kept back for what no ledger names, where the kernel enforces a cap.
     spare_bytes: ClassVar[int | None] = None
     can_talk: ClassVar[bool] = False  # whether it can `converse`
+    encrypts: ClassVar[bool] = False  # whether it knows `network.tls`
     page_cache: ClassVar[str | None] = None  # None: the host's, in which `cache=` is made true
 
     @property

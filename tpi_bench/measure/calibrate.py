@@ -96,10 +96,16 @@ def calibration_file(cache_dir: Path) -> Path:
     return cache_dir / "hosts" / f"{machine.host_key()}-{_VERSION}.json"
 
 
-def calibrate(cache_dir: Path, num_rounds: int = NUM_ROUNDS) -> dict[str, Any]:
-    """Measure, keep and return: rows of name, median, min, max and rounds, by number of threads."""
-    numbers = tqdm(range(num_rounds), desc="calibrating this host", unit="round")
-    rounds = [_round(cache_dir) for _ in numbers]
+def calibrate(
+    cache_dir: Path, num_rounds: int = NUM_ROUNDS, threads_of_share: int = 1
+) -> dict[str, Any]:
+    """Measure, keep and return: rows of name, median, min, max and rounds, by number of threads.
+
+    With one, with as many as there are cores, and with those of a share of the machine.
+    """
+    numbers = sorted({1, threads_of_share, len(available_cpus())})
+    counted = tqdm(range(num_rounds), desc="calibrating this host", unit="round")
+    rounds = [_round(cache_dir, numbers) for _ in counted]
     threads = [name for name in rounds[0] if name != "host"]
     found = {
         "threads": {name: _rows([each[name] for each in rounds]) for name in threads},
@@ -112,9 +118,8 @@ def calibrate(cache_dir: Path, num_rounds: int = NUM_ROUNDS) -> dict[str, Any]:
     return found
 
 
-def _round(cache_dir: Path) -> dict[str, dict[str, float]]:
+def _round(cache_dir: Path, numbers: Sequence[int]) -> dict[str, dict[str, float]]:
     """Everything once: rates of cores by their number, then what belongs to the host."""
-    numbers = sorted({1, len(available_cpus())})
     found = {str(threads): in_helper(compute_rates, threads) for threads in numbers}
     return found | {"host": disk_rates(cache_dir) | program_costs(cache_dir)}
 

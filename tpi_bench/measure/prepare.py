@@ -63,6 +63,11 @@ def refuse_unfit(settings: Settings) -> None:
     _ = settings.memory_bytes  # raises for a list of another length
     if isinstance(settings.testbed.proportions, list):
         settings.shares(())
+    if settings.network.tls and not settings.testbed.encrypts:
+        raise ValueError(
+            "network.tls=true encrypts what machines of a cluster send each other; leave it out, "
+            "or use testbed=cluster"
+        )
     reads_text = settings.workload.text is not None
     needs_tokens = settings.check or reads_text
     settings.testbed.check(settings.system, settings.network, needs_tokens=needs_tokens)

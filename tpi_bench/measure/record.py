@@ -193,6 +193,7 @@ def _links(job: Job, outcome: Outcome) -> Links:
         asked_round_trip_s=2 * job.network.one_way_ns / 1e9 if job.num_devices > 1 else math.nan,
         link_round_trip_s=statistics.median(trips) if trips else math.nan,
         link_round_trip_min_s=min(trips, default=math.nan),
+        tls=job.network.tls if job.num_devices > 1 else None,
         bytes_sent=_all_sent(outcome.devices),
     )
 

@@ -2,7 +2,8 @@
 
 `task=survey` measures it once and writes a folder: `devices/`, a calibration a node in the order of
 ranks (`device=FOLDER/devices/`), and `network/survey.yaml` (`--config-dir FOLDER network=survey`).
-Nodes are calibrated side by side, those that are one machine once; links one after another.
+Nodes are calibrated side by side, those that are one machine once, with the threads that a device
+has there; links one after another.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any
 import yaml
 
 from tpi_bench.cluster.links import measured_links
-from tpi_bench.cluster.nodes import Place
+from tpi_bench.cluster.nodes import Place, threads_of
 from tpi_bench.cluster.ray_cluster import NodeLost, RayCluster
 from tpi_bench.contract.job import LinkReading
 from tpi_bench.contract.network import NetworkConfig
@@ -63,7 +64,7 @@ class Survey:
         lines += ["", f"{'from':>5}{'to':>4}{'round trip ms':>15}{'Mbit/s':>9}"]
         for link in self.links:
             trip_ms = link.round_trip_s * 1e3
-            lines.append(f"{link.src:5}{link.dst:4}{trip_ms:15.3f}{link.bandwidth_mbps:9.4g}")
+            lines.append(f"{link.src:5}{link.dst:4}{trip_ms:15.3f}{link.bandwidth_mbps:9.0f}")
         return "\n".join(lines)
 
     def mesh_links(self) -> list[list[float]]:
@@ -100,10 +101,11 @@ def survey(
 
     def calibrated(place: Place) -> dict[str, Any]:
         folder = node_cache_dir and node_cache_dir.replace("ADDRESS", place.node.address)
+        share = threads_of(places, places.index(place))
         found: dict[str, Any] = cluster.call(
-            place.node, "call", calibrated_here, (folder, num_rounds), timeout_s=_CALIBRATE_S
+            place.node, "call", calibrated_here, (folder, num_rounds, share), timeout_s=_CALIBRATE_S
         )
-        return found
+        return found | {"threads": {str(share): found["threads"][str(share)]}}
 
     try:
         links = measured_links(cluster, places)
@@ -129,6 +131,6 @@ def refuse_unusable(place: Place, found: dict[str, Any]) -> None:
         ) from None
 
 
-def calibrated_here(folder: str | None, num_rounds: int) -> dict[str, Any]:
+def calibrated_here(folder: str | None, num_rounds: int, threads: int) -> dict[str, Any]:
     """On a node."""
-    return calibrate(cache.cache_folder(folder), num_rounds)
+    return calibrate(cache.cache_folder(folder), num_rounds, threads)

@@ -20,6 +20,7 @@ from tpi_bench.contract.job import DeviceReport
 from tpi_bench.contract.request import Generation, Turn
 from tpi_bench.contract.runtime import ClockReading
 from tpi_bench.processes.caps import Limit
+from tpi_bench.processes.tls import TlsConnection
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,7 @@ def decode(data: bytes, *due: type[M]) -> M:
 class Control:
     """One end of the pipe between the launcher and a device; threads may share it."""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection | TlsConnection) -> None:
         self.connection = connection
         self._sending = threading.Lock()  # a long message takes several writes
 

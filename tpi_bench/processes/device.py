@@ -12,6 +12,7 @@ import logging
 import os
 import queue
 import signal
+import socket
 import sys
 import threading
 import traceback
@@ -51,21 +52,31 @@ from tpi_bench.processes.handshake import LOOPBACK, Listener, connect_mesh
 from tpi_bench.processes.mesh import Mesh
 from tpi_bench.processes.runtime import WallRuntime
 from tpi_bench.processes.services import Services, addresses, round_trips_ns
+from tpi_bench.processes.tls import Credentials, Tls, TlsConnection
 
 _CONNECT_S = 20.0
 M = TypeVar("M", bound=FromLauncher)
 
 
-def device_main(rank: int, job: Job, cap: Cap, connection: Connection, key: bytes = b"") -> None:
+def device_main(
+    rank: int,
+    job: Job,
+    cap: Cap,
+    connection: Connection,
+    key: bytes = b"",
+    credentials: Credentials | None = None,
+) -> None:
     """Entry point of a device process; every way it can end is told to the launcher.
 
-    `key` is what the run's secret is made with where control messages cross a network.
+    `key` is what the run's secret is made with where control messages cross a network, and
+    `credentials` what all that crosses it is encrypted with.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the launcher's to handle
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(message)s")
-    control = Control(connection)
+    tls = None if credentials is None else Tls(credentials)
+    control = Control(connection if tls is None else _encrypted(connection, job, tls))
     try:
-        _run(rank, job, cap, control, key)
+        _run(rank, job, cap, control, key, tls)
     except DeviceLost as error:
         _tell(control, Lost(error.rank, error.reason))
     except Exception as error:
@@ -73,6 +84,16 @@ def device_main(rank: int, job: Job, cap: Cap, connection: Connection, key: byte
     else:
         return
     os._exit(1)
+
+
+def _encrypted(connection: Connection, job: Job, tls: Tls) -> TlsConnection:
+    """The connection to the launcher, which knows where it is not what it should be."""
+    plain = socket.socket(fileno=os.dup(connection.fileno()))
+    connection.close()
+    try:
+        return TlsConnection(tls.secured(plain, job.num_devices, _CONNECT_S, is_caller=True))
+    except OSError:
+        os._exit(1)
 
 
 def _failure(error: Exception) -> Failed:
@@ -88,7 +109,7 @@ def _failure(error: Exception) -> Failed:
     return Failed("oom" if is_oom else "error", reason)
 
 
-def _run(rank: int, job: Job, cap: Cap, control: Control, key: bytes) -> None:
+def _run(rank: int, job: Job, cap: Cap, control: Control, key: bytes, tls: Tls | None) -> None:
     limit = cap.enter()
     _tell(control, Entered(limit))
     torch.set_num_threads(job.threads_per_device)
@@ -102,7 +123,7 @@ def _run(rank: int, job: Job, cap: Cap, control: Control, key: bytes) -> None:
     setup = _hear(control, Setup)
     memory, disk_before = MemorySampler(), disk_bytes_read()
     secret = hmac.digest(key, bytes.fromhex(setup.secret), "sha256")
-    sockets = connect_mesh(rank, setup.ports, listener, secret, _CONNECT_S, job.hosts)
+    sockets = connect_mesh(rank, setup.ports, listener, secret, _CONNECT_S, job.hosts, tls)
     mesh = Mesh(rank, sockets, job.network, is_watched=True, spins=spins)
     reader = DirectReader()
     others = addresses(setup.services)

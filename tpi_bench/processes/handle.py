@@ -10,6 +10,7 @@ from tpi_bench.contract.job import Job
 from tpi_bench.host.fork import InterpreterLost, start_process
 from tpi_bench.processes.caps import Cap, Limit
 from tpi_bench.processes.control import Control
+from tpi_bench.processes.tls import Credentials, TlsConnection
 from tpi_bench.processes.verdict import how_it_died
 
 _FAREWELL_S = 2.0
@@ -20,7 +21,7 @@ class Handle(ABC):
     and whether it is done.
     """
 
-    def __init__(self, rank: int, connection: Connection) -> None:
+    def __init__(self, rank: int, connection: Connection | TlsConnection) -> None:
         self.rank = rank
         self.control = Control(connection)
         self.limit: Limit | None = None  # until it has entered its cap
@@ -58,14 +59,18 @@ class DeviceHandle(Handle):
         context: ForkServerContext,
         theirs: Connection | None = None,
         key: bytes = b"",
+        credentials: Credentials | None = None,
     ) -> None:
-        """`theirs` is the device's end of a connection to a launcher elsewhere, which `key` goes
-        with; else the launcher is here.
+        """`theirs` is the device's end of a connection to a launcher elsewhere, which `key` and
+        `credentials` go with; else the launcher is here.
         """
         ours, end = context.Pipe() if theirs is None else (theirs, theirs)
         super().__init__(rank, ours)
         self._process = context.Process(
-            target=_run_device, args=(rank, job, cap, end, key), name=f"rank {rank}", daemon=True
+            target=_run_device,
+            args=(rank, job, cap, end, key, credentials),
+            name=f"rank {rank}",
+            daemon=True,
         )
         try:
             start_process(self._process)
@@ -96,8 +101,15 @@ class DeviceHandle(Handle):
         self._process.close()
 
 
-def _run_device(rank: int, job: Job, cap: Cap, connection: Connection, key: bytes) -> None:
+def _run_device(
+    rank: int,
+    job: Job,
+    cap: Cap,
+    connection: Connection,
+    key: bytes,
+    credentials: Credentials | None,
+) -> None:
     """Runs in the child, where the fork server has loaded torch; the launcher never does."""
     from tpi_bench.processes.device import device_main
 
-    device_main(rank, job, cap, connection, key)
+    device_main(rank, job, cap, connection, key, credentials)

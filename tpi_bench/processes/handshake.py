@@ -2,7 +2,8 @@
 
 They run over loopback, or between the addresses of a job whose devices are on several machines.
 Both sides prove that they know the run's secret (HMAC-SHA256 over the peers' nonces); anything else
-that connects is refused and logged, and holds nobody up. `mesh.py` sends frames over the result.
+that connects is refused and logged, and holds nobody up. With `tls.py` a proved connection goes
+under TLS in the same way. `mesh.py` sends frames over the result.
 """
 
 from __future__ import annotations
@@ -14,12 +15,14 @@ import secrets
 import select
 import selectors
 import socket
+import ssl
 import struct
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tpi_bench.contract.runtime import DeviceLost
+from tpi_bench.processes.tls import Tls, TlsSocket
 
 log = logging.getLogger(__name__)
 
@@ -45,11 +48,16 @@ class Listener:
         self.port: int = self._socket.getsockname()[1]
 
     def accept(
-        self, rank: int, peers: set[int], secret: bytes, deadline_ns: int
+        self,
+        rank: int,
+        peers: set[int],
+        secret: bytes,
+        deadline_ns: int,
+        tls: Tls | None = None,
     ) -> dict[int, socket.socket]:
         """Connections from all of `peers`. Strangers are refused and hold nobody up."""
         found: dict[int, socket.socket] = {}
-        with _Lobby(self._socket, rank, secret) as lobby:
+        with _Lobby(self._socket, rank, secret, tls) as lobby:
             while awaited := peers - found.keys():
                 if self._is_over or time.monotonic_ns() > deadline_ns:
                     for connection in found.values():
@@ -82,9 +90,9 @@ class _Lobby:
     Each has two seconds, and when there are too many, the one that has said least has to go.
     """
 
-    def __init__(self, door: socket.socket, rank: int, secret: bytes) -> None:
-        self._door, self._rank, self._secret = door, rank, secret
-        self._guests: dict[object, _Guest] = {}  # by connection, the oldest first
+    def __init__(self, door: socket.socket, rank: int, secret: bytes, tls: Tls | None) -> None:
+        self._door, self._rank, self._secret, self._tls = door, rank, secret, tls
+        self._guests: dict[int, _Guest] = {}  # by the connection's number, the oldest first
         self._selector = selectors.DefaultSelector()
         self._selector.register(door, selectors.EVENT_READ)
 
@@ -104,7 +112,7 @@ class _Lobby:
         for key, _ in self._selector.select(wait_s):
             if key.fileobj is self._door:
                 self._let_in()
-            elif guest := self._guests.get(key.fileobj):
+            elif guest := self._guests.get(key.fd):
                 self._listen_to(guest, awaited, found)
         for guest in [*self._guests.values()]:
             if guest.deadline_ns < time.monotonic_ns():
@@ -118,10 +126,10 @@ class _Lobby:
             return
         if len(self._guests) >= _MAX_GUESTS:
             self._refuse(min(self._guests.values(), key=lambda g: g.handshake.num_received))
-        handshake = _Handshake(connection, self._rank, self._secret, is_caller=False)
+        handshake = _Handshake(connection, self._rank, self._secret, self._tls, is_caller=False)
         deadline_ns = time.monotonic_ns() + _HANDSHAKE_NS
-        self._guests[connection] = _Guest(handshake, address, deadline_ns)
-        self._selector.register(connection, selectors.EVENT_READ)
+        self._guests[connection.fileno()] = _Guest(handshake, address, deadline_ns)
+        self._selector.register(connection.fileno(), selectors.EVENT_READ)
 
     def _listen_to(self, guest: _Guest, awaited: set[int], found: dict[int, socket.socket]) -> None:
         try:
@@ -142,8 +150,8 @@ class _Lobby:
 
     def _forget(self, guest: _Guest) -> socket.socket:
         connection = guest.handshake.connection
-        self._selector.unregister(connection)
-        del self._guests[connection]
+        self._selector.unregister(connection.fileno())
+        del self._guests[connection.fileno()]
         return connection
 
 
@@ -154,6 +162,7 @@ def connect_mesh(
     secret: bytes,
     timeout_s: float,
     hosts: Sequence[str] = (),
+    tls: Tls | None = None,
 ) -> dict[int, socket.socket]:
     """One connection to every other rank: calls go to lower ranks, higher ranks call here.
 
@@ -163,8 +172,10 @@ def connect_mesh(
     deadline_ns = time.monotonic_ns() + round(timeout_s * 1e9)
     places = list(zip(hosts or [LOOPBACK] * len(ports), ports, strict=True))
     own = hosts[rank] if hosts else None
-    sockets = {peer: call(rank, peer, places[peer], secret, timeout_s, own) for peer in range(rank)}
-    sockets |= listener.accept(rank, set(range(rank + 1, len(ports))), secret, deadline_ns)
+    sockets = {
+        peer: call(rank, peer, places[peer], secret, timeout_s, own, tls) for peer in range(rank)
+    }
+    sockets |= listener.accept(rank, set(range(rank + 1, len(ports))), secret, deadline_ns, tls)
     listener.close()
     for peer, connection in sockets.items():
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -200,6 +211,7 @@ def call(
     secret: bytes,
     timeout_s: float,
     source: str | None = None,
+    tls: Tls | None = None,
 ) -> socket.socket:
     """A proved connection to `peer`, which may be busy with its own calls for a while.
 
@@ -214,35 +226,47 @@ def call(
     poll = select.poll()
     poll.register(connection, select.POLLIN)
     found = None
+    handshake = _Handshake(connection, rank, secret, tls, is_caller=True)
     with contextlib.suppress(OSError):  # whatever it does, it is not the peer
-        handshake = _Handshake(connection, rank, secret, is_caller=True)
+        handshake.begin()
         while found is None and poll.poll(max(0.0, (deadline_ns - time.monotonic_ns()) / 1e6)):
             found = handshake.advance()
     if found != peer:
-        connection.close()
+        handshake.connection.close()
         raise DeviceLost(peer, "did not prove that it belongs to this run")
-    return connection
+    return handshake.connection
 
 
 class _Handshake:
-    """Challenge and answer in both directions on one connection; it never waits.
+    """Challenge and answer in both directions on one connection, then TLS if there is any; it
+    never waits.
 
     The caller speaks first. A new connection's buffer is empty and takes all that is sent here.
     """
 
     def __init__(
-        self, connection: socket.socket, rank: int, secret: bytes, *, is_caller: bool
+        self,
+        connection: socket.socket,
+        rank: int,
+        secret: bytes,
+        tls: Tls | None,
+        *,
+        is_caller: bool,
     ) -> None:
         self.connection = connection
-        self._rank, self._secret = rank, secret
+        self._rank, self._secret, self._tls = rank, secret, tls
+        self._is_caller = is_caller
+        self._proved: int | None = None
         self._role, self._other = (b"caller", b"callee") if is_caller else (b"callee", b"caller")
         self._nonce = secrets.token_bytes(32)
         self._hello = _HELLO.pack(_MAGIC, rank, self._nonce)
         self._received = b""
         self._has_answered = False
         connection.setblocking(False)
-        if is_caller:
-            connection.send(self._hello)
+
+    def begin(self) -> None:
+        """Of the caller."""
+        self.connection.send(self._hello)
 
     @property
     def num_received(self) -> int:
@@ -250,6 +274,21 @@ class _Handshake:
 
     def advance(self) -> int | None:
         """Take in what has come: the peer's rank once it is proved. OSError: it is a stranger."""
+        if self._proved is None:
+            self._proved = self._prove()
+            if self._proved is None or self._tls is None:
+                return self._proved
+            self.connection = self._tls.begun(self.connection, is_caller=self._is_caller)
+        assert self._tls is not None
+        assert isinstance(self.connection, TlsSocket)
+        try:
+            self.connection.do_handshake()
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            return None
+        self._tls.check(self.connection, self._proved)
+        return self._proved
+
+    def _prove(self) -> int | None:
         piece = self.connection.recv(_HELLO.size + _PROOF_BYTES - len(self._received))
         if not piece:
             raise ConnectionError("closed")

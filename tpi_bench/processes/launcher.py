@@ -179,9 +179,9 @@ class Hearing:
 
     def hear(self, devices: Sequence[Handle], timeout_s: float) -> None:
         """Wait for messages and take in one of each device that has some."""
-        by_control = {d.control.connection: d for d in devices if not d.is_closed}
-        ready = wait(list(by_control), timeout_s)
-        for device in [device for control, device in by_control.items() if control in ready]:
+        by_number = {d.control.connection.fileno(): d for d in devices if not d.is_closed}
+        ready = wait(list(by_number), timeout_s)
+        for device in [device for number, device in by_number.items() if number in ready]:
             try:
                 message = device.control.receive(*FROM_DEVICE)
             except BadMessage as error:

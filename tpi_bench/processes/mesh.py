@@ -24,10 +24,12 @@ import numpy as np
 from tpi_bench.contract.network import NetworkConfig
 from tpi_bench.contract.runtime import DeviceLost
 from tpi_bench.processes.links import DownLink, Flight, UpLink
+from tpi_bench.processes.tls import TlsSocket
 
 _FRAME = struct.Struct("<4sIQqq")
 _MAGIC = b"TPI1"
 _MAX_FRAME_BYTES = 1 << 32
+_JOIN_BYTES = (1 << 14) - _FRAME.size
 # A sleep ends tens of microseconds late even with the timer slack turned off: be woken this much
 # earlier and yield until the time has come, less what the caller needs to take notice. So a message
 # is never used early.
@@ -151,7 +153,7 @@ class _Inbox:
         self._header = memoryview(bytearray(_FRAME.size))
         look_us = max(1, round(min(_LOOK_AT_CLOCK_S, timeout_s) * 1e6))
         timeval = struct.pack("@ll", *divmod(look_us, 1_000_000))
-        connection.setblocking(True)
+        connection.setblocking(not isinstance(connection, TlsSocket))  # which waits by itself
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeval)
 
     def receive(self, out: memoryview) -> Flight:
@@ -226,6 +228,8 @@ class _Outbox:
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
+        # Under TLS a frame that fits is one record, and so one system call.
+        self._join_bytes = _JOIN_BYTES if isinstance(connection, TlsSocket) else 0
         self._number = 0  # of the next frame
         self._queue: deque[memoryview] = deque()
         self._lock = threading.Lock()
@@ -236,6 +240,8 @@ class _Outbox:
         header = _FRAME.pack(_MAGIC, self._number, data.nbytes, flight.first_ns, flight.last_ns)
         self._number = (self._number + 1) & 0xFFFFFFFF
         pieces = [memoryview(header), data]
+        if data.nbytes <= self._join_bytes:
+            pieces = [memoryview(header + data)]
         with self._lock:
             taken = 0 if self._thread else self._try_send(pieces)
             for piece in pieces:

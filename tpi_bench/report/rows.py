@@ -221,6 +221,7 @@ class Links(Row):
     asked_round_trip_s: float = column("s", "as the network was asked for")
     link_round_trip_s: float = column("s", "median of those measured before the request")
     link_round_trip_min_s: float = column("s", "the least of them")
+    tls: bool | None = column("", "whether all that devices send is encrypted (TLS 1.3)")
     bytes_sent: int | None = column(
         "bytes", "from device to device: warm-up, prompt and answer, all devices together"
     )
@@ -446,6 +447,8 @@ class LinkRow(Row):
     round_trip_s: float = column("s", "median of empty messages there and back")
     round_trip_min_s: float = column("s", "the least of them")
     bandwidth_mbps: float = column("Mbit/s", "of a long message that is alone")
+    tls_round_trip_s: float = column("s", "as `round_trip_s`, under TLS (`network.tls=true`)")
+    tls_bandwidth_mbps: float = column("Mbit/s", "as `bandwidth_mbps`, under TLS")
 
 
 @dataclass(kw_only=True)
