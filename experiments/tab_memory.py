@@ -97,13 +97,18 @@ def draw(rows: pd.DataFrame) -> Figure:
 
 def _rows(runs: pd.DataFrame) -> pd.DataFrame:
     """All rows, if any is ok, with `window`, `held_gb` and the paper's `paper_gb`."""
-    import pandas as pd
-
     if not (runs.status == "ok").any():
         return runs[:0]
     rows = runs.copy()
     rows["window"] = rows.system_window.replace({"False": "off", "None": "off"})
     rows["held_gb"] = rows.ledger_bytes / 1e9
+    return rows.merge(paper_memory(), on=["model", "window", "num_devices"], how="left")
+
+
+def paper_memory() -> pd.DataFrame:
+    """The paper's tables 2 and 6: `model`, `window`, `num_devices`, and `paper_gb` of 1e9 bytes."""
+    import pandas as pd
+
     paper = pd.read_csv(PAPER_ROWS)
     paper["window"] = [
         "off" if scheduler == "off" else str(window)
@@ -112,8 +117,7 @@ def _rows(runs: pd.DataFrame) -> pd.DataFrame:
     paper = paper.melt(["model", "window"], ["n2", "n4", "n6", "n8"], "count", "paper_gb")
     paper["num_devices"] = paper["count"].str.removeprefix("n").astype(int)
     paper["paper_gb"] *= PAPER_UNIT_GB
-    keys = ["model", "window", "num_devices"]
-    return rows.merge(paper[[*keys, "paper_gb"]], on=keys, how="left")
+    return paper.drop(columns="count")
 
 
 DRAWING = Drawing(

@@ -197,21 +197,27 @@ def _ratio_axis(axes: Axes, x_label: str, y_label: str) -> None:
 
 def _rows(runs: pd.DataFrame) -> pd.DataFrame:
     """All rows, if any is ok, with `scheduler`, `disk_gb_per_s` and the paper's numbers."""
-    import pandas as pd
-
     if not (runs.status == "ok").any():
         return runs[:0]
     rows = runs.copy()
     rows["scheduler"] = ["on" if name == "2" else "off" for name in rows.system_window]
     rows["disk_gb_per_s"] = (rows.disk_bps / 1e9).round(3)
-    paper = pd.read_csv(PAPER_ROWS, na_values="OOM").rename(
+    return rows.merge(paper_overview(), on=["model", "scheduler"], how="left")
+
+
+def paper_overview() -> pd.DataFrame:
+    """The paper's table 1: by `model` and `scheduler` (its window of two, on or off), in s and GB;
+    NaN where it ran out of memory.
+    """
+    import pandas as pd
+
+    return pd.read_csv(PAPER_ROWS, na_values="OOM").rename(
         columns={
             "ttft_s": "paper_ttft_s",
             "token_latency_s": "paper_token_s",
             "peak_memory_gb": "paper_gb",
         }
     )
-    return rows.merge(paper, on=["model", "scheduler"], how="left")
 
 
 DRAWING = Drawing(

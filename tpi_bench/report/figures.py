@@ -1,17 +1,23 @@
-"""The look of all figures: a paper's column width, colours safe for the colour-blind."""
+"""What all figures are drawn with: a paper's column width, axes, names of lines.
+
+Which colour and marker is whose is said in `looks.py`.
+"""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.axis import Axis
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure, SubFigure
+    from matplotlib.text import Text
 
 COLUMN_INCHES = 3.4
 COLUMN_GAP_INCHES = 0.2
@@ -57,6 +63,154 @@ def palette(names: Sequence[str]) -> dict[str, tuple[float, float, float]]:
 def with_markers(names: Sequence[str]) -> list[tuple[str, str]]:
     """Each name with the marker of its line."""
     return list(zip(names, itertools.cycle(_MARKERS), strict=False))
+
+
+def patch(colour: Any, label: str) -> Any:
+    """A field of a legend."""
+    from matplotlib.patches import Patch
+
+    return Patch(color=colour, label=label, linewidth=0)
+
+
+def handles_of(panels: Iterable[Axes]) -> tuple[list[Any], list[str]]:
+    """What a legend of all panels shows, each name once."""
+    found: dict[str, Any] = {}
+    for axes in panels:
+        for handle, name in zip(*axes.get_legend_handles_labels(), strict=True):
+            found.setdefault(name, handle)
+    return list(found.values()), list(found)
+
+
+def name_ends(axes: Axes, size: float = 6.0) -> None:
+    """The names of the lines beside their last points, in their colours, where there is room."""
+    figure = axes.figure
+    height = axes.get_position().height * figure.get_figure(root=True).get_size_inches()[1] * 72
+    step, low = 1.2 * size / max(height, 1.0), -1.0
+    for line, name, (_, y) in sorted(_ends(axes), key=lambda end: end[2][1]):
+        low = max(y, low + step)
+        axes.text(
+            1.02,
+            low,
+            name,
+            color=line.get_color(),
+            fontsize=size,
+            va="center",
+            transform=axes.transAxes,
+        )
+
+
+def _ends(axes: Axes) -> list[tuple[Any, str, tuple[float, float]]]:
+    """Each line with its name and where it ends, as shares of the panel."""
+    found = []
+    for name, line in named_lines(axes).items():
+        xs, ys = (np.asarray(values, dtype=float) for values in line.get_data())
+        shown = np.isfinite(ys)
+        if shown.any():
+            place = axes.transData.transform((xs[shown][-1], ys[shown][-1]))
+            found.append((line, name, tuple(axes.transAxes.inverted().transform(place))))
+    return found
+
+
+def named_lines(axes: Axes) -> dict[str, Any]:
+    """The lines of a panel that a legend would name and that have points, in drawing order."""
+    found = {}
+    for handle, name in zip(*axes.get_legend_handles_labels(), strict=True):
+        line = handle[0] if isinstance(handle, tuple) else handle
+        if hasattr(line, "get_data") and len(line.get_data()[0]) > 0:
+            found[str(name)] = line
+    return found
+
+
+def hidden_lines(axes: Axes, least_points: float = 2.0) -> dict[str, list[str]]:
+    """Which lines lie under which later one: nowhere further apart than `least_points` (1/72 inch).
+
+    Of one that lies under several only the last is told.
+    """
+    lines = named_lines(axes)
+    dots = least_points / 72 * axes.figure.get_figure(root=True).dpi
+    found: dict[str, list[str]] = {}
+    for number, (name, line) in enumerate(lines.items()):
+        covers = [
+            other
+            for other, above in list(lines.items())[number + 1 :]
+            if _is_under(axes, line, above, dots)
+        ]
+        if covers:
+            found.setdefault(covers[-1], []).append(name)
+    return found
+
+
+def _is_under(axes: Axes, below: Any, above: Any, dots: float) -> bool:
+    """All of its points are on points of the other, at least two."""
+    first, second = (
+        {x: y for x, y in zip(*line.get_data(), strict=True) if np.isfinite(float(y))}
+        for line in (below, above)
+    )
+    if len(first) < 2 or not set(first) <= set(second):
+        return False
+    ours, theirs = (
+        axes.transData.transform([(index, line[x]) for index, x in enumerate(first)])[:, 1]
+        for line in (first, second)
+    )
+    return bool(np.abs(ours - theirs).max() < dots)
+
+
+def name_hidden(axes: Axes, size: float = 6.0) -> Text | None:
+    """Says in the emptiest corner which lines lie under which; nothing where none does."""
+    hidden = hidden_lines(axes)
+    if not hidden:
+        return None
+    words = [f"{_and(below)} under\n{above}" for above, below in hidden.items()]
+    x, y = _emptiest_corner(axes)
+    text = axes.text(
+        x,
+        y,
+        "\n".join(words),
+        fontsize=size,
+        ha="left" if x < 0.5 else "right",
+        va="bottom" if y < 0.5 else "top",
+        transform=axes.transAxes,
+        bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.0, "alpha": 0.8},
+        zorder=5,
+    )
+    text.set_in_layout(False)
+    return text
+
+
+def _and(words: Sequence[str]) -> str:
+    verb = "is" if len(words) == 1 else "are"
+    return f"{', '.join(words[:-1])} and {words[-1]} {verb}" if words[1:] else f"{words[0]} {verb}"
+
+
+def _emptiest_corner(axes: Axes) -> tuple[float, float]:
+    """Where the fewest points are, below first."""
+    points = [line.get_xydata() for line in axes.get_lines() if len(line.get_xydata())]
+    places = np.array([[2.0, 2.0]])
+    if points:
+        shown = axes.transData.transform(np.concatenate(points).astype(float))
+        places = axes.transAxes.inverted().transform(shown)
+    corners = [(0.02, 0.02), (0.98, 0.02), (0.02, 0.98), (0.98, 0.98)]
+    near = [
+        int(((abs(places[:, 0] - x) < 0.55) & (abs(places[:, 1] - y) < 0.3)).sum())
+        for x, y in corners
+    ]
+    return corners[near.index(min(near))]
+
+
+def name_all_hidden(figure: Figure | SubFigure) -> None:
+    """In every panel, once all is drawn and laid out."""
+    root = figure.get_figure(root=True)
+    root.draw_without_rendering()
+    for axes in list(root.axes):
+        if axes.get_visible():
+            name_hidden(axes)
+
+
+def seconds_text(seconds: float) -> str:
+    """As people read it: `85 ms`, `1.27 s`, `230 s`."""
+    if seconds < 0.9995:
+        return f"{seconds * 1e3:.3g} ms"
+    return f"{seconds:.0f} s" if seconds >= 99.5 else f"{seconds:.3g} s"
 
 
 def save_figure(figure: Figure, folder: Path, name: str) -> list[Path]:
