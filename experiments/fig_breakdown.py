@@ -18,6 +18,7 @@ import numpy as np
 from experiments.breakdown import PARTS, with_parts
 from experiments.tab_memory import paper_memory
 from tpi_bench.report import figures, looks, names
+from tpi_bench.report.advice_text import seconds_text
 from tpi_bench.report.drawing import Drawing, succeeded
 
 if TYPE_CHECKING:
@@ -119,7 +120,7 @@ def _draw_parts(axes: Axes, rows: pd.DataFrame) -> None:
         if paper == paper:
             axes.plot(paper, place, **looks.PAPER)
         seconds = own.token_latency_s.median()
-        axes.text(1.01, place, figures.seconds_text(seconds), va="center", fontsize=6)
+        axes.text(1.01, place, seconds_text(seconds), va="center", fontsize=6)
     axes.set_yticks(places, lines, fontsize=6.5)
     axes.set_xlim(0, 1)
     axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "25 %", "50 %", "75 %", "100 %"])

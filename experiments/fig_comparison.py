@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tpi_bench.report import figures, names
+from tpi_bench.report import figures, looks, names
 from tpi_bench.report.drawing import Drawing
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 _PRECISIONS = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16", "q8": "q8", "q4": "q4"}
 _UNCAPPED = "all memory"
+_WHY = {"oom": "does not fit", "timeout": "took too long", "error": "failed"}
 # Systems that are held against each other: ours, theirs, and why.
 _PAIRS = (
     ("TPI star", "Accelerate", "this engine, planned for its memory"),
@@ -98,7 +99,7 @@ def draw(rows: pd.DataFrame) -> Figure:
     caps = list(dict.fromkeys(rows.sort_values("memory_mb", ascending=False).memory))
     caps = sorted(caps, key=lambda cap: cap != _UNCAPPED)
     precisions = list(dict.fromkeys(rows.precision))
-    colours = figures.palette(caps)
+    colours = looks.shades(caps)
     figure = figures.new_figure(0.9 + 0.28 * len(labels), num_columns=2)
     panels = figure.subplots(1, len(precisions), sharey=True, sharex=True, squeeze=False)[0]
     places = np.arange(len(labels))[::-1]
@@ -121,7 +122,8 @@ def draw(rows: pd.DataFrame) -> Figure:
     panels[0].set_ylim(-0.5, len(labels) - 0.5)  # also where a system has points at one cap alone
     sharing = rows[rows.devices_share_cores.eq(True)].num_devices
     shared = f" ({sharing.max():.0f} devices share cores)" if len(sharing) else ""
-    figure.suptitle(f"{rows.model.iloc[0]}, measured{shared}, by weights", fontsize=7.5)
+    model = names.model_name(rows.model.iloc[0])
+    figure.suptitle(f"{model}, measured{shared}, by weights", fontsize=7.5)
     handles = [
         panels[0].plot([], [], marker, color=colours[cap], label=cap)[0]
         for cap, marker in figures.with_markers(caps)
@@ -141,10 +143,10 @@ def _points(
             axes.text(
                 0.02,
                 place,
-                str(group.status.iloc[-1]),
+                _WHY.get(status := str(group.status.iloc[-1]), status),
                 transform=axes.get_yaxis_transform(),
                 va="center",
-                fontsize=4.5,
+                fontsize=6,
                 color=colour,
             )
             continue

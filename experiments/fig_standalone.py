@@ -17,6 +17,7 @@ import numpy as np
 
 from experiments.tab_overview import paper_overview
 from tpi_bench.report import figures, looks, names
+from tpi_bench.report.advice_text import seconds_text
 from tpi_bench.report.drawing import Drawing, succeeded
 from tpi_bench.report.statistics import paired_ratio
 
@@ -45,9 +46,9 @@ def _cells(panel: str, model: str, line: str, own: pd.DataFrame) -> dict[str, st
     ms = figures.median_and_range(good.token_latency_s * 1e3, "{:.4g}")
     paper = first.paper_token_s
     return cells | {
-        "token": ms + " ms" if len(good) > 1 else figures.seconds_text(good.token_latency_s.iloc[0]),
-        "limit": figures.seconds_text(good.limit_token_s.median()),
-        "TTFT": figures.seconds_text(good.ttft_s.median()),
+        "token": ms + " ms" if len(good) > 1 else seconds_text(good.token_latency_s.iloc[0]),
+        "limit": seconds_text(good.limit_token_s.median()),
+        "TTFT": seconds_text(good.ttft_s.median()),
         "GB a device": f"{good.held_gb.max():.2f}",
         "paper's token": "-" if paper != paper else f"{paper:g} s",
     }
@@ -67,8 +68,8 @@ def _findings(rows: pd.DataFrame) -> Iterator[str]:
         ratio = paired_ratio(a, b)
         yield (
             f"{panel}, {names.model_name(model)}: fastest together {best} "
-            f"{figures.seconds_text(together.min())}, alone {other} "
-            f"{figures.seconds_text(alone.min())} (ratio {ratio.text('{:.2f}')})"
+            f"{seconds_text(together.min())}, alone {other} "
+            f"{seconds_text(alone.min())} (ratio {ratio.text('{:.2f}')})"
         )
 
 
@@ -76,7 +77,7 @@ def draw(rows: pd.DataFrame) -> Figure:
     """A panel a precision in virtual time, one measured; a model's systems side by side."""
     panels = list(dict.fromkeys(rows.panel))
     lines = list(dict.fromkeys(rows.line))
-    styles = looks.line_styles(lines)
+    styles = looks.point_styles(lines)
     figure = figures.new_figure(0.9 + 1.75 * len(panels), num_columns=2)
     drawn = figure.subplots(len(panels), 1, squeeze=False)[:, 0]
     for axes, panel in zip(drawn, panels, strict=True):
@@ -85,7 +86,7 @@ def draw(rows: pd.DataFrame) -> Figure:
         axes.set_title(panel, fontsize=7)
         axes.set_ylabel("token latency (s)")
     handles = [
-        drawn[0].plot([], [], linestyle="", label=line, **styles[line])[0] for line in lines
+        drawn[0].plot([], [], label=line, **styles[line])[0] for line in lines
     ]
     handles += drawn[0].plot([], [], marker="_", **looks.LIMIT_TICK, label="physical limit")
     if rows.paper_token_s.notna().any():
@@ -108,7 +109,7 @@ def _draw_models(
             continue
         times = good.token_latency_s
         spread = [[times.median() - times.min()], [times.max() - times.median()]]
-        axes.errorbar(at, times.median(), spread, linewidth=0.7, **styles[str(line)])
+        axes.errorbar(at, times.median(), spread, elinewidth=0.7, **styles[str(line)])
         axes.plot(at, good.limit_token_s.median(), marker="_", **looks.LIMIT_TICK)
         paper = own.paper_token_s.iloc[0]
         if paper == paper:
@@ -129,7 +130,8 @@ def _rows(runs: pd.DataFrame) -> pd.DataFrame:
     cells = rows.to_dict("records")
     rows["line"] = [_line(row) for row in cells]
     rows["panel"] = [_panel(row) for row in cells]
-    rows["held_gb"] = rows.ledger_bytes.where(rows.clock == "virtual", rows.peak_anon_bytes) / 1e9
+    held = rows.ledger_bytes.where(rows.system != "mmap")  # which does not count mapped files
+    rows["held_gb"] = held.where(rows.clock == "virtual", rows.peak_anon_bytes) / 1e9
     window = rows.system_window.replace({"False": "off", "None": "off"})
     rows["scheduler"] = window.map(_WINDOWS)
     rows["place"] = range(len(rows))

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from experiments.tab_memory import PAPER_UNIT_GB
-from tpi_bench.report import figures
+from tpi_bench.report import figures, looks, names
 from tpi_bench.report.drawing import Drawing
 
 if TYPE_CHECKING:
@@ -137,8 +137,8 @@ def draw(rows: pd.DataFrame) -> Figure:
     """Ratios to the paper: token latency by disk rate and without a window, TTFT by prompt."""
     figure = figures.new_figure(2.9, num_columns=2)
     by_rate, off, by_prompt = figure.subplots(1, 3, width_ratios=[5, 4, 4])
-    models = list(dict.fromkeys(rows.model))
-    colours = figures.palette(models)
+    models = list(rows.sort_values("limit_memory_s").model.drop_duplicates())
+    colours = looks.shades(models)
     good = rows[(rows.status == "ok") & rows.paper_token_s.notna()]
     own = _with_window(good)
     prompts = good[(good.scheduler == "on") & good.paper_ttft_s.notna()]
@@ -147,13 +147,18 @@ def draw(rows: pd.DataFrame) -> Figure:
         line = own[own.model == model].sort_values("disk_gb_per_s")
         style = {"color": colours[model], "marker": marker}
         by_rate.plot(
-            line.disk_gb_per_s, line.token_latency_s / line.paper_token_s, label=model, **style
+            line.disk_gb_per_s, line.token_latency_s / line.paper_token_s, label=names.model_name(model), **style
         )
         lengths = prompts[prompts.model == model].sort_values("prompt_tokens")
-        by_prompt.plot(lengths.prompt_tokens, lengths.ttft_s / lengths.paper_ttft_s, **style)
+        by_prompt.plot(
+            lengths.prompt_tokens,
+            lengths.ttft_s / lengths.paper_ttft_s,
+            label=names.model_name(model),
+            **style,
+        )
         alone = good[(good.model == model) & (good.scheduler == "off")]
         off.plot(
-            [model] * len(alone), alone.token_latency_s / alone.paper_token_s, linestyle="", **style
+            [names.model_name(model)] * len(alone), alone.token_latency_s / alone.paper_token_s, linestyle="", **style
         )
     rate = fit(rows)[0]
     if rate == rate:
@@ -170,12 +175,11 @@ def draw(rows: pd.DataFrame) -> Figure:
     ):
         if len(values):
             figures.log_values(axes, values[column])
-    off.tick_params(axis="x", labelrotation=60, labelsize=5.5)
-    handles, names = by_rate.get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", ncol=4, frameon=False)
+    off.tick_params(axis="x", labelrotation=60, labelsize=6.5)
+    figure.legend(*figures.handles_of([by_rate]), loc="outside lower center", ncol=4, frameon=False)
     first = rows.iloc[0]
     figure.suptitle(
-        f"TPI-LLM's table 1: {first.device}, {first.topology} topology, virtual time; "
+        f"TPI-LLM's table 1: {names.device_name(first.device)}, {first.topology} topology, virtual time; "
         "disks and prompt are not published",
         fontsize=7.5,
     )

@@ -6,6 +6,7 @@ Which colour and marker is whose is said in `looks.py`.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,18 +51,8 @@ def new_figure(height_inches: float = 2.6, num_columns: int = 1) -> Figure:
     return plt.figure(figsize=(width, height_inches), layout="constrained")
 
 
-def palette(names: Sequence[str]) -> dict[str, tuple[float, float, float]]:
-    """The colour of each line (system, collective, cap ...), in the order of the names.
-
-    The same whenever the names are the same.
-    """
-    import seaborn as sns
-
-    return dict(zip(names, sns.color_palette("colorblind", len(names)), strict=True))
-
-
 def with_markers(names: Sequence[str]) -> list[tuple[str, str]]:
-    """Each name with the marker of its line."""
+    """Each name, of what is no system, with the marker of its line."""
     return list(zip(names, itertools.cycle(_MARKERS), strict=False))
 
 
@@ -97,6 +88,18 @@ def name_ends(axes: Axes, size: float = 6.0) -> None:
             va="center",
             transform=axes.transAxes,
         )
+
+
+def name_on_line(axes: Axes, xs: Any, ys: Any, words: str, size: float = 6.0) -> None:
+    """A short name just above a line, between its first two points; nothing of no words."""
+    places = list(zip(np.asarray(xs, dtype=float), np.asarray(ys, dtype=float), strict=True))[:2]
+    if not words or len(places) < 2:
+        return
+    x, y = np.exp(np.log(np.asarray(places)).mean(axis=0)) if axes.get_xscale() == "log" else (
+        np.asarray(places).mean(axis=0)
+    )
+    place = {"xytext": (1, 1.5), "textcoords": "offset points", "fontsize": size}
+    axes.annotate(words, (x, y), **place)
 
 
 def _ends(axes: Axes) -> list[tuple[Any, str, tuple[float, float]]]:
@@ -156,45 +159,65 @@ def _is_under(axes: Axes, below: Any, above: Any, dots: float) -> bool:
 
 
 def name_hidden(axes: Axes, size: float = 6.0) -> Text | None:
-    """Says in the emptiest corner which lines lie under which; nothing where none does."""
+    """Says where the panel is emptiest which lines lie under which; nothing where none does."""
     hidden = hidden_lines(axes)
     if not hidden:
         return None
-    words = [f"{_and(below)} under\n{above}" for above, below in hidden.items()]
-    x, y = _emptiest_corner(axes)
-    text = axes.text(
-        x,
-        y,
-        "\n".join(words),
-        fontsize=size,
-        ha="left" if x < 0.5 else "right",
-        va="bottom" if y < 0.5 else "top",
-        transform=axes.transAxes,
-        bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.0, "alpha": 0.8},
-        zorder=5,
-    )
+    words = "\n".join(f"{_and(below)} under\n{above}" for above, below in hidden.items())
+    return text_in_room(axes, words, size)
+
+
+def text_in_room(axes: Axes, words: str, size: float = 6.0) -> Text:
+    """A note where it covers the fewest lines and other words; corners first."""
+    ground = {"facecolor": "white", "edgecolor": "none", "pad": 0.8, "alpha": 0.85}
+    text = axes.text(0, 0, words, fontsize=size, transform=axes.transAxes, bbox=ground, zorder=5)
     text.set_in_layout(False)
+    taken = _taken(axes, text)
+    best, fewest = _PLACES[0], math.inf
+    for x, y, ha, va in _PLACES:
+        text.set(x=x, y=y, ha=ha, va=va)
+        box = text.get_window_extent().transformed(axes.transAxes.inverted())
+        inside = (taken > box.min - 0.01).all(axis=1) & (taken < box.max + 0.01).all(axis=1)
+        if inside.sum() < fewest:
+            best, fewest = (x, y, ha, va), inside.sum()
+    x, y, ha, va = best
+    text.set(x=x, y=y, ha=ha, va=va)
     return text
+
+
+_SIDES = ((0.02, "left"), (0.98, "right"), (0.5, "center"))
+_HEIGHTS = ((0.02, "bottom"), (0.98, "top"), *((0.1 * tenth, "center") for tenth in range(2, 9)))
+_PLACES = [(x, y, ha, va) for y, va in _HEIGHTS for x, ha in _SIDES]
+
+
+def _taken(axes: Axes, own: Text) -> np.ndarray:
+    """Points of the panel that lines and words cover, as shares of it."""
+    found = [np.array([[2.0, 2.0]])]
+    back = axes.transAxes.inverted()
+    for line in axes.get_lines():
+        data = np.asarray(line.get_xydata(), dtype=float)
+        data = data[np.isfinite(data).all(axis=1)]
+        if len(data):
+            shown = back.transform(line.get_transform().transform(data))
+            along = np.arange(len(shown))
+            fine = np.linspace(0, len(shown) - 1, 40 * len(shown))
+            found.append(np.column_stack([np.interp(fine, along, part) for part in shown.T]))
+    for text in axes.texts:
+        if text is not own and text.get_text():
+            box = text.get_window_extent().transformed(back)
+            found.append(np.array([[x, y] for x in (box.x0, box.x1) for y in (box.y0, box.y1)]))
+    legend = axes.get_legend()
+    if legend is not None:
+        box = legend.get_window_extent().transformed(back)
+        sides = np.linspace(0, 1, 8)
+        places = [[box.x0 + u * box.width, box.y0 + v * box.height] for u in sides for v in sides]
+        found.append(np.array(places))
+    return np.concatenate(found)
 
 
 def _and(words: Sequence[str]) -> str:
     verb = "is" if len(words) == 1 else "are"
     return f"{', '.join(words[:-1])} and {words[-1]} {verb}" if words[1:] else f"{words[0]} {verb}"
-
-
-def _emptiest_corner(axes: Axes) -> tuple[float, float]:
-    """Where the fewest points are, below first."""
-    points = [line.get_xydata() for line in axes.get_lines() if len(line.get_xydata())]
-    places = np.array([[2.0, 2.0]])
-    if points:
-        shown = axes.transData.transform(np.concatenate(points).astype(float))
-        places = axes.transAxes.inverted().transform(shown)
-    corners = [(0.02, 0.02), (0.98, 0.02), (0.02, 0.98), (0.98, 0.98)]
-    near = [
-        int(((abs(places[:, 0] - x) < 0.55) & (abs(places[:, 1] - y) < 0.3)).sum())
-        for x, y in corners
-    ]
-    return corners[near.index(min(near))]
 
 
 def name_all_hidden(figure: Figure | SubFigure) -> None:
@@ -204,13 +227,6 @@ def name_all_hidden(figure: Figure | SubFigure) -> None:
     for axes in list(root.axes):
         if axes.get_visible():
             name_hidden(axes)
-
-
-def seconds_text(seconds: float) -> str:
-    """As people read it: `85 ms`, `1.27 s`, `230 s`."""
-    if seconds < 0.9995:
-        return f"{seconds * 1e3:.3g} ms"
-    return f"{seconds:.0f} s" if seconds >= 99.5 else f"{seconds:.3g} s"
 
 
 def save_figure(figure: Figure, folder: Path, name: str) -> list[Path]:

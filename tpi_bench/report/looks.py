@@ -1,7 +1,7 @@
 """How everything looks that figures have in common: the only place that says so.
 
 A system has one colour and one marker in every figure, by the `label` of its rows; its variants (a
-window, a precision) fill the marker otherwise. What is no system has other colours: shades of one
+window, a precision) fill the marker otherwise or are dotted. What is no system has other colours: shades of one
 ramp where there is an order (bits, memory, rates, sizes), and four of their own for where a token's
 time goes. What others published is a black cross, a physical limit is dashed or a black tick. The
 tests hold these colours apart for the colour-blind, and every figure to them.
@@ -48,7 +48,9 @@ SYSTEMS = {
 _STRANGERS = ("#767a87", "#710601", "#93a73b")  # for systems that somebody added
 _STRANGE_MARKERS = "*hX8pH"
 _COLLECTIVES = ("star", "tree", "ring", "direct")
-_FILLS = ("full", "none", "left", "top", "right", "bottom")  # of the marker, a variant each
+_FILLS = ("full", "none", "left", "right", "top", "bottom")
+# Markers and lines of a system's variants; dashed are limits.
+_VARIANTS = (("full", "-"), ("none", "-"), ("full", ":"), ("none", ":"), ("full", "-."), ("none", "-."))
 
 # Where a token's time goes.
 TIMES = {
@@ -89,10 +91,30 @@ def line_styles(lines: Sequence[str]) -> dict[str, dict[str, Any]]:
     styles: dict[str, dict[str, Any]] = {}
     for line in dict.fromkeys(lines):
         look = look_of(line)
-        fill = _FILLS[seen.get(look, 0) % len(_FILLS)]
+        fill, dashes = _VARIANTS[seen.get(look, 0) % len(_VARIANTS)]
         seen[look] = seen.get(look, 0) + 1
         styles[line] = {"color": look.colour, "marker": look.marker, "fillstyle": fill}
+        styles[line]["linestyle"] = dashes
     return styles
+
+
+def point_styles(lines: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """As `line_styles`, of points that no line connects: variants fill another half of the marker."""
+    seen: dict[Look, int] = {}
+    styles = line_styles(lines)
+    for line, style in styles.items():
+        look = look_of(line)
+        style |= {"fillstyle": _FILLS[seen.get(look, 0) % len(_FILLS)], "linestyle": ""}
+        seen[look] = seen.get(look, 0) + 1
+    return styles
+
+
+def light(colour: str, share: float = 0.55) -> tuple[float, float, float]:
+    """A colour mixed with white, for fields that have words on them."""
+    from matplotlib.colors import to_rgb
+
+    red, green, blue = (1 - share * (1 - part) for part in to_rgb(colour))
+    return red, green, blue
 
 
 def shades(names: Sequence[str]) -> dict[str, tuple[float, float, float]]:

@@ -57,6 +57,15 @@ def model_name(model: str) -> str:
     return f"{name}-{size.upper()}"
 
 
+def device_name(devices: str) -> str:
+    """Of a row's `device`: the emulated devices of TPI-LLM's paper are called so."""
+    found = re.fullmatch(r"(?:(\d+) x )?paper_emulated", str(devices))
+    if found is None:
+        return str(devices)
+    count = found.group(1) or "1"
+    return f"{count} of the paper's devices" if count != "1" else "one of the paper's devices"
+
+
 def precision_name(weights: str) -> str:
     """`fp32` of float32."""
     return PRECISIONS.get(weights, weights)
