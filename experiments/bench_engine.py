@@ -159,7 +159,7 @@ def _verdict(found: list[Line]) -> str:
 
 def draw(rows: pd.DataFrame) -> Figure:
     """Bandwidth reached, time beside the peers', and where the demo model's token goes."""
-    figure = figures.new_figure(3.2, num_columns=2)
+    figure = figures.new_figure(3.4, num_columns=2)
     panels = figure.subplots(1, 3, width_ratios=[4, 5, 3])
     _draw_shares(panels[0], rows)
     _draw_ratios(panels[1], lines(rows))
@@ -187,11 +187,8 @@ def _draw_shares(axes: Axes, rows: pd.DataFrame) -> None:
             at = place + (number - (len(kinds) - 1) / 2) * 0.18
             _mark(axes, at, share, color=look.colour, fmt=look.marker, fillstyle=fill)
         axes.plot([], [], look.marker, color=look.colour, fillstyle=fill, label=label)
-    axes.axhline(1.0, **looks.LIMIT)
-    axes.axhline(LEAST_SHARE, color="k", linewidth=0.7)
-    place = {"transform": axes.get_yaxis_transform(), "va": "bottom", "ha": "right", "fontsize": 6}
-    axes.text(0.99, 1.0, "limit", **place)
-    axes.text(0.99, LEAST_SHARE, "asked in fp32", **place)
+    axes.axhline(1.0, **looks.LIMIT, label="physical limit")
+    axes.axhline(LEAST_SHARE, color="k", linewidth=0.7, label="asked in fp32")
     axes.set_xticks(range(len(PRECISIONS)), PRECISIONS.values())
     axes.set_ylim(0, 1.15)
     axes.set_ylabel("share of memory bandwidth, decode")
@@ -220,9 +217,8 @@ def _draw_ratios(axes: Axes, found: list[Line]) -> None:
 
 
 def _group(line: Line) -> str:
-    return f"{line.kind.replace(' ', chr(10))}\n/ {line.peer_name.split()[0]}".replace(
-        "Transformers", "Trans-\nformers"
-    )
+    words = f"{line.kind}\nbeside\n{line.peer_name.split()[0]}"
+    return words.replace(" ", "\n").replace("Transformers", "Trans-\nformers")
 
 
 def _mark(axes: Axes, at: float, values: pd.Series, **style: Any) -> None:
@@ -251,7 +247,7 @@ def _legend(axes: Axes, num_columns: int = 2) -> None:
     """Below its panel."""
     axes.legend(
         loc="upper center",
-        bbox_to_anchor=(0.5, -0.22),
+        bbox_to_anchor=(0.5, -0.27),
         ncol=num_columns,
         fontsize=6,
         frameon=False,

@@ -75,12 +75,12 @@ def _verdict(name: str, value: float, most: float) -> str:
 def draw(rows: pd.DataFrame) -> Figure:
     """Wall time of a run by devices, and of an event by the events of its run."""
     labels = list(dict.fromkeys(rows.line))
-    styles = looks.line_styles(labels)
+    styles = looks.point_styles(labels)
     figure = figures.new_figure(2.6, num_columns=2)
     left, right = figure.subplots(1, 2)
     for label in labels:
         own = rows[rows.line == label]
-        style = {**styles[label], "linestyle": "", "alpha": 0.6}
+        style = {**styles[label], "alpha": 0.6}
         left.plot(own.num_devices, own.wall_s, label=label, **style)
         busy = own[own.num_events >= 1000]
         right.plot(busy.num_events, busy.event_us, **style)

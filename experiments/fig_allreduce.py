@@ -52,14 +52,14 @@ def draw(rows: pd.DataFrame) -> Figure:
         _lines(axes, own, "link_latency_ms", names)
         axes.set_xlabel("link latency (ms a hop)")
         mbps = f"{own.bandwidth_mbps.iloc[0]:g} Mbit/s"
-        axes.set_title(f"{_NETWORKS.get(network, network)}, {mbps}, {middle} devices", fontsize=7)
+        axes.set_title(f"{_NETWORKS.get(network, network)},\n{mbps}, {middle} devices", fontsize=7)
     first = rows[rows.topology == networks[0]]
     latencies = sorted(first.link_latency_ms.unique())
     latency = 1.0 if 1.0 in latencies else latencies[-1]
     _lines(panels[-1], first[first.link_latency_ms == latency], "num_devices", names)
     panels[-1].set_xlabel("devices")
     panels[-1].set_title(
-        f"{_NETWORKS.get(networks[0], networks[0])}, {latency:g} ms a hop", fontsize=7
+        f"{_NETWORKS.get(networks[0], networks[0])},\n{latency:g} ms a hop", fontsize=7
     )
     panels[0].set_ylabel("allreduce (ms)")
     figures.name_ends(panels[-1])

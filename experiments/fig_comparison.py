@@ -10,7 +10,7 @@ experiments.fig_comparison FOLDER`.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -115,6 +115,8 @@ def draw(rows: pd.DataFrame) -> Figure:
         axes.set_xlabel("token latency (ms)", fontsize=6.5)
         axes.grid(False, axis="y")
     panels[0].set_xscale("log")
+    if (rows.status != "ok").any():
+        panels[0].set_xlim(left=panels[0].get_xlim()[0] / 5)  # for the words why
     figures.plain_numbers(panels[0].xaxis)
     for axes in panels:
         axes.tick_params(axis="x", labelrotation=90, labelsize=6)
@@ -167,11 +169,7 @@ def _rows(runs: pd.DataFrame) -> pd.DataFrame:
         return runs[:0]
     rows = runs.copy()
     rows["precision"] = rows.weights.map(lambda held: _PRECISIONS.get(held, held))
-    rows["line"] = [
-        names.system_name(row).replace(" window auto", "")
-        + (f", {row['num_devices']} devices" * (row["num_devices"] > 1))
-        for row in rows.to_dict("records")
-    ]
+    rows["line"] = [_line_name(row) for row in rows.to_dict("records")]
     rows["memory"] = [
         f"{cap / 1e3:g} GB a device" if cap == cap else _UNCAPPED for cap in rows.memory_mb
     ]
@@ -181,6 +179,16 @@ def _rows(runs: pd.DataFrame) -> pd.DataFrame:
     keys, rising = ["order", "memory_mb", "num_devices", "line_order"], [True, False, True, True]
     rows = rows.sort_values(keys, ascending=rising, na_position="first", kind="stable")
     return rows.drop(columns=["order", "line_order"])
+
+
+def _line_name(row: dict[str, Any]) -> str:
+    """A system and its devices; where memory is short and nothing is planned, that is its own."""
+    name = names.system_name(row)
+    is_capped = row["memory_mb"] == row["memory_mb"]
+    if row["system"] == "tpi" and row["num_devices"] > 1 and name == row["label"] and is_capped:
+        name = f"{name}, equal shares"
+    name = name.replace(" window auto", "")
+    return f"{name}, {row['num_devices']} devices" if row["num_devices"] > 1 else name
 
 
 DRAWING = Drawing(

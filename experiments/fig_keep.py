@@ -101,7 +101,7 @@ def _line(row: Any) -> str:
     if str(row["system"]) == "mmap":
         return "mmap (the kernel's choice)"
     if str(row["system"]) == "blocking":
-        return "blocking (nothing, read when needed)"
+        return "blocking (keeps nothing)"
     kept = _PLAIN.get(str(row["variant"]))
     return f"TPI star, {kept}" if kept else name
 

@@ -90,8 +90,8 @@ def draw(rows: pd.DataFrame) -> Figure:
         axes.set_ylabel(f"token latency ({'s' if unit == 1 else 'ms'})", fontsize=7)
         topology = own.loc[own.num_devices > 1, "topology"]
         hops = f", {topology.iloc[0]}" if len(topology) else ""
-        axes.set_xlabel(f"link latency (ms a hop{hops})", fontsize=7)
-        axes.set_title(_title(own), fontsize=6.5)
+        axes.set_xlabel(f"link latency (ms a hop{hops})", fontsize=6.5)
+        axes.set_title(_title(own), fontsize=6)
     handles = dict(zip(*reversed(figures.handles_of(panels)), strict=True))
     if (rows.num_devices == 1).any():
         alone = rows[(rows.num_devices == 1) & (rows.clock == "wall")]

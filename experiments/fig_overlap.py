@@ -103,7 +103,7 @@ def _draw_field(axes: Axes, own: pd.DataFrame) -> None:
         for x, disk in enumerate(field.columns):
             value = field.loc[latency, disk]
             colour = "w" if value > 7 else "k"
-            text = f"{value:.2g}" if value < 9.95 else f"{value:.0f}"
+            text = f"{value:.1f}" if value < 9.95 else f"{value:.0f}"
             axes.text(x, y, text, ha="center", va="center", fontsize=6, color=colour)
     axes.set_xticks(
         range(len(field.columns)), [f"{bps / 1e9:g}" for bps in field.columns], fontsize=6

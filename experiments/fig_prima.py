@@ -201,6 +201,7 @@ def _draw_sizes(axes: Axes, home: pd.DataFrame) -> None:
     seconds = [token_ms / 1e3 for token_ms, _ in PUBLISHED.values()]
     axes.plot(sizes, seconds, **looks.PAPER, label="published, with two GPUs")
     figures.log_milliseconds(axes)
+    axes.set_ylim(top=30 * axes.get_ylim()[1])  # for the legend
     axes.set_xlabel("billions of weights")
     axes.set_ylabel("token latency (s)")
     axes.legend(fontsize=6)

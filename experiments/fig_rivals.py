@@ -96,9 +96,9 @@ def draw(rows: pd.DataFrame) -> Figure:
         axes.set_title(panel, fontsize=6)
     first = figure.axes[0]
     first.set_ylabel("token latency (ms)")
-    first.plot([], [], **looks.LIMIT, label="physical limit of each")
-    handles = figures.handles_of(figure.axes)
-    figure.legend(*handles, loc="outside lower center", ncol=4, frameon=False)
+    handles, called = figures.handles_of(figure.axes)
+    handles += first.plot([], [], **looks.LIMIT)
+    figure.legend(handles, [*called, "physical limit of each"], loc="outside lower center", ncol=4, frameon=False)
     return figure
 
 

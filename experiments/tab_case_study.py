@@ -191,7 +191,7 @@ def _draw_points(
     for edge in range(1, len(models)):
         axes.axvline(edge - 0.5, color="0.85", linewidth=0.6)
     axes.set_xticks(
-        np.arange(len(models)), [names.model_name(model) for model in models], fontsize=6.5
+        np.arange(len(models)), [names.model_name(model).replace("-", "\n") for model in models]
     )
     axes.set_yscale("log")
     figures.plain_numbers(axes.yaxis)

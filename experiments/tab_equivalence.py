@@ -96,7 +96,7 @@ def _tick(rows: pd.DataFrame, kind: str) -> str:
     found = rows.assign(ratio=_ratios(rows))[(rows.weights == kind) & rows.perplexity.notna()]
     if found.empty:
         return names.precision_name(kind)
-    cost = "" if kind == "float32" else f"\n({found.ratio.iloc[0] - 1:+.1%})"
+    cost = "" if kind == "float32" else f"\n{found.ratio.iloc[0] - 1:+.1%}"
     return f"{names.precision_name(kind)}\n{found.perplexity.iloc[0]:.2f}{cost}"
 
 

@@ -135,7 +135,7 @@ def _with_window(rows: pd.DataFrame) -> pd.DataFrame:
 
 def draw(rows: pd.DataFrame) -> Figure:
     """Ratios to the paper: token latency by disk rate and without a window, TTFT by prompt."""
-    figure = figures.new_figure(2.9, num_columns=2)
+    figure = figures.new_figure(3.1, num_columns=2)
     by_rate, off, by_prompt = figure.subplots(1, 3, width_ratios=[5, 4, 4])
     models = list(rows.sort_values("limit_memory_s").model.drop_duplicates())
     colours = looks.shades(models)
@@ -167,7 +167,7 @@ def draw(rows: pd.DataFrame) -> Figure:
         by_rate.annotate(f"fit {rate:.2f}", (rate, 0.9), xytext=(3, 0), fontsize=6, **place)
     _ratio_axis(by_rate, "disk (GB/s), window of two", "token latency over the paper's")
     _ratio_axis(off, "without a window, where it fits", "")
-    swept = f"prompt (tokens), window of two,\n{_most_swept(prompts):g} GB/s"
+    swept = f"prompt (tokens),\nwindow of two, {_most_swept(prompts):g} GB/s"
     _ratio_axis(by_prompt, swept, "TTFT over the paper's")
     for axes, column, values in (
         (by_rate, "disk_gb_per_s", own),
@@ -195,7 +195,7 @@ def _most_swept(rows: pd.DataFrame) -> float:
 def _ratio_axis(axes: Axes, x_label: str, y_label: str) -> None:
     axes.axhline(1.0, color="0.3", linewidth=0.7)
     axes.set_xlabel(x_label)
-    axes.set_ylabel(y_label)
+    axes.set_ylabel(y_label, fontsize=7)
     axes.set_ylim(bottom=0)
 
 

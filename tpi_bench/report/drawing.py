@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tpi_bench.report.figures import name_all_hidden, save_figure
+from tpi_bench.report.figures import name_hidden, save_figure
 from tpi_bench.report.folder import CannotWrite, ResultsFolder, read_runs, read_spans
 from tpi_bench.report.older import told_of_older_rows
 
@@ -60,7 +60,7 @@ class Drawing:
         for words in _beaten_limits(rows):
             title = figure.get_suptitle()
             figure.suptitle(f"{title}\n{words}" if title else words, fontsize=7.5)
-        name_all_hidden(figure)
+        name_hidden(figure)
         return figure
 
     def again(self) -> None:

@@ -6,7 +6,6 @@ Which colour and marker is whose is said in `looks.py`.
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.axis import Axis
-    from matplotlib.figure import Figure, SubFigure
+    from matplotlib.figure import Figure
     from matplotlib.text import Text
 
 COLUMN_INCHES = 3.4
@@ -27,6 +26,7 @@ _STYLE = {
     "font.size": 7.5,
     "axes.labelsize": 8,
     "legend.fontsize": 6.5,
+    "legend.frameon": False,
     "xtick.labelsize": 7,
     "ytick.labelsize": 7,
     "axes.linewidth": 0.6,
@@ -76,12 +76,12 @@ def name_ends(axes: Axes, size: float = 6.0) -> None:
     """The names of the lines beside their last points, in their colours, where there is room."""
     figure = axes.figure
     height = axes.get_position().height * figure.get_figure(root=True).get_size_inches()[1] * 72
-    step, low = 1.2 * size / max(height, 1.0), -1.0
-    for line, name, (_, y) in sorted(_ends(axes), key=lambda end: end[2][1]):
-        low = max(y, low + step)
+    ends = sorted(_ends(axes), key=lambda end: end[2][1])
+    heights = _apart([y for _, _, (_, y) in ends], 1.2 * size / max(height, 1.0))
+    for (line, name, _), y in zip(ends, heights, strict=True):
         axes.text(
             1.02,
-            low,
+            y,
             name,
             color=line.get_color(),
             fontsize=size,
@@ -100,6 +100,18 @@ def name_on_line(axes: Axes, xs: Any, ys: Any, words: str, size: float = 6.0) ->
     )
     place = {"xytext": (1, 1.5), "textcoords": "offset points", "fontsize": size}
     axes.annotate(words, (x, y), **place)
+
+
+def _apart(heights: Sequence[float], step: float) -> list[float]:
+    """Rising heights, moved as little as it takes to be `step` apart, none above the panel."""
+    found: list[float] = []
+    for height in heights:
+        found.append(max(height, found[-1] + step) if found else height)
+    highest = 1.0
+    for number in reversed(range(len(found))):
+        found[number] = min(found[number], highest)
+        highest = found[number] - step
+    return found
 
 
 def _ends(axes: Axes) -> list[tuple[Any, str, tuple[float, float]]]:
@@ -125,9 +137,8 @@ def named_lines(axes: Axes) -> dict[str, Any]:
 
 
 def hidden_lines(axes: Axes, least_points: float = 2.0) -> dict[str, list[str]]:
-    """Which lines lie under which later one: nowhere further apart than `least_points` (1/72 inch).
-
-    Of one that lies under several only the last is told.
+    """Which lines lie under which later one: most of their points no further apart than
+    `least_points` (1/72 inch), and at least two. Of one that lies under several the last is told.
     """
     lines = named_lines(axes)
     dots = least_points / 72 * axes.figure.get_figure(root=True).dpi
@@ -144,47 +155,59 @@ def hidden_lines(axes: Axes, least_points: float = 2.0) -> dict[str, list[str]]:
 
 
 def _is_under(axes: Axes, below: Any, above: Any, dots: float) -> bool:
-    """All of its points are on points of the other, at least two."""
     first, second = (
         {x: y for x, y in zip(*line.get_data(), strict=True) if np.isfinite(float(y))}
         for line in (below, above)
     )
-    if len(first) < 2 or not set(first) <= set(second):
+    shared = [x for x in first if x in second]
+    if len(shared) < 2:
         return False
     ours, theirs = (
-        axes.transData.transform([(index, line[x]) for index, x in enumerate(first)])[:, 1]
+        axes.transData.transform([(index, line[x]) for index, x in enumerate(shared)])[:, 1]
         for line in (first, second)
     )
-    return bool(np.abs(ours - theirs).max() < dots)
+    return bool((np.abs(ours - theirs) < dots).sum() >= max(2.0, _MOST * len(first)))
 
 
-def name_hidden(axes: Axes, size: float = 6.0) -> Text | None:
-    """Says where the panel is emptiest which lines lie under which; nothing where none does."""
-    hidden = hidden_lines(axes)
-    if not hidden:
-        return None
-    words = "\n".join(f"{_and(below)} under\n{above}" for above, below in hidden.items())
-    return text_in_room(axes, words, size)
+def name_hidden(figure: Figure) -> list[Text]:
+    """Says which lines lie under which, once each, in that of their panels that has most room."""
+    figure.draw_without_rendering()
+    found: dict[str, list[Axes]] = {}
+    for axes in figure.axes:
+        if axes.get_visible():
+            for above, below in hidden_lines(axes).items():
+                found.setdefault(f"{_and(below)} under\n{above}", []).append(axes)
+    texts = []
+    for words, panels in found.items():
+        often = f" (in {len(panels)} panels)" if len(panels) > 1 else ""
+        tried = [_in_room(axes, words + often) for axes in panels]
+        best = min(tried, key=lambda each: each[1])[0]
+        for text, _ in tried:
+            if text is not best:
+                text.remove()
+        texts.append(best)
+    return texts
 
 
-def text_in_room(axes: Axes, words: str, size: float = 6.0) -> Text:
-    """A note where it covers the fewest lines and other words; corners first."""
+def _in_room(axes: Axes, words: str, size: float = 6.0) -> tuple[Text, int]:
+    """A note where it covers the fewest lines and other words, corners first; and how many."""
     ground = {"facecolor": "white", "edgecolor": "none", "pad": 0.8, "alpha": 0.85}
     text = axes.text(0, 0, words, fontsize=size, transform=axes.transAxes, bbox=ground, zorder=5)
     text.set_in_layout(False)
     taken = _taken(axes, text)
-    best, fewest = _PLACES[0], math.inf
+    best, fewest = _PLACES[0], len(taken) + 1
     for x, y, ha, va in _PLACES:
         text.set(x=x, y=y, ha=ha, va=va)
         box = text.get_window_extent().transformed(axes.transAxes.inverted())
         inside = (taken > box.min - 0.01).all(axis=1) & (taken < box.max + 0.01).all(axis=1)
         if inside.sum() < fewest:
-            best, fewest = (x, y, ha, va), inside.sum()
+            best, fewest = (x, y, ha, va), int(inside.sum())
     x, y, ha, va = best
     text.set(x=x, y=y, ha=ha, va=va)
-    return text
+    return text, fewest
 
 
+_MOST = 0.75  # of its points
 _SIDES = ((0.02, "left"), (0.98, "right"), (0.5, "center"))
 _HEIGHTS = ((0.02, "bottom"), (0.98, "top"), *((0.1 * tenth, "center") for tenth in range(2, 9)))
 _PLACES = [(x, y, ha, va) for y, va in _HEIGHTS for x, ha in _SIDES]
@@ -205,28 +228,24 @@ def _taken(axes: Axes, own: Text) -> np.ndarray:
     for text in axes.texts:
         if text is not own and text.get_text():
             box = text.get_window_extent().transformed(back)
-            found.append(np.array([[x, y] for x in (box.x0, box.x1) for y in (box.y0, box.y1)]))
+            found.append(_grid(box))
     legend = axes.get_legend()
     if legend is not None:
-        box = legend.get_window_extent().transformed(back)
-        sides = np.linspace(0, 1, 8)
-        places = [[box.x0 + u * box.width, box.y0 + v * box.height] for u in sides for v in sides]
-        found.append(np.array(places))
+        found.append(_grid(legend.get_window_extent().transformed(back)))
     return np.concatenate(found)
+
+
+def _grid(box: Any) -> np.ndarray:
+    """Points all over it."""
+    sides = np.linspace(0, 1, 8)
+    return np.array(
+        [[box.x0 + u * box.width, box.y0 + v * box.height] for u in sides for v in sides]
+    )
 
 
 def _and(words: Sequence[str]) -> str:
     verb = "is" if len(words) == 1 else "are"
     return f"{', '.join(words[:-1])} and {words[-1]} {verb}" if words[1:] else f"{words[0]} {verb}"
-
-
-def name_all_hidden(figure: Figure | SubFigure) -> None:
-    """In every panel, once all is drawn and laid out."""
-    root = figure.get_figure(root=True)
-    root.draw_without_rendering()
-    for axes in list(root.axes):
-        if axes.get_visible():
-            name_hidden(axes)
 
 
 def save_figure(figure: Figure, folder: Path, name: str) -> list[Path]:

@@ -123,4 +123,4 @@ def shades(names: Sequence[str]) -> dict[str, tuple[float, float, float]]:
 
     ramp = matplotlib.colormaps["viridis"]
     last = max(1, len(names) - 1)
-    return {name: ramp(0.88 * number / last)[:3] for number, name in enumerate(names)}
+    return {name: ramp(0.8 * number / last)[:3] for number, name in enumerate(names)}
