@@ -28,7 +28,7 @@ from experiments.bench_lines import (
     lines,
     points,
 )
-from tpi_bench.report import figures
+from tpi_bench.report import figures, looks
 from tpi_bench.report.drawing import Drawing
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _PARTS = ("products", "other computing", "sampling", "messages", "between spans")
+_PART_COLOURS = [looks.TIMES[k] for k in ("compute", "reads", "sampling", "links", "waits")]
 _VERDICTS = {True: "yes", False: "NO", None: "-"}
 
 
@@ -158,7 +159,7 @@ def _verdict(found: list[Line]) -> str:
 
 def draw(rows: pd.DataFrame) -> Figure:
     """Bandwidth reached, time beside the peers', and where the demo model's token goes."""
-    figure = figures.new_figure(3.0, num_columns=2)
+    figure = figures.new_figure(3.4, num_columns=2)
     panels = figure.subplots(1, 3, width_ratios=[4, 5, 3])
     _draw_shares(panels[0], rows)
     _draw_ratios(panels[1], lines(rows))
@@ -173,22 +174,21 @@ def _draw_shares(axes: Axes, rows: pd.DataFrame) -> None:
     shape = points(rows, model=SHAPE, num_devices=1)
     kinds = [("tpi", threads) for threads in sorted(shape.threads_per_device.dropna().unique())]
     kinds = [*reversed(kinds), ("llamacpp", None), ("transformers", None)]
-    names = {"tpi": "this engine", "llamacpp": "llama.cpp", "transformers": "Transformers"}
+    names = {"tpi": "TPI star", "llamacpp": "llama.cpp", "transformers": "Transformers"}
     labels = [names[s] + (f", {_threads(t)}" if t else "") for s, t in kinds]
-    colours = figures.palette(labels)
-    for number, ((system, threads), (label, marker)) in enumerate(
-        zip(kinds, figures.with_markers(labels), strict=True)
-    ):
+    for number, ((system, threads), label) in enumerate(zip(kinds, labels, strict=True)):
+        look = looks.look_of("TPI star" if system == "tpi" else label)
+        fill = "none" if threads == 1 else "full"
         own = points(shape, system=system, **({"threads_per_device": threads} if threads else {}))
         for place, weights in enumerate(PRECISIONS):
             group = points(own, weights=weights)
             limit = figures_of(group, "limit_token_s")
             share = (limit[limit > 0] / figures_of(group)).dropna()
             at = place + (number - (len(kinds) - 1) / 2) * 0.18
-            _mark(axes, at, share, color=colours[label], fmt=marker)
-        axes.plot([], [], marker, color=colours[label], label=label)
-    axes.axhline(1.0, color="0.3", linewidth=0.7)
-    axes.axhline(LEAST_SHARE, color="0.3", linewidth=0.7, linestyle="--")
+            _mark(axes, at, share, color=look.colour, fmt=look.marker, fillstyle=fill)
+        axes.plot([], [], look.marker, color=look.colour, fillstyle=fill, label=label)
+    axes.axhline(1.0, **looks.LIMIT, label="physical limit")
+    axes.axhline(LEAST_SHARE, color="k", linewidth=0.7, label="asked in fp32")
     axes.set_xticks(range(len(PRECISIONS)), PRECISIONS.values())
     axes.set_ylim(0, 1.15)
     axes.set_ylabel("share of memory bandwidth, decode")
@@ -199,7 +199,7 @@ def _draw_ratios(axes: Axes, found: list[Line]) -> None:
     """Our time over theirs; a tick is what is asked."""
     shown = [line for line in found if line.kind == "decode" or line.kind.startswith("prefill")]
     groups = list(dict.fromkeys(_group(line) for line in shown))
-    colours = figures.palette(list(PRECISIONS.values()))
+    colours = looks.shades(list(PRECISIONS.values()))
     for line in shown:
         order = list(PRECISIONS).index(line.weights)
         at = groups.index(_group(line)) + (order - 2) * 0.15
@@ -210,14 +210,15 @@ def _draw_ratios(axes: Axes, found: list[Line]) -> None:
         axes.plot([], [], "o", color=colours[short], label=short)
     axes.plot([], [], "_", color="k", label="asked")
     axes.axhline(1.0, color="0.3", linewidth=0.7)
-    axes.set_xticks(range(len(groups)), groups, fontsize=5.5)
+    axes.set_xticks(range(len(groups)), groups, fontsize=6)
     axes.set_ylim(bottom=0)
     axes.set_ylabel("time over the peer's")
     _legend(axes, num_columns=3)
 
 
 def _group(line: Line) -> str:
-    return f"{line.kind}\n/ {line.peer_name.split()[0]}".replace("Transformers", "Transf.")
+    words = f"{line.kind}\nbeside\n{line.peer_name.split()[0]}"
+    return words.replace(" ", "\n").replace("Transformers", "Trans-\nformers")
 
 
 def _mark(axes: Axes, at: float, values: pd.Series, **style: Any) -> None:
@@ -229,13 +230,13 @@ def _mark(axes: Axes, at: float, values: pd.Series, **style: Any) -> None:
 
 
 def _draw_account(axes: Axes, shares: pd.DataFrame) -> None:
-    colours = figures.palette(list(_PARTS))
+    colours = dict(zip(_PARTS, _PART_COLOURS, strict=True))
     bottom = np.zeros(len(shares))
     for part in _PARTS:
         heights = shares[part].fillna(0.0).clip(lower=0.0).to_numpy(dtype=float)
         axes.bar(shares.index, heights, bottom=bottom, color=colours[part], label=part, linewidth=0)
         bottom += heights
-    axes.axhline(1 - MOST_BESIDE_WEIGHTS, color="0.3", linewidth=0.7, linestyle="--")
+    axes.axhline(1 - MOST_BESIDE_WEIGHTS, color="k", linewidth=0.7, label="asked in fp32: above")
     axes.set_ylim(0, 1.15)
     axes.set_ylabel("share of a token, demo model")
     if len(shares):
@@ -246,9 +247,9 @@ def _legend(axes: Axes, num_columns: int = 2) -> None:
     """Below its panel."""
     axes.legend(
         loc="upper center",
-        bbox_to_anchor=(0.5, -0.16),
+        bbox_to_anchor=(0.5, -0.27),
         ncol=num_columns,
-        fontsize=5.5,
+        fontsize=6,
         frameon=False,
         columnspacing=0.8,
     )

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tpi_bench.report import figures
+from tpi_bench.report import figures, looks
 from tpi_bench.report.drawing import Drawing, succeeded
 
 if TYPE_CHECKING:
@@ -207,25 +207,27 @@ def _draw_rates(axes: Axes, rows: pd.DataFrame) -> None:
     own = rows[rows["shape"].notna()]
     own = own[own.threads_per_device == own.threads_per_device.min()]
     shapes = sorted(set(own["shape"]), key=_size)
-    colours = figures.palette([short for w, short in PRECISIONS.items() if w in set(own.weights)])
+    colours = looks.shades([short for w, short in PRECISIONS.items() if w in set(own.weights)])
     for weights, short in PRECISIONS.items():
         found = own[own.weights == weights]
         if len(found):
             rate = found["shape"].map(_size) * _BYTES[weights] / found.shape_s / found.memory_bps
             middle = rate.groupby(found["shape"]).median().reindex(shapes)
             axes.plot(range(len(shapes)), middle, marker="o", label=short, color=colours[short])
-    axes.axhline(1, color="0.3", linewidth=0.7, linestyle="--")
-    axes.set_xticks(range(len(shapes)), shapes, fontsize=6)
+    axes.axhline(1, **looks.LIMIT)
+    axes.set_xticks(
+        range(len(shapes)), [shape.replace("x", "\nx ") for shape in shapes], fontsize=6
+    )
     axes.set_ylim(bottom=0)
     axes.set_xlabel("matrix, one thread")
     axes.set_ylabel("share of probed bandwidth")
-    axes.legend(fontsize=6)
+    figures.name_ends(axes)
 
 
 def _draw_rows(axes: Axes, rows: pd.DataFrame) -> None:
     own = _of_prompt(rows)
     own = own[own.part == "product"]
-    colours = figures.palette([short for w, short in PRECISIONS.items() if w in set(own.weights)])
+    colours = looks.shades([short for w, short in PRECISIONS.items() if w in set(own.weights)])
     for weights, short in PRECISIONS.items():
         found = own[own.weights == weights]
         if len(found):
@@ -237,6 +239,7 @@ def _draw_rows(axes: Axes, rows: pd.DataFrame) -> None:
         figures.plain_numbers(axes.yaxis)
     axes.set_xlabel("rows of a prompt, two threads")
     axes.set_ylabel("products of all layers (s)")
+    figures.name_ends(axes)
 
 
 def _size(shape: str) -> int:

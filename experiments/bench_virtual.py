@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tpi_bench.report import figures, names
+from tpi_bench.report import figures, looks, names
 from tpi_bench.report.drawing import Drawing, succeeded
 
 if TYPE_CHECKING:
@@ -75,12 +75,12 @@ def _verdict(name: str, value: float, most: float) -> str:
 def draw(rows: pd.DataFrame) -> Figure:
     """Wall time of a run by devices, and of an event by the events of its run."""
     labels = list(dict.fromkeys(rows.line))
-    colours, markers = figures.palette(labels), dict(figures.with_markers(labels))
+    styles = looks.point_styles(labels)
     figure = figures.new_figure(2.6, num_columns=2)
     left, right = figure.subplots(1, 2)
     for label in labels:
         own = rows[rows.line == label]
-        style = {"color": colours[label], "marker": markers[label], "linestyle": "", "alpha": 0.6}
+        style = {**styles[label], "alpha": 0.6}
         left.plot(own.num_devices, own.wall_s, label=label, **style)
         busy = own[own.num_events >= 1000]
         right.plot(busy.num_events, busy.event_us, **style)
@@ -97,9 +97,11 @@ def draw(rows: pd.DataFrame) -> Figure:
 def _draw_event_axes(axes: Axes) -> None:
     axes.set_xscale("log")
     figures.log_milliseconds(axes)
-    axes.axhline(_MOST_EVENT_US, color="0.3", linewidth=0.7, linestyle="--")
+    axes.axhline(_MOST_EVENT_US, color="k", linewidth=0.7)
+    place = {"transform": axes.get_yaxis_transform(), "va": "bottom", "ha": "right", "fontsize": 6}
+    axes.text(0.99, _MOST_EVENT_US, f"asked: {_MOST_EVENT_US:g} at {_AT_DEVICES} devices", **place)
     axes.set_xlabel("events of a run")
-    axes.set_ylabel("wall time of an event (us)")
+    axes.set_ylabel("wall time of an event (µs)")
 
 
 def _rows(runs: pd.DataFrame) -> pd.DataFrame:

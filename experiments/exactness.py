@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tpi_bench.report import figures
+from tpi_bench.report import figures, looks, names
 from tpi_bench.report.drawing import Drawing, compared
 
 if TYPE_CHECKING:
@@ -33,20 +33,22 @@ def draw(rows: pd.DataFrame) -> Figure:
 
     A line is the worst of all windows and prompts, which the table lists.
     """
-    labels = list(dict.fromkeys(rows.label))
-    colours = figures.palette(labels)
-    figure = figures.new_figure()
+    styles = looks.line_styles(list(rows.label))
+    figure = figures.new_figure(2.2)
     axes = figure.subplots()
-    for label, marker in figures.with_markers(labels):
+    for label, style in styles.items():
         line = rows[rows.label == label].groupby("num_devices").max_logit_diff.max()
-        axes.plot(line.index, line, marker=marker, color=colours[label], label=label)
-    axes.axhline(BOUND, color="0.4", linestyle="--", linewidth=0.7, label="accepted")
+        axes.plot(line.index, line, label=label, **style)
+    axes.axhline(BOUND, **looks.LIMIT)
     axes.set_yscale("log")
+    axes.annotate("accepted", (0.02, BOUND), xycoords=("axes fraction", "data"), va="bottom")
+    axes.set_ylim(top=3 * BOUND)
     axes.set_xlabel("devices")
     axes.set_xticks(sorted(rows.num_devices.unique()))
     axes.set_ylabel("largest logit difference")
-    axes.set_title(f"{rows.model.iloc[0]}, {int(rows.num_tokens.max())} tokens", fontsize=7.5)
-    axes.legend(ncol=2, loc="upper left", bbox_to_anchor=(0, -0.24), borderaxespad=0, frameon=False)
+    tokens = int(rows.num_tokens.max())
+    axes.set_title(f"{names.model_name(rows.model.iloc[0])}, {tokens} tokens", fontsize=7.5)
+    figures.name_ends(axes)
     return figure
 
 

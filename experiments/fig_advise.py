@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tpi_bench.report import figures, names
+from tpi_bench.report import figures, looks, names
 from tpi_bench.report.drawing import Drawing, succeeded
 
 if TYPE_CHECKING:
@@ -22,6 +22,8 @@ _LIMITS = {
     "limit_network_s": "links",
     "limit_disk_s": "reading weights from disk",
 }
+
+_PARTS = {"limit_memory_s": "compute", "limit_network_s": "links", "limit_disk_s": "loads"}
 
 
 def table(rows: pd.DataFrame) -> str:
@@ -37,7 +39,7 @@ def draw(rows: pd.DataFrame) -> Figure:
     """A bar a way, the fastest on top; beside it what its parts take at least, one by one."""
     figure = figures.new_figure(0.9 + 0.42 * len(rows), num_columns=2)
     axes = figure.subplots()
-    colours = figures.palette(["a token", *_LIMITS])
+    colours = {name: looks.TIMES[part] for name, part in _PARTS.items()}
     places = range(len(rows))
     axes.barh(places, rows.token_latency_s, height=0.75, color="0.85", label="a token")
     for number, (name, words) in enumerate(_LIMITS.items()):
@@ -47,9 +49,13 @@ def draw(rows: pd.DataFrame) -> Figure:
     axes.set_yticks(places, labels, fontsize=6)
     axes.invert_yaxis()
     axes.set_xlabel("seconds a token, and what of it at least")
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncol=4)
+    figure.legend(
+        *axes.get_legend_handles_labels(), loc="outside lower center", ncol=4, frameon=False
+    )
     first = rows.iloc[0]
-    axes.set_title(f"{first.model}, {first.topology} network; virtual time", fontsize=7.5)
+    axes.set_title(
+        f"{names.model_name(first.model)}, {first.topology} network; virtual time", fontsize=7.5
+    )
     return figure
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from tpi_bench.report import figures
+from tpi_bench.report import figures, looks
 from tpi_bench.report.drawing import Drawing, succeeded
 
 if TYPE_CHECKING:
@@ -52,22 +52,19 @@ def draw(rows: pd.DataFrame) -> Figure:
         _lines(axes, own, "link_latency_ms", names)
         axes.set_xlabel("link latency (ms a hop)")
         mbps = f"{own.bandwidth_mbps.iloc[0]:g} Mbit/s"
-        axes.set_title(f"{_NETWORKS.get(network, network)}, {mbps}, {middle} devices", fontsize=7)
+        axes.set_title(f"{_NETWORKS.get(network, network)},\n{mbps}, {middle} devices", fontsize=7)
     first = rows[rows.topology == networks[0]]
     latencies = sorted(first.link_latency_ms.unique())
     latency = 1.0 if 1.0 in latencies else latencies[-1]
     _lines(panels[-1], first[first.link_latency_ms == latency], "num_devices", names)
     panels[-1].set_xlabel("devices")
     panels[-1].set_title(
-        f"{_NETWORKS.get(networks[0], networks[0])}, {latency:g} ms a hop", fontsize=7
+        f"{_NETWORKS.get(networks[0], networks[0])},\n{latency:g} ms a hop", fontsize=7
     )
     panels[0].set_ylabel("allreduce (ms)")
-    panels[0].plot([], [], color="0.4", linestyle="--", linewidth=0.8, label="closed form")
-    figure.legend(
-        *panels[0].get_legend_handles_labels(),
-        loc="outside lower center",
-        ncol=min(6, len(names) + 1),
-    )
+    figures.name_ends(panels[-1])
+    closed = panels[0].plot([], [], **looks.LIMIT, label="closed form")
+    figure.legend(handles=closed, loc="outside lower center", frameon=False)
     return figure
 
 
@@ -81,15 +78,13 @@ def _collectives(rows: pd.DataFrame) -> list[str]:
 
 
 def _lines(axes: Axes, rows: pd.DataFrame, along: str, names: list[str]) -> None:
-    colours = figures.palette(names)
-    for name, marker in figures.with_markers(names):
+    for name in names:
         line = rows[rows.system_collective == name].sort_values(along)
         if line.empty:
             continue
-        axes.plot(
-            line[along], line.time_ms, linestyle="", marker=marker, color=colours[name], label=name
-        )
-        axes.plot(line[along], line.closed_ms, linestyle="--", linewidth=0.8, color=colours[name])
+        look = looks.look_of(name)
+        axes.plot(line[along], line.time_ms, look.marker, color=look.colour, label=name)
+        axes.plot(line[along], line.closed_ms, **{**looks.LIMIT, "color": look.colour})
     figures.log_values(axes, rows[along])
     figures.log_milliseconds(axes)
 

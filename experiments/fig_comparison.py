@@ -10,11 +10,11 @@ experiments.fig_comparison FOLDER`.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tpi_bench.report import figures, names
+from tpi_bench.report import figures, looks, names
 from tpi_bench.report.drawing import Drawing
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 _PRECISIONS = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16", "q8": "q8", "q4": "q4"}
 _UNCAPPED = "all memory"
+_WHY = {"oom": "does not fit", "timeout": "took too long", "error": "failed"}
 # Systems that are held against each other: ours, theirs, and why.
 _PAIRS = (
     ("TPI star", "Accelerate", "this engine, planned for its memory"),
@@ -98,7 +99,7 @@ def draw(rows: pd.DataFrame) -> Figure:
     caps = list(dict.fromkeys(rows.sort_values("memory_mb", ascending=False).memory))
     caps = sorted(caps, key=lambda cap: cap != _UNCAPPED)
     precisions = list(dict.fromkeys(rows.precision))
-    colours = figures.palette(caps)
+    colours = looks.shades(caps)
     figure = figures.new_figure(0.9 + 0.28 * len(labels), num_columns=2)
     panels = figure.subplots(1, len(precisions), sharey=True, sharex=True, squeeze=False)[0]
     places = np.arange(len(labels))[::-1]
@@ -114,6 +115,8 @@ def draw(rows: pd.DataFrame) -> Figure:
         axes.set_xlabel("token latency (ms)", fontsize=6.5)
         axes.grid(False, axis="y")
     panels[0].set_xscale("log")
+    if (rows.status != "ok").any():
+        panels[0].set_xlim(left=panels[0].get_xlim()[0] / 5)  # for the words why
     figures.plain_numbers(panels[0].xaxis)
     for axes in panels:
         axes.tick_params(axis="x", labelrotation=90, labelsize=6)
@@ -121,7 +124,8 @@ def draw(rows: pd.DataFrame) -> Figure:
     panels[0].set_ylim(-0.5, len(labels) - 0.5)  # also where a system has points at one cap alone
     sharing = rows[rows.devices_share_cores.eq(True)].num_devices
     shared = f" ({sharing.max():.0f} devices share cores)" if len(sharing) else ""
-    figure.suptitle(f"{rows.model.iloc[0]}, measured{shared}, by weights", fontsize=7.5)
+    model = names.model_name(rows.model.iloc[0])
+    figure.suptitle(f"{model}, measured{shared}, by weights", fontsize=7.5)
     handles = [
         panels[0].plot([], [], marker, color=colours[cap], label=cap)[0]
         for cap, marker in figures.with_markers(caps)
@@ -141,10 +145,10 @@ def _points(
             axes.text(
                 0.02,
                 place,
-                str(group.status.iloc[-1]),
+                _WHY.get(status := str(group.status.iloc[-1]), status),
                 transform=axes.get_yaxis_transform(),
                 va="center",
-                fontsize=4.5,
+                fontsize=6,
                 color=colour,
             )
             continue
@@ -165,11 +169,7 @@ def _rows(runs: pd.DataFrame) -> pd.DataFrame:
         return runs[:0]
     rows = runs.copy()
     rows["precision"] = rows.weights.map(lambda held: _PRECISIONS.get(held, held))
-    rows["line"] = [
-        names.system_name(row).replace(" window auto", "")
-        + (f", {row['num_devices']} devices" * (row["num_devices"] > 1))
-        for row in rows.to_dict("records")
-    ]
+    rows["line"] = [_line_name(row) for row in rows.to_dict("records")]
     rows["memory"] = [
         f"{cap / 1e3:g} GB a device" if cap == cap else _UNCAPPED for cap in rows.memory_mb
     ]
@@ -179,6 +179,16 @@ def _rows(runs: pd.DataFrame) -> pd.DataFrame:
     keys, rising = ["order", "memory_mb", "num_devices", "line_order"], [True, False, True, True]
     rows = rows.sort_values(keys, ascending=rising, na_position="first", kind="stable")
     return rows.drop(columns=["order", "line_order"])
+
+
+def _line_name(row: dict[str, Any]) -> str:
+    """A system and its devices; where memory is short and nothing is planned, that is its own."""
+    name = names.system_name(row)
+    is_capped = row["memory_mb"] == row["memory_mb"]
+    if row["system"] == "tpi" and row["num_devices"] > 1 and name == row["label"] and is_capped:
+        name = f"{name}, equal shares"
+    name = name.replace(" window auto", "")
+    return f"{name}, {row['num_devices']} devices" if row["num_devices"] > 1 else name
 
 
 DRAWING = Drawing(

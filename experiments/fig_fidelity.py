@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from tpi_bench.report import figures, names
+from tpi_bench.report import figures, looks, names
 from tpi_bench.report.drawing import Drawing, succeeded
 from tpi_bench.report.rows import BUSY_SHARE, STOLEN_SHARE
 
@@ -86,8 +86,10 @@ def draw(rows: pd.DataFrame) -> Figure:
     marked = set(rows[rows.disturbed].case)
     panels[0].set_yticks(range(len(cases)), [f"{c} *" if c in marked else c for c in cases])
     panels[0].tick_params(axis="y", labelsize=6)
-    panels[0].invert_yaxis()
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    panels[0].set_ylim(len(cases) - 0.4, -0.6)
+    figure.legend(
+        *panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False
+    )
     figure.suptitle(
         f"grey: within {BOUND:.0%}; bars: 80 % interval of the prediction; * disturbed host",
         fontsize=6.5,
@@ -96,7 +98,7 @@ def draw(rows: pd.DataFrame) -> Figure:
 
 
 def _draw_errors(axes: Axes, rows: pd.DataFrame, cases: list[str]) -> None:
-    colours = figures.palette(COSTS)
+    colours = looks.shades(COSTS)
     wall = rows.drop_duplicates("case")
     places = [cases.index(case) for case in wall.case]
     low, high = wall.low_ms / wall.wall_ms, wall.high_ms / wall.wall_ms
@@ -166,7 +168,9 @@ def _name(row: dict) -> str:
         words.append(f"{row['link_latency_ms']:g} ms")
         words += [f"{row['bandwidth_mbps']:g} Mbit/s"] if row["bandwidth_mbps"] else []
     words += [] if math.isnan(row["memory_mb"]) else [f"{row['memory_mb']:g} MB"]
-    return ", ".join([*words, row["weights"], f"prompt {row['prompt_tokens']:.0f}"])
+    return ", ".join(
+        [*words, names.precision_name(row["weights"]), f"prompt {row['prompt_tokens']:.0f}"]
+    )
 
 
 DRAWING = Drawing(

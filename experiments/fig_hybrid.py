@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from tpi_bench.report import figures, names
+from tpi_bench.report import figures, looks, names
 from tpi_bench.report.drawing import Drawing, succeeded
 
 if TYPE_CHECKING:
@@ -57,14 +57,14 @@ def draw(rows: pd.DataFrame) -> Figure:
     """A panel a network; where there is one latency alone, bars."""
     panels = list(_panels(rows))
     labels = list(dict.fromkeys(rows.line))
-    colours = figures.palette(labels)
+    styles = looks.line_styles(labels)
     figure = figures.new_figure(3.0, num_columns=2)
     drawn = figure.subplots(1, len(panels), squeeze=False)[0]
     for axes, (key, group) in zip(drawn, panels, strict=True):
         if group.link_latency_ms.nunique() > 1:
-            _draw_lines(axes, group, labels, colours)
+            _draw_lines(axes, group, styles)
         else:
-            _draw_bars(axes, group, labels, colours)
+            _draw_bars(axes, group, styles)
         first = group.iloc[0]
         shared = ", sharing cores" if group.devices_share_cores.eq(True).any() else ""
         what = f"{first.model} {first.weights}, {first.num_devices:.0f} devices{shared}"
@@ -78,12 +78,11 @@ def draw(rows: pd.DataFrame) -> Figure:
     return figure
 
 
-def _draw_lines(axes: Axes, group: pd.DataFrame, labels: list[str], colours: Any) -> None:
-    for label, marker in figures.with_markers(labels):
+def _draw_lines(axes: Axes, group: pd.DataFrame, styles: dict[str, dict[str, Any]]) -> None:
+    for label, style in styles.items():
         own = group[group.line == label].groupby("link_latency_ms").token_latency_s
         if len(own):
-            style = "--" if group[group.line == label].is_grouped.any() else "-"
-            axes.plot(own.median(), style, marker=marker, color=colours[label], label=label)
+            axes.plot(own.median(), label=label, **style)
     axes.set_xscale("symlog", linthresh=0.1)
     ticks = sorted(set(group.link_latency_ms))
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks], fontsize=6)
@@ -91,13 +90,13 @@ def _draw_lines(axes: Axes, group: pd.DataFrame, labels: list[str], colours: Any
     axes.set_ylim(bottom=0)
 
 
-def _draw_bars(axes: Axes, group: pd.DataFrame, labels: list[str], colours: Any) -> None:
-    own = [label for label in labels if (group.line == label).any()]
+def _draw_bars(axes: Axes, group: pd.DataFrame, styles: dict[str, dict[str, Any]]) -> None:
+    own = [label for label in styles if (group.line == label).any()]
     for place, label in enumerate(own):
         time = group[group.line == label].token_latency_s.median()
-        axes.barh(place, time, color=colours[label], label=label)
+        axes.barh(place, time, color=styles[label]["color"])
         axes.text(time, place, f" {time:.3g}", va="center", fontsize=6)
-    axes.set_yticks(range(len(own)), [""] * len(own))
+    axes.set_yticks(range(len(own)), own, fontsize=6)
     axes.invert_yaxis()
     axes.margins(x=0.2)
     axes.set_xlabel("token latency (s)")

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from tpi_bench.report import figures, names
+from tpi_bench.report import figures, looks, names
 from tpi_bench.report.drawing import Drawing, succeeded
 
 if TYPE_CHECKING:
@@ -48,30 +48,32 @@ def table(rows: pd.DataFrame) -> str:
 def draw(rows: pd.DataFrame) -> Figure:
     """Above, token latency and the optimum; below, how far each is from it. A column a device."""
     devices, labels = list(dict.fromkeys(rows.device)), list(dict.fromkeys(rows.line))
-    colours = figures.palette(labels)
+    styles = looks.line_styles(labels)
     figure = figures.new_figure(4.2, num_columns=2)
     panels = figure.subplots(2, len(devices), squeeze=False, sharex=True)
     for column, device in enumerate(devices):
         own = rows[rows.device == device]
         above, below = panels[:, column]
-        for label, marker in figures.with_markers(labels):
+        for label in labels:
             line = own[own.line == label].sort_values("memory_mb")
-            style: dict[str, Any] = {"marker": marker, "color": colours[label], "label": label}
+            style: dict[str, Any] = {**styles[label], "label": label}
             above.plot(line.memory_mb / 1e3, line.token_latency_s, **style)
             below.plot(line.memory_mb / 1e3, line.over, **style)
         least = own.drop_duplicates("memory_mb").sort_values("memory_mb")
-        above.plot(least.memory_mb / 1e3, least.optimum_s, "k--", linewidth=0.8, label="optimum")
-        below.axhline(1, color="k", linestyle="--", linewidth=0.8)
+        above.plot(least.memory_mb / 1e3, least.optimum_s, **looks.LIMIT, label="optimum")
+        below.axhline(1, **looks.LIMIT)
         figures.log_milliseconds(above)
         figures.log_milliseconds(below)
         above.set_title(device, fontsize=7.5)
         below.set_xlabel("memory (GB)")
     panels[0, 0].set_ylabel("token latency (s)")
     panels[1, 0].set_ylabel("over the optimum (times)")
-    figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncol=4)
+    handles = figures.handles_of(panels[0])
+    figure.legend(*handles, loc="outside lower center", ncol=3, frameon=False)
     first = rows.iloc[0]
     figure.suptitle(
-        f"{first.model} in {first.weights}, one device; virtual time, modelled cost", fontsize=7.5
+        f"{names.model_name(first.model)} in {first.weights}, one device; virtual time, modelled cost",
+        fontsize=7.5,
     )
     return figure
 
@@ -97,11 +99,11 @@ def _line(row: Any) -> str:
     """What is kept, in words."""
     name = names.system_name(row)
     if str(row["system"]) == "mmap":
-        return "mapped files (the kernel's choice)"
+        return "mmap (the kernel's choice)"
     if str(row["system"]) == "blocking":
-        return "nothing, read when needed"
+        return "blocking (keeps nothing)"
     kept = _PLAIN.get(str(row["variant"]))
-    return f"TPI: {kept}" if kept else name
+    return f"TPI star, {kept}" if kept else name
 
 
 DRAWING = Drawing(name="fig_keep", rows=_rows, table=table, draw=draw)

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from tpi_bench.report import figures, names
+from tpi_bench.report import figures, looks, names
 from tpi_bench.report.drawing import Drawing, succeeded
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def draw(rows: pd.DataFrame) -> Figure:
     rows = rows[rows.round_trip_ms.notna() & (rows.line != _PIPELINE)]
     networks, wires = (list(dict.fromkeys(rows[name])) for name in ("network", "wire"))
     lines = list(dict.fromkeys(rows.line))
-    colours = figures.palette(lines)
+    colours = {line: looks.light(looks.look_of(line).colour) for line in lines}
     figure = figures.new_figure(1.6 * len(wires) + 0.8, num_columns=2)
     panels = figure.subplots(len(wires), len(networks), squeeze=False)
     for wire, row in zip(wires, panels, strict=True):
@@ -70,10 +70,10 @@ def draw(rows: pd.DataFrame) -> Figure:
             if wire == wires[-1]:
                 axes.set_xlabel("round trip (ms)")
         row[0].set_ylabel(f"messages {wire}\ndevices")
-    handles = [_patch(colours[line], line) for line in lines]
-    figure.legend(handles=handles, loc="outside lower center", ncol=len(lines))
+    handles = [figures.patch(colours[line], line) for line in lines]
+    figure.legend(handles=handles, loc="outside lower center", ncol=4, frameon=False)
     first = rows.iloc[0]
-    words = f"{first.model} ({first.weights}): the fastest allreduce, and star's token over its"
+    words = f"{names.model_name(first.model)} in {first.weights}: the fastest allreduce, and star's token over its"
     figure.suptitle(f"{words}; virtual time, modelled cost", fontsize=7.5)
     return figure
 
@@ -92,16 +92,10 @@ def _draw_map(axes: Axes, own: pd.DataFrame, colours: dict[str, Any]) -> None:
         if len(stars):
             text = f"{stars.iloc[0] / times[best]:.2f}"
             axes.text(x, y, text, ha="center", va="center", fontsize=6, color="k")
-    axes.imshow(image, origin="lower", aspect="auto", alpha=0.75)
+    axes.imshow(image, origin="lower", aspect="auto")
     axes.set_xticks(range(len(trips)), [f"{trip:g}" for trip in trips])
     axes.set_yticks(range(len(devices)), [f"{number:.0f}" for number in devices])
     axes.grid(False)
-
-
-def _patch(colour: Any, label: str) -> Any:
-    from matplotlib.patches import Patch
-
-    return Patch(color=colour, alpha=0.75, label=label)
 
 
 def _rows(runs: pd.DataFrame) -> pd.DataFrame:

@@ -8,22 +8,18 @@ it again from stored rows with `python -m experiments.fig_latency FOLDER`.
 
 from __future__ import annotations
 
-import itertools
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from tpi_bench.report import figures, names
+from tpi_bench.report import figures, looks, names
 from tpi_bench.report.drawing import Drawing, succeeded
 
 if TYPE_CHECKING:
     import pandas as pd
-    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_ALONE = "0.35"  # the colour of lines of one device
-_NAME_HEIGHT = 0.055  # of a panel
-_SAME = 0.02  # lines that are nowhere further apart hide each other
+_NAME_HEIGHT = 0.065  # of a panel
 
 
 def table(rows: pd.DataFrame) -> str:
@@ -73,19 +69,17 @@ def draw(rows: pd.DataFrame) -> Figure:
     """
     names_of_panels = list(dict.fromkeys(rows.panel))
     labels = list(dict.fromkeys(rows[rows.num_devices > 1].line))
-    # A system with a window has its system's colour, and a marker of its own.
-    plain = figures.palette(list(dict.fromkeys(_without_window(label) for label in labels)))
-    colours = {label: plain[_without_window(label)] for label in labels}
-    figure = figures.new_figure(3.1, num_columns=len(names_of_panels))
+    styles = looks.line_styles(labels)
+    figure = figures.new_figure(3.3, num_columns=len(names_of_panels))
     panels = figure.subplots(1, len(names_of_panels), squeeze=False)[0]
     for axes, panel in zip(panels, names_of_panels, strict=True):
         own = rows[rows.panel == panel]
         unit = 1.0 if (own.clock == "virtual").all() else 1e3
         latencies = sorted(own.loc[own.num_devices > 1, "link_latency_ms"].unique())
-        for label, marker in figures.with_markers(labels):
+        for label in labels:
             line = own[(own.line == label) & (own.num_devices > 1)]
             if not line.empty:
-                _draw_line(axes, line, label, colours[label], marker, unit)
+                _draw_line(axes, line, label, styles[label], unit)
         alone = own[own.num_devices == 1]
         for _, line in alone.groupby("line"):
             _draw_flat(axes, line, latencies, unit)
@@ -93,22 +87,18 @@ def draw(rows: pd.DataFrame) -> Figure:
         times = alone.groupby("line").token_latency_s.median() * unit
         shared = set(own[own.num_devices > 1].line)  # names that several devices have, too
         _name_at_right(axes, times.rename({name: f"{name},\nalone" for name in shared}))
-        _name_hidden(axes, own[own.num_devices > 1])
         axes.set_ylabel(f"token latency ({'s' if unit == 1 else 'ms'})", fontsize=7)
         topology = own.loc[own.num_devices > 1, "topology"]
         hops = f", {topology.iloc[0]}" if len(topology) else ""
-        axes.set_xlabel(f"link latency (ms a hop{hops})", fontsize=7)
-        axes.set_title(_title(own), fontsize=5.5)
-    handles: dict[str, Artist] = {}
-    for axes in panels:
-        lines, called = axes.get_legend_handles_labels()
-        handles |= dict(zip(called, lines, strict=True))
+        axes.set_xlabel(f"link latency (ms a hop{hops})", fontsize=6.5)
+        axes.set_title(_title(own), fontsize=6)
+    handles = dict(zip(*reversed(figures.handles_of(panels)), strict=True))
     if (rows.num_devices == 1).any():
         alone = rows[(rows.num_devices == 1) & (rows.clock == "wall")]
         threads = alone.threads_per_device
         number = f", {threads.max():.0f} threads" if len(threads) else ""
-        handles[f"one device alone{number}"] = panels[0].plot([], [], color=_ALONE)[0]
-    (limit,) = panels[0].plot([], [], color="0.4", linestyle="--", linewidth=0.7)
+        handles[f"one device alone{number}"] = panels[0].plot([], [], color=looks.ALONE)[0]
+    (limit,) = panels[0].plot([], [], **looks.LIMIT)
     handles["physical limit of each"] = limit
     columns = 2 if len(names_of_panels) == 1 else 4
     figure.legend(
@@ -122,37 +112,37 @@ def _title(rows: pd.DataFrame) -> str:
     largest = rows.loc[rows.num_devices.idxmax()]
     if largest.clock == "virtual":
         windows = _windows(rows)
-        window = "with a window or none" if windows else "all in memory"
-        return f"{largest.model} in {largest.weights}, virtual,\n{largest.device}, {window}"
+        window = "window or none" if windows else "all held"
+        held = names.precision_name(largest.weights)
+        devices = names.device_name(largest.device)
+        return f"{names.model_name(largest.model)} in {held}, virtual,\n{devices}, {window}"
     shared = ", sharing cores" if rows.devices_share_cores.any() else ""
     own = rows[rows.num_devices > 1].threads_per_device
     threads = f" of {own.iloc[0]:.0f} thread{'s' * int(own.iloc[0] > 1)}" if len(own) else ""
     devices = f"{largest.num_devices} device{'s' * int(largest.num_devices > 1)}{threads}"
-    return f"{largest.model}, measured,\n{devices}{shared}"
+    return f"{names.model_name(largest.model)}, measured,\n{devices}{shared}"
 
 
 def _draw_line(
-    axes: Axes, rows: pd.DataFrame, label: str, colour: object, marker: str, unit: float
+    axes: Axes, rows: pd.DataFrame, label: str, style: dict[str, Any], unit: float
 ) -> None:
     by_latency = rows.groupby("link_latency_ms")
     middle = by_latency.token_latency_s.median() * unit
     low, high = by_latency.token_latency_s.min() * unit, by_latency.token_latency_s.max() * unit
     spread = [middle - low, high - middle]
-    axes.errorbar(
-        middle.index, middle, yerr=spread, label=label, color=colour, marker=marker, capsize=1.5
-    )
+    axes.errorbar(middle.index, middle, yerr=spread, label=label, capsize=1.5, **style)
     limit = by_latency.limit_token_s.median() * unit
-    axes.plot(limit.index, limit, color=colour, linestyle="--", linewidth=0.7)
+    axes.plot(limit.index, limit, **{**looks.LIMIT, "color": style["color"]})
 
 
 def _draw_flat(axes: Axes, rows: pd.DataFrame, latencies: list[float], unit: float) -> None:
     """A single device knows no link: a line across, with the range as a band."""
     ends = [min(latencies, default=0.0), max(latencies, default=1.0)]
     times = rows.token_latency_s * unit
-    axes.plot(ends, [times.median()] * 2, color=_ALONE)
-    axes.fill_between(ends, times.min(), times.max(), color=_ALONE, alpha=0.2, linewidth=0)
+    axes.plot(ends, [times.median()] * 2, color=looks.ALONE)
+    axes.fill_between(ends, times.min(), times.max(), color=looks.ALONE, alpha=0.2, linewidth=0)
     limit = rows.limit_token_s.median() * unit
-    axes.plot(ends, [limit] * 2, color=_ALONE, linestyle="--", linewidth=0.7)
+    axes.plot(ends, [limit] * 2, **{**looks.LIMIT, "color": looks.ALONE})
 
 
 def _name_at_right(axes: Axes, times: pd.Series) -> None:
@@ -165,35 +155,11 @@ def _name_at_right(axes: Axes, times: pd.Series) -> None:
             1.01,
             height,
             str(name),
-            color=_ALONE,
-            fontsize=5,
+            color=looks.ALONE,
+            fontsize=6,
             verticalalignment="center",
             transform=axes.transAxes,
         )
-
-
-def _name_hidden(axes: Axes, rows: pd.DataFrame) -> None:
-    """Which lines lie under which: those drawn earlier under those drawn later."""
-    lines = {
-        str(name): group.groupby("link_latency_ms").token_latency_s.median()
-        for name, group in rows.groupby("line", sort=False)
-    }
-    words = []
-    for (below, first), (above, second) in itertools.combinations(lines.items(), 2):
-        ratio = (first / second).dropna()
-        if len(ratio) > 1 and (ratio - 1).abs().max() < _SAME:
-            words.append(f"{below} is under\n{above}")
-    if words:  # on a ground of its own: limits may cross it
-        ground = {"facecolor": "white", "edgecolor": "none", "pad": 1.0, "alpha": 0.85}
-        where = axes.transAxes
-        text = axes.text(
-            0.02, 0.02, "\n".join(words), fontsize=4.5, bbox=ground, transform=where, zorder=5
-        )
-        text.set_in_layout(False)
-
-
-def _without_window(label: str) -> str:
-    return label.partition(" window")[0]
 
 
 def _windows(rows: pd.DataFrame) -> set[str]:

@@ -68,7 +68,7 @@ def draw(rows: pd.DataFrame) -> Figure:
     streamed = rows[rows.is_streamed]
     lines = list(dict.fromkeys(streamed.line))
     speeds = sorted(streamed.memory_bps.unique(), reverse=True)
-    figure = figures.new_figure(1.9 * len(speeds) + 0.5, num_columns=2)
+    figure = figures.new_figure(2.0 * len(speeds) + 0.5, num_columns=2)
     panels = figure.subplots(len(speeds), len(lines), squeeze=False, sharex=True, sharey=True)
     for speed, row in zip(speeds, panels, strict=True):
         for line, axes in zip(lines, row, strict=True):
@@ -86,7 +86,8 @@ def draw(rows: pd.DataFrame) -> Figure:
     bar.set_ticks([math.log(tick) for tick in ticks], labels=[str(tick) for tick in ticks])
     first = rows.iloc[0]
     words = (
-        f"{first.model} ({first.weights}) on {first.num_devices:.0f} devices, {first.topology}; "
+        f"{names.model_name(first.model)} in {names.precision_name(first.weights)} on "
+        f"{first.num_devices:.0f} devices, {first.topology}; "
         "virtual time, modelled cost. Line: the disk takes as long as computing and links"
     )
     figure.suptitle(words, fontsize=7.5)
@@ -102,9 +103,11 @@ def _draw_field(axes: Axes, own: pd.DataFrame) -> None:
         for x, disk in enumerate(field.columns):
             value = field.loc[latency, disk]
             colour = "w" if value > 7 else "k"
-            text = f"{value:.2f}" if value < 9.95 else f"{value:.0f}"
-            axes.text(x, y, text, ha="center", va="center", fontsize=5, color=colour)
-    axes.set_xticks(range(len(field.columns)), [f"{bps / 1e9:g}" for bps in field.columns])
+            text = f"{value:.1f}" if value < 9.95 else f"{value:.0f}"
+            axes.text(x, y, text, ha="center", va="center", fontsize=6, color=colour)
+    axes.set_xticks(
+        range(len(field.columns)), [f"{bps / 1e9:g}" for bps in field.columns], fontsize=6
+    )
     axes.set_yticks(range(len(field.index)), [f"{latency:g}" for latency in field.index])
     axes.grid(False)
     needed = own.groupby("link_latency_ms").needed_bps.first()

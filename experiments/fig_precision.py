@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from tpi_bench.report import figures
+from tpi_bench.report import figures, looks, names
 from tpi_bench.report.drawing import Drawing, succeeded
 
 if TYPE_CHECKING:
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PAPER_MODEL, PAPER_TOKEN_S, PAPER_LINK_MS = "llama2_70b", 26.1, 1.0
-_SHORT = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 _WINDOWS = {"2": "window 2", "auto": "planned", "off": "all held"}
 _LIMITS = {"limit_memory_s": "memory", "limit_network_s": "links", "limit_disk_s": "disk"}
 _PACKED = "q8"
@@ -102,14 +101,14 @@ def _of_window(rows: pd.DataFrame, best: pd.Series) -> list[str]:
 def draw(rows: pd.DataFrame) -> Figure:
     """A column a precision: above against link latency, below by window at the middle one."""
     precisions, systems = list(dict.fromkeys(rows.precision)), list(dict.fromkeys(rows.system_name))
-    colours = figures.palette(systems)
+    styles = looks.line_styles(systems)
     figure = figures.new_figure(4.2, num_columns=2)
     panels = figure.subplots(2, len(precisions), squeeze=False, sharey=True)
     for column, precision in enumerate(precisions):
         own = rows[rows.precision == precision]
         above, below = panels[:, column]
-        _draw_lines(above, succeeded(own), systems, colours)
-        _draw_windows(below, own[own.link_latency_ms == _middle_ms(rows)], systems, colours)
+        _draw_lines(above, succeeded(own), systems, styles)
+        _draw_windows(below, own[own.link_latency_ms == _middle_ms(rows)], systems, styles)
         above.set_title(precision, fontsize=7.5)
         above.set_xlabel("link latency (ms a hop)")
         above.set_xticks(sorted(ms for ms in set(own.link_latency_ms) if ms == round(ms)))
@@ -118,42 +117,47 @@ def draw(rows: pd.DataFrame) -> Figure:
     figures.log_milliseconds(panels[0, 0])
     panels[0, 0].set_ylabel("token latency (s),\nwindow as planned")
     panels[1, 0].set_ylabel(f"token latency (s),\n{_middle_ms(rows):g} ms a hop")
-    _legend(figure, panels[0, 0], systems, colours)
+    _legend(figure, panels[0, 0], systems, styles)
     figure.suptitle(_title(rows), fontsize=7.5)
     return figure
 
 
-def _draw_lines(axes: Axes, good: pd.DataFrame, systems: list[str], colours: dict) -> None:
-    """Each system as its memory allows; dashed, with packed payloads."""
+def _draw_lines(axes: Axes, good: pd.DataFrame, systems: list[str], styles: dict) -> None:
+    """Each system as its memory allows; dotted, with packed payloads."""
     planned = good[good.window == _planned(good)]
-    for system, marker in figures.with_markers(systems):
-        for wire, style in (("auto", "-"), (_PACKED, "--")):
+    for system in systems:
+        for wire, style in (("auto", "-"), (_PACKED, ":")):
             line = planned[(planned.system_name == system) & (planned.wire == wire)]
             line = line.sort_values("link_latency_ms")
             if len(line) > (wire == _PACKED):
+                name = system if wire == "auto" else f"{system}, 8 bits on the wire"
                 axes.plot(
                     line.link_latency_ms,
                     line.token_latency_s,
-                    style,
-                    marker=marker,
-                    color=colours[system],
+                    label=name,
+                    **{**styles[system], "linestyle": style},
                 )
 
 
-def _draw_windows(axes: Axes, rows: pd.DataFrame, systems: list[str], colours: dict) -> None:
+def _draw_windows(axes: Axes, rows: pd.DataFrame, systems: list[str], styles: dict) -> None:
     """A group a window, a point a system, its limit across it; what does not fit is named."""
     windows = [name for name in _WINDOWS.values() if name in set(rows.window)]
-    width, markers = 0.8 / len(systems), dict(figures.with_markers(systems))
-    unpacked = rows[rows.wire == "auto"]
-    for (window, system), group in unpacked.groupby(["window", "system_name"]):
-        at = windows.index(str(window)) + (systems.index(str(system)) + 0.5) * width - 0.4
-        row = group.iloc[0]
-        if row.status == "ok":
-            axes.plot(at, row.token_latency_s, markers[str(system)], color=colours[system])
-            axes.plot(at, row.limit_token_s, "_k", markersize=5)
-        else:
-            words = {"x": at, "y": 0.03, "s": row.status, "transform": axes.get_xaxis_transform()}
-            axes.text(**words, rotation=90, ha="center", fontsize=5.5)
+    width = 0.8 / len(systems)
+    for window, own in rows[rows.wire == "auto"].groupby("window"):
+        place = windows.index(str(window))
+        words: dict[str, Any] = {"y": 0.03, "ha": "center", "fontsize": 6}
+        words["transform"] = axes.get_xaxis_transform()
+        if len(own) > 1 and (own.status == "oom").all():
+            axes.text(place, s="none\nfits", **words)
+            continue
+        for row in own.drop_duplicates("system_name").itertuples():
+            at = place + (systems.index(str(row.system_name)) + 0.5) * width - 0.4
+            if row.status == "ok":
+                axes.plot(at, row.token_latency_s, **styles[str(row.system_name)])
+                axes.plot(at, row.limit_token_s, marker="_", **looks.LIMIT_TICK)
+            else:
+                why = "does not fit" if row.status == "oom" else str(row.status)
+                axes.text(at, s=why, rotation=90, **words)
     axes.set_xticks(range(len(windows)), windows, fontsize=6)
     axes.set_xlim(-0.5, len(windows) - 0.5)
     axes.grid(False, axis="x")
@@ -161,26 +165,25 @@ def _draw_windows(axes: Axes, rows: pd.DataFrame, systems: list[str], colours: d
 
 def _mark_paper(above: Axes, below: Axes, *, is_its_precision: bool) -> None:
     for axes in (above, below):
-        axes.axhline(PAPER_TOKEN_S, color="k", linestyle=":", linewidth=0.7)
+        axes.axhline(PAPER_TOKEN_S, color="k", linestyle="-.", linewidth=0.6)
     if is_its_precision:
-        above.plot(PAPER_LINK_MS, PAPER_TOKEN_S, "kx", markersize=5, zorder=3)
+        above.plot(PAPER_LINK_MS, PAPER_TOKEN_S, **looks.PAPER)
 
 
-def _legend(figure: Figure, axes: Axes, systems: list[str], colours: dict) -> None:
-    handles = [
-        axes.plot([], [], marker=marker, color=colours[system], label=system)[0]
-        for system, marker in figures.with_markers(systems)
-    ]
-    handles += axes.plot([], [], "--", color="0.4", label="8 bits on the wire")
-    handles += axes.plot([], [], "_k", markersize=5, label="physical limit")
-    handles += axes.plot([], [], ":xk", linewidth=0.7, label="the paper's, fp32, window 2, star")
+def _legend(figure: Figure, axes: Axes, systems: list[str], styles: dict) -> None:
+    handles = [axes.plot([], [], label=system, **styles[system])[0] for system in systems]
+    handles += axes.plot([], [], ":", color="0.4", label="8 bits on the wire")
+    handles += axes.plot([], [], marker="_", **looks.LIMIT_TICK, label="physical limit")
+    paper = {**looks.PAPER, "linestyle": "-.", "linewidth": 0.6}
+    handles += axes.plot([], [], **paper, label="the paper's, fp32, window 2, star")
     figure.legend(handles=handles, ncol=4, loc="outside lower center", frameon=False)
 
 
 def _title(rows: pd.DataFrame) -> str:
     first = rows.iloc[0]
     network = f"{first.topology} topology, {first.bandwidth_mbps:g} Mbit/s"
-    return f"{first.model} on {first.device or 'virtual devices'}, {network}; virtual time"
+    model, devices = names.model_name(first.model), names.device_name(first.device)
+    return f"{model} on {devices}, {network}; virtual time"
 
 
 def _planned(rows: pd.DataFrame) -> str:
@@ -210,7 +213,7 @@ def _rows(runs: pd.DataFrame) -> pd.DataFrame:
     `precision`, `system_name` (without window and wire), `window` and `wire`.
     """
     rows = runs.copy() if len(succeeded(runs)) else runs[:0].copy()
-    rows["precision"] = [_SHORT.get(held, held) for held in rows.weights]
+    rows["precision"] = [names.precision_name(held) for held in rows.weights]
     rows["system_name"] = rows.label
     window = rows.system_window.replace({"False": "off", "None": "off"})
     rows["window"] = window.map(lambda name: _WINDOWS.get(name, f"window {name}"))

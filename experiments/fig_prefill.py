@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from tpi_bench.report import figures, names
+from tpi_bench.report import figures, looks, names
 from tpi_bench.report.drawing import Drawing, succeeded
 
 if TYPE_CHECKING:
@@ -64,33 +64,24 @@ def draw(rows: pd.DataFrame) -> Figure:
     panels_of = list(_of_links(_whole(rows)))
     chunked = _chunked(rows)
     labels = list(dict.fromkeys(_whole(rows).line))
-    colours = figures.palette(labels)
+    styles = looks.line_styles(labels)
     figure = figures.new_figure(2.9, num_columns=2)
     panels = figure.subplots(1, len(panels_of) + bool(len(chunked)), squeeze=False)[0]
     for axes, ((bandwidth, latency), group) in zip(panels, panels_of, strict=False):
-        for label, marker in figures.with_markers(labels):
+        for label in labels:
             line = group[group.line == label].sort_values("prompt_tokens")
             if len(line):
-                axes.plot(
-                    line.prompt_tokens,
-                    line.ttft_s,
-                    marker=marker,
-                    color=colours[label],
-                    label=label,
-                )
+                axes.plot(line.prompt_tokens, line.ttft_s, label=label, **styles[label])
         _finish(axes, group.prompt_tokens, f"{latency:g} ms a hop, {bandwidth:g} Mbit/s")
         axes.set_xlabel("positions of the prompt")
     if len(chunked):
         _draw_chunks(panels[-1], chunked)
     panels[0].set_ylabel("time to first token (s)")
-    lines: dict[str, Any] = {}
-    for axes in panels[: len(panels_of)]:
-        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
-            lines.setdefault(label, handle)
-    figure.legend(lines.values(), lines, loc="outside lower center", ncol=5)
+    handles = figures.handles_of(panels[: len(panels_of)])
+    figure.legend(*handles, loc="outside lower center", ncol=5, frameon=False)
     first = rows.iloc[0]
     figure.suptitle(
-        f"{first.model} in {first.weights} on {first.device}, {first.topology} network; "
+        f"{names.model_name(first.model)} in {first.weights} on {first.device}, {first.topology} network; "
         "virtual time, modelled cost",
         fontsize=7.5,
     )
@@ -102,7 +93,7 @@ def _draw_chunks(axes: Axes, chunked: pd.DataFrame) -> None:
     marker.
     """
     prompts = sorted(set(chunked.prompt_tokens))
-    colours = figures.palette([str(prompt) for prompt in prompts])
+    colours = looks.shades([str(prompt) for prompt in prompts])
     for prompt, (_, marker) in zip(
         prompts, figures.with_markers([str(prompt) for prompt in prompts]), strict=True
     ):
@@ -112,7 +103,7 @@ def _draw_chunks(axes: Axes, chunked: pd.DataFrame) -> None:
         axes.plot(own.median(), marker=marker, color=colour, label=name)
     _finish(axes, chunked.chunks, "Jupiter, all links")
     axes.set_xlabel("chunks")
-    axes.legend(fontsize=5.5, loc="center right")
+    axes.legend(fontsize=6, loc="center right")
 
 
 def _finish(axes: Axes, values: pd.Series, title: str) -> None:

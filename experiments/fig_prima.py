@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from tpi_bench.report import figures
+from tpi_bench.report import figures, looks, names
 from tpi_bench.report.drawing import Drawing, succeeded
 
 if TYPE_CHECKING:
@@ -156,7 +156,7 @@ def _draw_rounds(axes: Axes, alike: pd.DataFrame, name: str, pattern: str) -> No
     kinds = sorted(set(zip(ring[name], ring.loads, strict=True)))
     kinds = [kind for kind in kinds if name == "memory_gb" or kind[1] == "loaded ahead"]
     labels = [pattern.format(value) + _short_of(loads) for value, loads in kinds]
-    colours = figures.palette(labels)
+    colours = looks.shades(labels)
     for (value, loads), (label, marker) in zip(kinds, figures.with_markers(labels), strict=True):
         line = ring[(ring[name] == value) & (ring.loads == loads)]
         line = line.assign(count=line.rounds.astype(int)).sort_values("count")
@@ -166,7 +166,7 @@ def _draw_rounds(axes: Axes, alike: pd.DataFrame, name: str, pattern: str) -> No
     figures.log_values(axes, [int(rounds) for rounds in ring.rounds])
     figures.log_milliseconds(axes)
     axes.set_xlabel("rounds")
-    axes.legend(fontsize=5.5)
+    axes.legend(fontsize=6)
 
 
 def _short_of(loads: str) -> str:
@@ -180,7 +180,7 @@ def _draw_planners(axes: Axes, home: pd.DataFrame) -> None:
     ring = ring[ring.model == _most_common(ring.model)]
     planners = list(dict.fromkeys(ring.planner))
     counts = _in_order(ring.rounds.unique())
-    colours = figures.palette(counts)
+    colours = looks.shades(counts)
     for number, (count, marker) in enumerate(figures.with_markers(counts)):
         own = ring[ring.rounds == count]
         places = [
@@ -190,8 +190,8 @@ def _draw_planners(axes: Axes, home: pd.DataFrame) -> None:
         axes.plot(own.token_latency_s, places, marker, color=colours[count], label=label)
     axes.set_yticks(range(len(planners)), planners, fontsize=6)
     axes.set_xlim(left=0)
-    axes.set_xlabel(f"token latency of {ring.model.iloc[0]} (s)")
-    axes.legend(fontsize=5.5)
+    axes.set_xlabel(f"token latency of {names.model_name(ring.model.iloc[0])} (s)")
+    axes.legend(fontsize=6)
 
 
 def _draw_sizes(axes: Axes, home: pd.DataFrame) -> None:
@@ -199,20 +199,18 @@ def _draw_sizes(axes: Axes, home: pd.DataFrame) -> None:
     wanted = [*(_OBJECTIVES[name] for name in ("paper", "overlap")), ""]
     own = own[own.planner.isin(wanted)]
     labels = list(dict.fromkeys(own.line))
-    colours = figures.palette(labels)
-    for label, marker in figures.with_markers(labels):
+    for label, style in looks.line_styles(list(own.line)).items():
         line = own[own.line == label]
         line = line.assign(size=line.model.map(_SIZES)).sort_values("size")
-        axes.plot(
-            line["size"], line.token_latency_s, marker=marker, color=colours[label], label=label
-        )
+        axes.plot(line["size"], line.token_latency_s, label=label, **style)
     sizes = [_SIZES[model] for model in PUBLISHED]
     seconds = [token_ms / 1e3 for token_ms, _ in PUBLISHED.values()]
-    axes.plot(sizes, seconds, "kx", markersize=5, label="published, with two GPUs")
+    axes.plot(sizes, seconds, **looks.PAPER, label="published, with two GPUs")
     figures.log_milliseconds(axes)
+    axes.set_ylim(top=30 * axes.get_ylim()[1])  # for the legend
     axes.set_xlabel("billions of weights")
     axes.set_ylabel("token latency (s)")
-    axes.legend(fontsize=5.5)
+    axes.legend(fontsize=6)
 
 
 def _in_order(counts: Any) -> list[str]:
@@ -241,7 +239,8 @@ def _rows(runs: pd.DataFrame) -> pd.DataFrame:
     rows["memory_gb"] = (rows.memory_mb / 1e3).fillna(0.0)
     rows["disk_gbps"] = (rows.disk_bps / 1e9).round(2)
     rows["line"] = [
-        f"ring, {_planner(row)}" if row["system"] == "prima" else str(row["label"]) for row in cells
+        f"prima, {_planner(row)}" if row["system"] == "prima" else str(row["label"])
+        for row in cells
     ]
     return rows
 

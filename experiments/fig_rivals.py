@@ -13,13 +13,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from tpi_bench.report import figures, names
+from tpi_bench.report import figures, looks, names
 from tpi_bench.report.drawing import Drawing, succeeded
 from tpi_bench.report.statistics import median_interval, paired_ratio
 
 if TYPE_CHECKING:
     import pandas as pd
-    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -79,35 +78,37 @@ def draw(rows: pd.DataFrame) -> Figure:
     good = rows[rows.status == "ok"]
     panels = list(dict.fromkeys(good.group))
     lines = list(dict.fromkeys(good.line))
-    colours, markers = figures.palette(lines), dict(figures.with_markers(lines))
-    figure = figures.new_figure(2.7, num_columns=2)
+    styles = looks.line_styles(lines)
+    figure = figures.new_figure(2.9, num_columns=2)
     for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         own = good[good.group == panel]
         is_virtual = (own.clock == "virtual").all()
         along = "num_devices" if is_virtual else "link_latency_ms"
         for line in lines:
-            _draw_line(axes, own[own.line == line], along, line, colours[line], markers[line])
+            _draw_line(axes, own[own.line == line], along, line, styles[line])
         if is_virtual:
             counts = [count for count in _PUBLISHED if count in set(own.num_devices)]
             times = [_PUBLISHED[count] * 1e3 for count in counts]
-            axes.plot(counts, times, "x", color="k", markersize=6, label="published")
+            axes.plot(counts, times, **looks.PAPER, label="distributed-llama's own figures")
             axes.set_xticks(sorted(own.num_devices.unique()))
         axes.set_xlabel("devices" if is_virtual else "ms a hop", fontsize=7)
         figures.log_milliseconds(axes)
         axes.set_title(panel, fontsize=6)
     first = figure.axes[0]
     first.set_ylabel("token latency (ms)")
-    handles: dict[str, Artist] = {}
-    for axes in figure.axes:
-        drawn, called = axes.get_legend_handles_labels()
-        handles |= {str(name): each for name, each in zip(called, drawn, strict=True)}
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncol=5)
+    handles, called = figures.handles_of(figure.axes)
+    handles += first.plot([], [], **looks.LIMIT)
+    figure.legend(
+        handles,
+        [*called, "physical limit of each"],
+        loc="outside lower center",
+        ncol=4,
+        frameon=False,
+    )
     return figure
 
 
-def _draw_line(
-    axes: Axes, own: pd.DataFrame, along: str, line: str, colour: Any, marker: str
-) -> None:
+def _draw_line(axes: Axes, own: pd.DataFrame, along: str, line: str, style: dict[str, Any]) -> None:
     if own.empty:
         return
     times = own.groupby(along).token_latency_s.agg(["median", "min", "max"]) * 1e3
@@ -117,10 +118,11 @@ def _draw_line(
         times["median"],
         [times["median"] - times["min"], times["max"] - times["median"]],
         label=f"{line} (real)" if is_real else line,
-        color=colour,
-        marker=marker,
         elinewidth=0.7,
+        **style,
     )
+    limit = own.groupby(along).limit_token_s.median() * 1e3
+    axes.plot(limit.index, limit, **{**looks.LIMIT, "color": style["color"]})
 
 
 def _rows(runs: pd.DataFrame) -> pd.DataFrame:
@@ -140,11 +142,12 @@ def _panel(row: dict[Any, Any]) -> str:
 
 def _group(row: dict[Any, Any]) -> str:
     """What is in one panel of the figure."""
+    model = f"{names.model_name(row['model'])} {names.precision_name(row['weights'])}"
     if row["clock"] == "virtual":
-        return f"{row['model']} {row['weights']},\nRaspberry Pi 5, virtual"
+        return f"{model},\nRaspberry Pi 5, virtual"
     cap = f"\n{row['memory_mb']:.0f} MB each" if row["memory_mb"] == row["memory_mb"] else ""
     shared = " on 2 cores" if row["devices_share_cores"] else ""
-    return f"{row['model']} {row['weights']},\n{row['num_devices']:.0f} devices{shared}{cap}"
+    return f"{model},\n{row['num_devices']:.0f} devices{shared}{cap}"
 
 
 DRAWING = Drawing(name="fig_rivals", rows=_rows, table=table, draw=draw)

@@ -8,9 +8,9 @@ draw it again with `python -m experiments.fig_scaling FOLDER`.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from tpi_bench.report import figures, names
+from tpi_bench.report import figures, looks, names
 from tpi_bench.report.drawing import Drawing, succeeded
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def draw(rows: pd.DataFrame) -> Figure:
     good = succeeded(rows)
     varied = [name for name in _AXES if good[name].nunique() > 1] or ["num_devices"]
     labels = list(dict.fromkeys(good.line))
-    colours = figures.palette(labels)
+    styles = looks.line_styles(labels)
     figure = figures.new_figure(3.0, num_columns=2)
     panels = figure.subplots(1, len(varied), squeeze=False, sharey=True)[0]
     for axes, name in zip(panels, varied, strict=True):
@@ -54,31 +54,39 @@ def draw(rows: pd.DataFrame) -> Figure:
         own = good
         for other in others:
             own = own[own[other] == good[other].mode().iloc[0]]
-        for label, marker in figures.with_markers(labels):
+        for label in labels:
             line = own[own.line == label].sort_values(name).drop_duplicates(name)
-            _draw_line(axes, line, name, label, colours[label], marker)
+            if len(line) > 1 or len(varied) == 1:  # what another panel varies is no point here
+                _draw_line(axes, line, name, label, styles[label])
+                figures.name_on_line(axes, line[name], line.token_latency_s, _variant(label))
         figures.log_values(axes, own[name])
         axes.set_xlabel(_AXES[name])
     figures.log_milliseconds(panels[0])
     panels[0].set_ylabel("token latency (s)")
-    panels[0].plot([], [], color="0.4", linestyle="--", linewidth=0.7, label="limit of each")
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncol=4)
+    panels[0].plot([], [], **looks.LIMIT, label="physical limit of each")
+    figure.legend(*figures.handles_of(panels), loc="outside lower center", ncol=3, frameon=False)
     figure.suptitle(_title(good), fontsize=7.5)
     return figure
 
 
+def _variant(label: str) -> str:
+    """What sets a line apart from the system's first, which has a window of two in fp32."""
+    *_, rest = label.partition(" window ")
+    return rest.removeprefix("2").removeprefix("auto").removeprefix(", ")
+
+
 def _draw_line(
-    axes: Axes, line: pd.DataFrame, name: str, label: str, colour: object, marker: str
+    axes: Axes, line: pd.DataFrame, name: str, label: str, style: dict[str, Any]
 ) -> None:
-    axes.plot(line[name], line.token_latency_s, color=colour, marker=marker, label=label)
-    axes.plot(line[name], line.limit_token_s, color=colour, linestyle="--", linewidth=0.7)
+    axes.plot(line[name], line.token_latency_s, label=label, **style)
+    axes.plot(line[name], line.limit_token_s, **{**looks.LIMIT, "color": style["color"]})
 
 
 def _title(good: pd.DataFrame) -> str:
-    device = str(good.device.iloc[0]).partition(" x ")[2] or str(good.device.iloc[0])
+    device = names.device_name(good.device.iloc[0]).partition(" of ")[2] or good.device.iloc[0]
     latency = good.link_latency_ms.mode().iloc[0]
     return (
-        f"{good.model.iloc[0]} on {device}, {good.topology.iloc[0]} topology, "
+        f"{names.model_name(good.model.iloc[0])} on {device}, {good.topology.iloc[0]} topology, "
         f"{latency:g} ms a hop; virtual time, modelled cost"
     )
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from tpi_bench.report import figures, names
+from tpi_bench.report import figures, looks, names
 from tpi_bench.report.drawing import Drawing, succeeded
 
 if TYPE_CHECKING:
@@ -62,13 +62,13 @@ def draw(rows: pd.DataFrame) -> Figure:
     figure = figures.new_figure(3.2, num_columns=2)
     drawn = list(figure.subplots(1, count, squeeze=False)[0])
     labels = list(dict.fromkeys(rows[rows.num_devices > 1].line)) or list(dict.fromkeys(rows.line))
-    colours = figures.palette(labels)
+    styles = looks.line_styles(labels)
     if len(measured):
         _draw_acceptance(drawn.pop(0), measured)
-        _draw_by_latency(drawn.pop(0), measured[measured.line.isin(labels)], colours)
+        _draw_by_latency(drawn.pop(0), measured[measured.line.isin(labels)], styles)
     for axes, panel in zip(drawn, panels, strict=True):
-        _draw_by_acceptance(axes, virtual[virtual.panel == panel], colours)
-    _legend(figure, colours, [kind for kind in _STYLES if (rows.speculation == kind).any()])
+        _draw_by_acceptance(axes, virtual[virtual.panel == panel], styles)
+    _legend(figure, styles, [kind for kind in _STYLES if (rows.speculation == kind).any()])
     return figure
 
 
@@ -85,27 +85,32 @@ def _draw_acceptance(axes: Axes, rows: pd.DataFrame) -> None:
         name = "Transformers'" if is_library else _WORDS[kind]
         axes.bar(places, means.acceptance, width * 0.95, label=name, color=str(0.3 + 0.25 * number))
         for place, (share, tokens) in zip(places, means.to_numpy(), strict=True):
-            axes.text(place, share, f"{tokens:.1f}", ha="center", va="bottom", fontsize=5)
+            axes.text(place, share, f"{tokens:.1f}", ha="center", va="bottom", fontsize=6)
     axes.set_xticks(range(len(texts)), texts)
     axes.set_ylim(0, 1.15)
     axes.set_ylabel("drafted tokens that are right", fontsize=7)
-    axes.set_title(f"{rows.model.iloc[0]}, measured;\nabove: tokens a pass", fontsize=5.5)
-    axes.legend(fontsize=5, loc="upper left", frameon=False)
+    axes.set_title(
+        f"{names.model_name(rows.model.iloc[0])}, measured;\nabove: tokens a pass", fontsize=6.5
+    )
+    axes.legend(fontsize=6, loc="upper left", frameon=False)
 
 
-def _draw_by_latency(axes: Axes, rows: pd.DataFrame, colours: dict) -> None:
+def _draw_by_latency(axes: Axes, rows: pd.DataFrame, styles: dict) -> None:
     for (line, kind), own in rows[rows.num_devices > 1].groupby(["line", "speculation"]):
         means = own.groupby("link_latency_ms").token_latency_s.mean() * 1e3
-        axes.plot(means.index, means, _STYLES[kind], color=colours[line], marker="o")
+        style = {**styles[line], "linestyle": _STYLES[kind], "label": f"{line}, {_WORDS[kind]}"}
+        axes.plot(means.index, means, **style)
     figures.log_milliseconds(axes)
     axes.set_xlabel(f"link latency (ms a hop, {rows.topology.iloc[0]})", fontsize=7)
     axes.set_ylabel("token latency (ms), mean of the texts", fontsize=7)
     shared = ", sharing cores" if rows.devices_share_cores.eq(True).any() else ""
     number = rows.num_devices.max()
-    axes.set_title(f"{rows.model.iloc[0]}, measured,\n{number} devices{shared}", fontsize=5.5)
+    axes.set_title(
+        f"{names.model_name(rows.model.iloc[0])}, measured,\n{number} devices{shared}", fontsize=6.5
+    )
 
 
-def _draw_by_acceptance(axes: Axes, rows: pd.DataFrame, colours: dict) -> None:
+def _draw_by_acceptance(axes: Axes, rows: pd.DataFrame, styles: dict) -> None:
     """At the link latency that most rows have beside 0, or the least above it."""
     latencies = sorted(rows.link_latency_ms.unique())
     latency = next((each for each in latencies if each > 0), latencies[0])
@@ -117,22 +122,23 @@ def _draw_by_acceptance(axes: Axes, rows: pd.DataFrame, colours: dict) -> None:
         else:
             means = group.groupby("acceptance_asked").token_latency_s.mean()
             times, shares = list(means), list(means.index)
-        marker = None if kind == "none" else "o"
-        axes.plot(shares, times, _STYLES[kind], color=colours[line], marker=marker)
+        style = {**styles[line], "linestyle": _STYLES[kind], "label": f"{line}, {_WORDS[kind]}"}
+        axes.plot(shares, times, **(style | ({"marker": ""} if kind == "none" else {})))
     figures.log_milliseconds(axes)
     first = own.iloc[0]
     axes.set_xlabel("chance that a drafted token is right", fontsize=7)
     axes.set_ylabel("token latency (s)", fontsize=7)
     axes.set_title(
-        f"{first.model} in {first.weights}, virtual,\n{first.device}, {latency:g} ms a hop",
-        fontsize=5.5,
+        f"{names.model_name(first.model)} in {names.precision_name(first.weights)}, virtual,\n"
+        f"{names.device_name(first.device)}, {latency:g} ms a hop",
+        fontsize=6.5,
     )
 
 
-def _legend(figure: Figure, colours: dict, kinds: list[str]) -> None:
+def _legend(figure: Figure, styles: dict, kinds: list[str]) -> None:
     from matplotlib.lines import Line2D
 
-    handles = [Line2D([], [], color=colour, label=line) for line, colour in colours.items()]
+    handles = [Line2D([], [], label=line, **style) for line, style in styles.items()]
     handles += [
         Line2D([], [], color="0.4", linestyle=_STYLES[kind], label=_WORDS[kind]) for kind in kinds
     ]

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from tpi_bench.report import figures, names
+from tpi_bench.report import figures, looks, names
 from tpi_bench.report.drawing import Drawing, succeeded
 
 if TYPE_CHECKING:
@@ -27,6 +27,13 @@ _KINDS = {
     "sync": "sends, receives, waits for others",
     "load_wait": "waits for its disk",
     "read": "disk reads",
+}
+_PARTS = {
+    "compute": "compute",
+    "sampling": "sampling",
+    "sync": "waits",
+    "load_wait": "loads",
+    "read": "reads",
 }
 _IN_BACKGROUND = "read"
 
@@ -94,7 +101,7 @@ def _both(shares: pd.Series) -> str:
 
 def draw(rows: pd.DataFrame) -> Figure:
     """A panel a system, a track a device; reads of its disk are thin, below it."""
-    colours = figures.palette(list(_KINDS))
+    colours = {kind: looks.TIMES[part] for kind, part in _PARTS.items()}
     height = 0.35 + 0.22 * rows.num_devices.max()
     num_rows = -(-len(rows) // 2)
     figure = figures.new_figure(height * num_rows + 0.6, num_columns=2)
@@ -109,11 +116,11 @@ def draw(rows: pd.DataFrame) -> Figure:
     for axes in panels[::2]:
         axes.set_ylabel("device")
     first = rows.iloc[0]
-    words = f"{first.model}, {first.weights}, {first.num_devices:.0f} devices, {first.topology}, "
+    words = f"{names.model_name(first.model)}, {names.precision_name(first.weights)}, {first.num_devices:.0f} devices, {first.topology}, "
     words += f"{first.link_latency_ms:g} ms a hop; {first.clock} clock"
     figure.suptitle(words, fontsize=7.5)
-    handles = [_patch(colours[kind], words) for kind, words in _KINDS.items()]
-    figure.legend(handles=handles, loc="outside lower center", ncol=len(handles))
+    handles = [figures.patch(colours[kind], words) for kind, words in _KINDS.items()]
+    figure.legend(handles=handles, loc="outside lower center", ncol=5, frameon=False)
     return figure
 
 
@@ -127,12 +134,6 @@ def _draw_token(axes: Axes, token: pd.DataFrame, colours: dict[str, Any]) -> Non
     axes.set_ylim(max(devices) + 0.5, -0.5)
     axes.set_xlim(0, token.token_s.iloc[0] * 1e3)
     axes.grid(False)
-
-
-def _patch(colour: Any, label: str) -> Any:
-    from matplotlib.patches import Patch
-
-    return Patch(color=colour, label=label)
 
 
 def _rows(runs: pd.DataFrame) -> pd.DataFrame:

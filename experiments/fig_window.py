@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tpi_bench.report import figures
+from tpi_bench.report import figures, looks, names
 from tpi_bench.report.drawing import Drawing, succeeded
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def draw(rows: pd.DataFrame) -> Figure:
     """A panel a model: token latency against memory; numbers are sizes of windows."""
     models = list(dict.fromkeys(rows.model))
     disks = sorted(rows.disk_bps.unique())
-    colours = figures.palette([f"{disk / 1e9:g} GB/s" for disk in disks])
+    colours = looks.shades([f"{disk / 1e9:g} GB/s" for disk in disks])
     figure = figures.new_figure(2.7, num_columns=2)
     panels = figure.subplots(1, len(models), squeeze=False)[0]
     for model, axes in zip(models, panels, strict=True):
@@ -76,8 +76,9 @@ def draw(rows: pd.DataFrame) -> Figure:
                 planned.ledger_bytes / 1e9,
                 planned.token_latency_s,
                 color=colours[name],
-                linestyle="--",
-                marker="x",
+                linestyle=":",
+                marker="o",
+                fillstyle="none",
                 label=f"planned: kept and streamed, disk {name}",
             )
             windows = sizes[sizes.system_window != _ALL]
@@ -103,10 +104,10 @@ def draw(rows: pd.DataFrame) -> Figure:
         axes.set_ylim(bottom=0)
         axes.set_xlim(left=0)
         devices = rows[rows.model == model].num_devices.iloc[0]
-        axes.set_title(f"{model} on {devices:.0f} devices", fontsize=8)
+        axes.set_title(f"{names.model_name(model)} on {devices:.0f} devices", fontsize=8)
         axes.set_xlabel("memory of the fullest device (GB)")
     panels[0].set_ylabel("token latency (s)")
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncol=2)
+    figure.legend(*figures.handles_of(panels), loc="outside lower center", ncol=2, frameon=False)
     return figure
 
 

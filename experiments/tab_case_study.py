@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tpi_bench.report import figures
+from tpi_bench.report import figures, looks, names
 from tpi_bench.report.drawing import Drawing
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 PAPER_ROWS = Path(__file__).parent / "paper" / "table3_table8_case_study.csv"
 # Who stands for whom where a real library knows no virtual time.
 _STANDS_FOR = {"mmap": "transformers", "blocking": "accelerate"}
+_SHOWN_FOR = {"mmap": "Transformers, in 8 and 4 bit llama.cpp", "blocking": "Accelerate"}
 # A layer of Llama 2-7B on four laptops, window of four: the paper's section 3.3, in s.
 _PAPER_MODEL, _PAPER_DEVICES = "llama2_7b", 4
 _PAPER_LAYER_S = {"compute": 0.011 + 0.017, "links": 2 * 0.014, "disk": 0.018 + 0.030}
@@ -139,11 +140,11 @@ def draw(rows: pd.DataFrame) -> Figure:
         mosaic.insert(1, [_TTFT] * 12)
     figure = figures.new_figure(0.8 + 1.9 * len(mosaic), num_columns=2)
     places = figure.subplot_mosaic(mosaic)
-    cases = list(dict.fromkeys(rows.case))
-    colours = figures.palette(cases)
+    lines = list(dict.fromkeys(rows.shown))
+    styles = looks.point_styles(lines)
     for panel, axes in places.items():
         own = rows[rows.panel == (first[0] if panel == _TTFT else panel)]
-        _draw_points(axes, own, cases, colours, "ttft_s" if panel == _TTFT else "token_latency_s")
+        _draw_points(axes, own, styles, "ttft_s" if panel == _TTFT else "token_latency_s")
         axes.set_title(_title(own), fontsize=7)
         if panel == _TTFT:
             axes.set_ylabel("TTFT (s)")
@@ -151,13 +152,12 @@ def draw(rows: pd.DataFrame) -> Figure:
             axes.set_ylabel("token latency (s)")
     axes = places[shown[0]]
     handles: list[Any] = [
-        axes.plot([], [], marker, color=colours[case], label=case)[0]
-        for case, marker in figures.with_markers(cases)
+        axes.plot([], [], label=line, **style)[0] for line, style in styles.items()
     ]
-    (limit,) = axes.plot([], [], "_k", label="physical limit")
-    (paper,) = axes.plot([], [], "xk", markersize=3.5, label="the paper's")
+    (limit,) = axes.plot([], [], marker="_", **looks.LIMIT_TICK, label="physical limit")
+    (paper,) = axes.plot([], [], **looks.PAPER, label="the paper's")
     figure.legend(
-        handles=[*handles, limit, paper], ncol=4, loc="outside lower center", frameon=False
+        handles=[*handles, limit, paper], ncol=3, loc="outside lower center", frameon=False
     )
     return figure
 
@@ -170,29 +170,29 @@ def _row_of(panels: list[str]) -> list[str]:
 
 
 def _draw_points(
-    axes: Axes, rows: pd.DataFrame, all_cases: list[str], colours: dict, column: str
+    axes: Axes, rows: pd.DataFrame, styles: dict[str, dict[str, Any]], column: str
 ) -> None:
     """Side by side, as the axis is logarithmic: a bar would have no beginning."""
     models = list(dict.fromkeys(rows.model))
-    markers = dict(figures.with_markers(all_cases))
-    cases = [case for case in all_cases if case in set(rows.case)]
-    width = 0.8 / len(cases)
-    for number, case in enumerate(cases):
-        shift = (number - (len(cases) - 1) / 2) * width
-        for model, group in rows[rows.case == case].groupby("model", sort=False):
+    lines = [line for line in styles if line in set(rows.shown)]
+    width = 0.8 / len(lines)
+    for number, line in enumerate(lines):
+        shift = (number - (len(lines) - 1) / 2) * width
+        for model, group in rows[rows.shown == line].groupby("model", sort=False):
             at = models.index(str(model)) + shift
             times = group[column]
             spread = [[times.median() - times.min()], [times.max() - times.median()]]
-            style = {"color": colours[case], "marker": markers[case]}
-            axes.errorbar(at, times.median(), spread, linewidth=0.6, **style)
+            axes.errorbar(at, times.median(), spread, elinewidth=0.6, **styles[line])
             if column == "token_latency_s":
-                axes.plot(at, group.limit_token_s.median(), "_", color="k", markersize=5)
+                axes.plot(at, group.limit_token_s.median(), marker="_", **looks.LIMIT_TICK)
             published = group[f"paper_{column}"]
             if published.notna().any():
-                axes.plot(at, published.iloc[0], "kx", markersize=3.5)
+                axes.plot(at, published.iloc[0], **looks.PAPER)
     for edge in range(1, len(models)):
         axes.axvline(edge - 0.5, color="0.85", linewidth=0.6)
-    axes.set_xticks(np.arange(len(models)), models, fontsize=6)
+    axes.set_xticks(
+        np.arange(len(models)), [names.model_name(model).replace("-", "\n") for model in models]
+    )
     axes.set_yscale("log")
     figures.plain_numbers(axes.yaxis)
     axes.grid(False, axis="x")
@@ -201,10 +201,10 @@ def _draw_points(
 def _title(rows: pd.DataFrame) -> str:
     first = rows.iloc[0]
     if first.clock == "wall":
-        return "measured here"
+        return "measured, 1.5 GB each"
     if first.weights in _QUANTISED:
         return f"{_LAPTOPS}, {first.weights}"
-    return f"{_LAPTOPS}, {first.weights}"
+    return f"{_LAPTOPS}, {names.precision_name(first.weights)}, TPI with a window of four"
 
 
 def _rows(runs: pd.DataFrame) -> pd.DataFrame:
@@ -219,6 +219,7 @@ def _rows(runs: pd.DataFrame) -> pd.DataFrame:
         for case, system in zip(rows.paper_case, rows.system, strict=True)
     ]
     rows["line"] = rows["case"]
+    rows["shown"] = [_shown(row) for row in rows.to_dict("records")]
     # Of mapped files no ledger knows; what a group was charged counts them.
     held = rows.peak_cgroup_bytes.fillna(rows.peak_anon_bytes)
     rows["memory_bytes"] = held.fillna(rows.ledger_bytes.where(rows.system != "mmap"))
@@ -253,6 +254,13 @@ def _case(row: dict) -> str:
     if system in ("tpi", "pipeline"):
         return f"{system}, {row['num_devices']} device{'s' * int(row['num_devices'] > 1)}"
     return system
+
+
+def _shown(row: dict) -> str:
+    """As in the legend: the system, how many of it, and whom it stands for."""
+    devices = "alone" if row["num_devices"] == 1 else f"{row['num_devices']} devices"
+    for_whom = _SHOWN_FOR.get(row["system"]) if row["clock"] == "virtual" else None
+    return f"{row['label']}, {devices}" + (f" (stands for {for_whom})" if for_whom else "")
 
 
 def _paper_case(row: dict) -> str:

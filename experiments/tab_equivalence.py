@@ -72,7 +72,7 @@ def draw(rows: pd.DataFrame) -> Figure:
     labels = list(dict.fromkeys(rows.name))
     kinds = sorted(set(rows.weights), key=_ORDER.index)
     shares = np.full((len(labels), len(kinds)), np.nan)
-    figure = figures.new_figure(1.0 + 0.25 * len(labels))
+    figure = figures.new_figure(1.1 + 0.27 * len(labels))
     axes = figure.subplots()
     for row in rows.to_dict("records"):
         at = labels.index(row["name"]), kinds.index(row["weights"])
@@ -80,14 +80,14 @@ def draw(rows: pd.DataFrame) -> Figure:
         logits = f"\n{row['logits']:.1g}" if row["logits"] == row["logits"] else ""
         colour = "w" if shares[at] < 0.5 else "k"
         text = f"{shares[at]:.0%}{logits}"
-        axes.text(at[1], at[0], text, ha="center", va="center", fontsize=5.5, color=colour)
+        axes.text(at[1], at[0], text, ha="center", va="center", fontsize=6, color=colour)
     axes.imshow(shares, vmin=0, vmax=1, aspect="auto", cmap="cividis")
-    axes.set_xticks(range(len(kinds)), [_tick(rows, kind) for kind in kinds], fontsize=5)
-    axes.set_yticks(range(len(labels)), labels)
+    axes.set_xticks(range(len(kinds)), [_tick(rows, kind) for kind in kinds], fontsize=6)
+    axes.set_yticks(range(len(labels)), labels, fontsize=6.5)
     axes.grid(False)
     axes.set_title("tokens equal to Transformers'\nand largest logit difference", fontsize=7)
     if rows.perplexity.notna().any():
-        axes.set_xlabel("perplexity of a page of text, and beside fp32's", fontsize=6)
+        axes.set_xlabel("perplexity of a page of text,\nand beside fp32's", fontsize=6.5)
     return figure
 
 
@@ -95,9 +95,9 @@ def _tick(rows: pd.DataFrame, kind: str) -> str:
     """A precision, and what it costs."""
     found = rows.assign(ratio=_ratios(rows))[(rows.weights == kind) & rows.perplexity.notna()]
     if found.empty:
-        return kind
-    cost = "" if kind == "float32" else f"\n({found.ratio.iloc[0] - 1:+.1%})"
-    return f"{kind}\n{found.perplexity.iloc[0]:.2f}{cost}"
+        return names.precision_name(kind)
+    cost = "" if kind == "float32" else f"\n{found.ratio.iloc[0] - 1:+.1%}"
+    return f"{names.precision_name(kind)}\n{found.perplexity.iloc[0]:.2f}{cost}"
 
 
 def _summary(runs: pd.DataFrame) -> pd.DataFrame:

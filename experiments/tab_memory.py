@@ -12,7 +12,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tpi_bench.report import figures
+from tpi_bench.report import figures, looks, names
 from tpi_bench.report.drawing import Drawing
 
 if TYPE_CHECKING:
@@ -60,7 +60,9 @@ def draw(rows: pd.DataFrame) -> Figure:
     figure = figures.new_figure(2.8, num_columns=2)
     left, right = figure.subplots(1, 2)
     good = rows[rows.status == "ok"]
-    windows, models = list(dict.fromkeys(good.window)), list(dict.fromkeys(good.model))
+    windows = list(dict.fromkeys(good.window))
+    largest = good.groupby("model").held_gb.max().sort_values()
+    models = [str(model) for model in largest.index]
     for number, (window, marker) in enumerate(figures.with_markers(windows)):
         own = good[(good.window == window) & good.paper_gb.notna()]
         face = _FACES[number % len(_FACES)]
@@ -75,11 +77,11 @@ def draw(rows: pd.DataFrame) -> Figure:
     left.set_xlabel("the paper's (GB a device)")
     left.set_ylabel("ours (GB a device)")
     left.legend(frameon=False)  # no colours of the models, which the right has: markers are alike
-    colours = figures.palette(models)
+    colours = looks.shades(models)
     for model in models:
         for window, (_, marker) in zip(windows, figures.with_markers(windows), strict=True):
             own = good[(good.model == model) & (good.window == window)].sort_values("num_devices")
-            label = model if window == windows[0] else None
+            label = names.model_name(model) if window == windows[0] else None
             right.plot(
                 own.num_devices, own.held_gb, color=colours[model], marker=marker, label=label
             )
@@ -88,8 +90,7 @@ def draw(rows: pd.DataFrame) -> Figure:
     right.set_xticks(sorted(good.num_devices.unique()))
     right.set_xlabel("devices")
     right.set_ylabel("ours (GB a device)")
-    handles, names = right.get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", ncol=4, frameon=False)
+    figure.legend(*figures.handles_of([right]), loc="outside lower center", ncol=4, frameon=False)
     title = "TPI-LLM's tables 2 and 6, read as 2^30 bytes; ours: the ledger in virtual time"
     figure.suptitle(f"{title}\nmarkers in both: what the window is", fontsize=7.5)
     return figure
@@ -97,13 +98,18 @@ def draw(rows: pd.DataFrame) -> Figure:
 
 def _rows(runs: pd.DataFrame) -> pd.DataFrame:
     """All rows, if any is ok, with `window`, `held_gb` and the paper's `paper_gb`."""
-    import pandas as pd
-
     if not (runs.status == "ok").any():
         return runs[:0]
     rows = runs.copy()
     rows["window"] = rows.system_window.replace({"False": "off", "None": "off"})
     rows["held_gb"] = rows.ledger_bytes / 1e9
+    return rows.merge(paper_memory(), on=["model", "window", "num_devices"], how="left")
+
+
+def paper_memory() -> pd.DataFrame:
+    """The paper's tables 2 and 6: `model`, `window`, `num_devices`, and `paper_gb` of 1e9 bytes."""
+    import pandas as pd
+
     paper = pd.read_csv(PAPER_ROWS)
     paper["window"] = [
         "off" if scheduler == "off" else str(window)
@@ -112,8 +118,7 @@ def _rows(runs: pd.DataFrame) -> pd.DataFrame:
     paper = paper.melt(["model", "window"], ["n2", "n4", "n6", "n8"], "count", "paper_gb")
     paper["num_devices"] = paper["count"].str.removeprefix("n").astype(int)
     paper["paper_gb"] *= PAPER_UNIT_GB
-    keys = ["model", "window", "num_devices"]
-    return rows.merge(paper[[*keys, "paper_gb"]], on=keys, how="left")
+    return paper.drop(columns="count")
 
 
 DRAWING = Drawing(

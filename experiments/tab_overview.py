@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from experiments.tab_memory import PAPER_UNIT_GB
-from tpi_bench.report import figures
+from tpi_bench.report import figures, looks, names
 from tpi_bench.report.drawing import Drawing
 
 if TYPE_CHECKING:
@@ -135,10 +135,10 @@ def _with_window(rows: pd.DataFrame) -> pd.DataFrame:
 
 def draw(rows: pd.DataFrame) -> Figure:
     """Ratios to the paper: token latency by disk rate and without a window, TTFT by prompt."""
-    figure = figures.new_figure(2.9, num_columns=2)
+    figure = figures.new_figure(3.1, num_columns=2)
     by_rate, off, by_prompt = figure.subplots(1, 3, width_ratios=[5, 4, 4])
-    models = list(dict.fromkeys(rows.model))
-    colours = figures.palette(models)
+    models = list(rows.sort_values("limit_memory_s").model.drop_duplicates())
+    colours = looks.shades(models)
     good = rows[(rows.status == "ok") & rows.paper_token_s.notna()]
     own = _with_window(good)
     prompts = good[(good.scheduler == "on") & good.paper_ttft_s.notna()]
@@ -147,13 +147,24 @@ def draw(rows: pd.DataFrame) -> Figure:
         line = own[own.model == model].sort_values("disk_gb_per_s")
         style = {"color": colours[model], "marker": marker}
         by_rate.plot(
-            line.disk_gb_per_s, line.token_latency_s / line.paper_token_s, label=model, **style
+            line.disk_gb_per_s,
+            line.token_latency_s / line.paper_token_s,
+            label=names.model_name(model),
+            **style,
         )
         lengths = prompts[prompts.model == model].sort_values("prompt_tokens")
-        by_prompt.plot(lengths.prompt_tokens, lengths.ttft_s / lengths.paper_ttft_s, **style)
+        by_prompt.plot(
+            lengths.prompt_tokens,
+            lengths.ttft_s / lengths.paper_ttft_s,
+            label=names.model_name(model),
+            **style,
+        )
         alone = good[(good.model == model) & (good.scheduler == "off")]
         off.plot(
-            [model] * len(alone), alone.token_latency_s / alone.paper_token_s, linestyle="", **style
+            [names.model_name(model)] * len(alone),
+            alone.token_latency_s / alone.paper_token_s,
+            linestyle="",
+            **style,
         )
     rate = fit(rows)[0]
     if rate == rate:
@@ -162,7 +173,7 @@ def draw(rows: pd.DataFrame) -> Figure:
         by_rate.annotate(f"fit {rate:.2f}", (rate, 0.9), xytext=(3, 0), fontsize=6, **place)
     _ratio_axis(by_rate, "disk (GB/s), window of two", "token latency over the paper's")
     _ratio_axis(off, "without a window, where it fits", "")
-    swept = f"prompt (tokens), window of two,\n{_most_swept(prompts):g} GB/s"
+    swept = f"prompt (tokens),\nwindow of two, {_most_swept(prompts):g} GB/s"
     _ratio_axis(by_prompt, swept, "TTFT over the paper's")
     for axes, column, values in (
         (by_rate, "disk_gb_per_s", own),
@@ -170,12 +181,11 @@ def draw(rows: pd.DataFrame) -> Figure:
     ):
         if len(values):
             figures.log_values(axes, values[column])
-    off.tick_params(axis="x", labelrotation=60, labelsize=5.5)
-    handles, names = by_rate.get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", ncol=4, frameon=False)
+    off.tick_params(axis="x", labelrotation=60, labelsize=6.5)
+    figure.legend(*figures.handles_of([by_rate]), loc="outside lower center", ncol=4, frameon=False)
     first = rows.iloc[0]
     figure.suptitle(
-        f"TPI-LLM's table 1: {first.device}, {first.topology} topology, virtual time; "
+        f"TPI-LLM's table 1: {names.device_name(first.device)}, {first.topology} topology, virtual time; "
         "disks and prompt are not published",
         fontsize=7.5,
     )
@@ -191,27 +201,33 @@ def _most_swept(rows: pd.DataFrame) -> float:
 def _ratio_axis(axes: Axes, x_label: str, y_label: str) -> None:
     axes.axhline(1.0, color="0.3", linewidth=0.7)
     axes.set_xlabel(x_label)
-    axes.set_ylabel(y_label)
+    axes.set_ylabel(y_label, fontsize=7)
     axes.set_ylim(bottom=0)
 
 
 def _rows(runs: pd.DataFrame) -> pd.DataFrame:
     """All rows, if any is ok, with `scheduler`, `disk_gb_per_s` and the paper's numbers."""
-    import pandas as pd
-
     if not (runs.status == "ok").any():
         return runs[:0]
     rows = runs.copy()
     rows["scheduler"] = ["on" if name == "2" else "off" for name in rows.system_window]
     rows["disk_gb_per_s"] = (rows.disk_bps / 1e9).round(3)
-    paper = pd.read_csv(PAPER_ROWS, na_values="OOM").rename(
+    return rows.merge(paper_overview(), on=["model", "scheduler"], how="left")
+
+
+def paper_overview() -> pd.DataFrame:
+    """The paper's table 1: by `model` and `scheduler` (its window of two, on or off), in s and GB;
+    NaN where it ran out of memory.
+    """
+    import pandas as pd
+
+    return pd.read_csv(PAPER_ROWS, na_values="OOM").rename(
         columns={
             "ttft_s": "paper_ttft_s",
             "token_latency_s": "paper_token_s",
             "peak_memory_gb": "paper_gb",
         }
     )
-    return rows.merge(paper, on=["model", "scheduler"], how="left")
 
 
 DRAWING = Drawing(

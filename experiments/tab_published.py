@@ -108,7 +108,7 @@ def draw(found: list[Compared]) -> Figure:
     axes.axvspan(1 / _NEAR, _NEAR, color="0.9", linewidth=0, label="within a quarter")
     axes.axvline(1.0, color="0.4", linewidth=0.7)
     for place, ratios in enumerate(groups.values()):
-        axes.plot(ratios, [place] * len(ratios), "o", color="C0", alpha=0.5, markersize=4)
+        axes.plot(ratios, [place] * len(ratios), "o", color="0.3", alpha=0.4, markersize=4)
         axes.plot(np.median(ratios), place, "|", color="k", markersize=11)
     axes.plot([], [], "|k", markersize=9, label="median")
     names = [f"{_title(*key)} ({len(ratios)})" for key, ratios in groups.items()]

@@ -63,7 +63,7 @@ def test_planners_are_held_against_haldas_choice_and_sizes_against_what_is_publi
     text = fig_prima.DRAWING.table(fig_prima.DRAWING.rows(rows))
     assert "Halda, hidden loads left out at its best (4 rounds): 1.00 s, 0.50 of Halda's" in text
     assert "by memory (exo) at its best (2 rounds): 3.00 s, 1.50 of Halda's choice" in text
-    assert "ring, Halda: 2000 ms a token, first 1000; published 674 and 1793 (ratio 3.0)" in text
+    assert "prima, Halda: 2000 ms a token, first 1000; published 674 and 1793 (ratio 3.0)" in text
     assert "left out: 1348 ms a token, first 1000; published 674 and 1793 (ratio 2.0)" in text
     assert "TPI direct: 5000 ms a token, first 1000\n" in f"{text}\n"
 
@@ -117,5 +117,5 @@ def test_how_far_each_is_from_the_optimum() -> None:
     assert found.over.round(2).tolist() == [1.1, 2.0, 1.25, 1.25]
     assert found.is_short.tolist() == [True, True, False, False]
     text = fig_keep.DRAWING.table(found)
-    assert "TPI: same of every layer: 1.10 to 1.10 times where memory is short" in text
-    assert "mapped files (the kernel's choice): 2.00 to 2.00 times where" in text
+    assert "TPI star, same of every layer: 1.10 to 1.10 times where memory is short" in text
+    assert "mmap (the kernel's choice): 2.00 to 2.00 times where" in text

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tpi_bench.report.figures import save_figure
+from tpi_bench.report.figures import name_hidden, save_figure
 from tpi_bench.report.folder import CannotWrite, ResultsFolder, read_runs, read_spans
 from tpi_bench.report.older import told_of_older_rows
 
@@ -52,11 +52,16 @@ class Drawing:
         rows = self.rows(runs)
         if rows.empty:
             return []
+        return save_figure(self.figure(rows), folder, self.name)
+
+    def figure(self, rows: pd.DataFrame) -> Figure:
+        """Of what `rows` picked, with what is said of every figure: hidden lines, beaten limits."""
         figure = self.draw(rows)
         for words in _beaten_limits(rows):
             title = figure.get_suptitle()
             figure.suptitle(f"{title}\n{words}" if title else words, fontsize=7.5)
-        return save_figure(figure, folder, self.name)
+        name_hidden(figure)
+        return figure
 
     def again(self) -> None:
         """`python -m experiments.NAME FOLDER`: table and figure again from stored rows."""

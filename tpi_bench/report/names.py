@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +35,40 @@ _VARYING = {
     "draft_model": "by {}",
     "acceptance_asked": "acceptance {:g}",
 }
+
+
+_FAMILIES = {
+    "llama": "Llama ",
+    "qwen": "Qwen ",
+    "yi": "Yi",
+    "smollm": "SmolLM",
+    "tinyllama": "TinyLlama",
+}
+PRECISIONS = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16", "q8": "q8", "q4": "q4"}
+
+
+def model_name(model: str) -> str:
+    """As people write it: `llama2_70b` is Llama 2-70B; others stay as they are."""
+    found = re.fullmatch(r"(tinyllama|llama|qwen|yi|smollm)([\d.]*)_([\d.]+[bm])", model)
+    if found is None:
+        return model
+    family, version, size = found.groups()
+    name = f"{_FAMILIES[family]}{version}".rstrip()
+    return f"{name}-{size.upper()}"
+
+
+def device_name(devices: str) -> str:
+    """Of a row's `device`: the emulated devices of TPI-LLM's paper are called so."""
+    found = re.fullmatch(r"(?:(\d+) x )?paper_emulated", str(devices))
+    if found is None:
+        return str(devices)
+    count = found.group(1) or "1"
+    return f"{count} of the paper's devices" if count != "1" else "one of the paper's devices"
+
+
+def precision_name(weights: str) -> str:
+    """`fp32` of float32."""
+    return PRECISIONS.get(weights, weights)
 
 
 def system_name(row: Mapping[Any, Any]) -> str:
