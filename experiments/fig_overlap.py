@@ -130,8 +130,16 @@ def _rows(runs: pd.DataFrame) -> pd.DataFrame:
     held = rows[~rows.is_streamed].groupby(_FIELDS).token_latency_s.first().rename("in_memory_s")
     rows = rows.join(held, on=_FIELDS)
     rows["slower"] = rows.token_latency_s / rows.in_memory_s
-    rows["needed_bps"] = rows.limit_disk_s * rows.disk_bps / rows.in_memory_s
+    rows["needed_bps"] = _read_bytes(rows) / rows.in_memory_s
     return rows
+
+
+def _read_bytes(rows: pd.DataFrame) -> pd.Series:
+    """What a token reads, as planned. Of mapped files, which nobody plans, what it must at least.
+
+    The limit is less than what is planned: it leaves out what the first of a few tokens found read.
+    """
+    return rows.streamed_bytes.fillna(rows.limit_disk_s * rows.disk_bps)
 
 
 DRAWING = Drawing(
