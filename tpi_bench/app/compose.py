@@ -14,6 +14,7 @@ from tpi_bench.app.arguments import as_typed, plain_text
 from tpi_bench.app.choices import GROUPS
 from tpi_bench.app.devices import name_of
 from tpi_bench.app.drafts import draft_source
+from tpi_bench.app.misplaced import misplaced
 from tpi_bench.app.settings import PLAIN
 from tpi_bench.app.typed import describe, did_you_mean, fits, load_class, make_dataclass
 from tpi_bench.contract.request import Workload
@@ -33,6 +34,8 @@ def build_settings(cfg: DictConfig, overrides: Sequence[str] = ()) -> Settings:
     """
     raw = {str(key): _resolved(cfg, str(key)) for key in cfg if key != "hydra"}
     values: dict[str, Any] = plain_text(raw)
+    if said := misplaced(values):
+        raise ValueError(said)
     _check_plain(values)
     values["memory_mb"] = _take_memory(values["device"])
     values["device"] = _devices_in_order(_packaged(values["device"]), overrides)

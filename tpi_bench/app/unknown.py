@@ -14,6 +14,7 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from tpi_bench.app.arguments import plain_text
 from tpi_bench.app.choices import GROUPS, choices_of, defaults
+from tpi_bench.app.misplaced import misplaced_in_experiments
 from tpi_bench.app.settings import PLAIN
 from tpi_bench.app.typed import did_you_mean, load_class
 
@@ -24,6 +25,9 @@ _COMMA = "Ambiguous value for argument '"  # how Hydra begins
 def explained(error: BaseException, arguments: Sequence[str]) -> str | None:
     """A sentence of an unknown name or a comma among the `arguments`; None for other errors."""
     cause: BaseException | None = error
+    of_hydra = isinstance(error, (HydraException, OmegaConfBaseException))
+    if of_hydra and (said := misplaced_in_experiments(arguments)):
+        return said
     while cause is not None:
         if isinstance(cause, MissingConfigException):
             path = str(cause.missing_cfg_file)

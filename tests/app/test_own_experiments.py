@@ -1,0 +1,61 @@
+"""An experiment in a user's own folder: what its YAML may get wrong is one line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.command_line import run
+from tpi_bench import load
+
+WRONG = {
+    "device: raspberry_pi_5": "- override /device: raspberry_pi_5",
+    "device: [raspberry_pi_4, raspberry_pi_5]": "- override /device: [raspberry_pi_4, raspberry_pi",
+    "model: debug": "- override /model: debug",
+    "testbed: virtual": "- override /testbed: virtual",
+}
+
+
+def typed(folder: Path, name: str, text: str) -> list[str]:
+    """What runs an experiment that has been written into a folder beside `conf/`."""
+    path = folder / "experiment" / f"{name}.yaml"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(f"# @package _global_\n{text}\n")
+    return ["--config-dir", str(folder), f"+experiment={name}", f"output_dir={folder / 'out'}"]
+
+
+@pytest.mark.parametrize("mode", ["RUN", "MULTIRUN"])
+@pytest.mark.parametrize("line", WRONG)
+def test_a_choice_made_as_it_is_typed(
+    line: str, mode: str, cache_dir: Path, tmp_path: Path
+) -> None:
+    text = f"{line}\ntask: measure\nhydra:\n  mode: {mode}"
+    done = run(*typed(tmp_path, "mine", text), cache_dir=cache_dir)
+    assert done.returncode == 2
+    (said,) = done.stderr.splitlines()
+    assert said.startswith(f"error: {line} stands in a YAML where the settings of ")
+    assert WRONG[line] in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_as_the_sentence_says_it_works(cache_dir: Path, tmp_path: Path) -> None:
+    text = """defaults:
+  - override /testbed: virtual
+  - override /model: debug
+  - override /device: raspberry_pi_5
+workload:
+  prompt_tokens: 3"""
+    arguments = typed(tmp_path, "mine", text)
+    done = run("-m", "task=measure", *arguments, cache_dir=cache_dir)
+    assert done.returncode == 0, done.stderr
+    (row,) = load(tmp_path / "out").rows
+    assert (row.device, row.clock) == ("raspberry_pi_5", "virtual")
+
+
+@pytest.mark.parametrize("typed_too", ["device.memory_mb=400", "device.raspberry_pi_5.cores=2"])
+def test_a_setting_of_what_is_chosen_so(typed_too: str, cache_dir: Path, tmp_path: Path) -> None:
+    """Hydra would say that the setting does not exist, which is not the reason."""
+    done = run(*typed(tmp_path, "mine", "device: raspberry_pi_5"), typed_too, cache_dir=cache_dir)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: device: raspberry_pi_5 stands in a YAML where ")
