@@ -16,6 +16,7 @@ import torch
 
 from tests.helpers.calibration import PLAIN, keep
 from tests.helpers.models_zoo import VARIANTS, WIDE, Variant, make_checkpoint
+from tpi_bench.app.kept_files import files_are_kept
 from tpi_bench.host import fork, helper
 from tpi_bench.host.machine import available_cpus
 from tpi_bench.measure import noise, point
@@ -25,6 +26,13 @@ from tpi_bench.measure import noise, point
 def one_thread() -> None:
     """Of torch in this process: models of tests are small, and each worker has a core."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def files_of_conf() -> Iterator[None]:
+    """Parsed once, also where a test composes without the application."""
+    with files_are_kept():
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

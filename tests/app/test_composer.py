@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from tpi_bench.app.compose import build_settings
 from tpi_bench.app.composer import Composer
 from tpi_bench.app.hydra_app import CONFIG_NAME, hydra_of_ours
+from tpi_bench.app.launchers import fix_folder
 from tpi_bench.app.place import ResultsPlace
 from tpi_bench.app.resolvers import register
 from tpi_bench.app.sweeper import jobs_of_grids
@@ -93,6 +94,21 @@ def test_files_are_read_once_for_points_that_choose_the_same() -> None:
         latencies = [composer.compose(job).network.link_latency_ms for job in jobs]
     assert sorted(latencies) == sorted(itertools.chain(*[range(4)] * 2))
     assert len(loaded) == 2
+
+
+def test_once_the_sweep_has_its_folder() -> None:
+    """As the sweeper fixes it when all points are accepted: points composed before are as new."""
+    with sweep("system=tpi,pipeline", "repeat=0,1") as (loader, config, jobs):
+        composer = Composer(loader, config)
+        before = [composer.compose(job) for job in jobs]
+        config.hydra.sweep.dir = "there, (it) is"
+        fix_folder(config)
+        after = [composer.compose(job) for job in jobs]
+        assert [plain(each) for each in after] == [
+            plain(loader.load_sweep_config(config, job)) for job in jobs
+        ]
+    assert {each.hydra.sweep.dir for each in before} == {"x"}
+    assert {each.hydra.sweep.dir for each in after} == {"there, (it) is"}
 
 
 def test_what_cannot_be_is_said_by_hydra() -> None:

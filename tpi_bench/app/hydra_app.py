@@ -22,6 +22,7 @@ from hydra.types import RunMode, TaskFunction
 from tpi_bench.app import point_launcher, ray_launcher, sweeper
 from tpi_bench.app.config_folders import CONFIG_FOLDER, register_systems
 from tpi_bench.app.devices import register_devices
+from tpi_bench.app.kept_files import files_are_kept
 from tpi_bench.app.quoting import quoted
 
 CONFIG_NAME = "config"
@@ -71,7 +72,9 @@ def hydra_of_ours(overrides: Sequence[str] = ()) -> Iterator[Hydra]:
     before = GlobalHydra.instance().hydra
     GlobalHydra.instance().clear()
     try:
-        yield Hydra.create_main_hydra2("tpi_bench", create_config_search_path(str(CONFIG_FOLDER)))
+        with files_are_kept():
+            search_path = create_config_search_path(str(CONFIG_FOLDER))
+            yield Hydra.create_main_hydra2("tpi_bench", search_path)
     finally:
         GlobalHydra.instance().hydra = before
 

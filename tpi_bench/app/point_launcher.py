@@ -22,7 +22,7 @@ from omegaconf import DictConfig, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from tpi_bench.app.compose import build_settings
-from tpi_bench.app.composer import Composer
+from tpi_bench.app.composer import Composer, SharesComposer
 from tpi_bench.app.tasks import awaits_record
 from tpi_bench.measure.settings import Settings
 from tpi_bench.report.rows import Record
@@ -38,7 +38,7 @@ def register() -> None:
     Plugins.instance().class_name_to_class[NAME] = PointLauncher
 
 
-class PointLauncher(Launcher):
+class PointLauncher(Launcher, SharesComposer):
     """`hydra/launcher=points`, which is the default. Its task is `tasks.run_task`."""
 
     def __init__(self) -> None:
@@ -62,7 +62,7 @@ class PointLauncher(Launcher):
         setup_globals()
         logs = self.config.hydra.hydra_logging, self.config.hydra.verbose
         configure_log(*logs)
-        composer = Composer(self.hydra_context.config_loader, self.config)
+        composer = self.composer or Composer(self.hydra_context.config_loader, self.config)
         found = []
         folder = Path(self.config.hydra.sweep.dir)
         with contextlib.closing(

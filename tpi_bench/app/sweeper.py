@@ -29,7 +29,7 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-from tpi_bench.app.composer import Composer
+from tpi_bench.app.composer import Composer, SharesComposer
 from tpi_bench.app.config_folders import CONFIG_FOLDER, folders_of, settings_of_system
 from tpi_bench.app.launchers import fix_folder, refuse_side_by_side, tell_of_workers, watchers
 from tpi_bench.app.place import LEAVE_NO_ROWS
@@ -95,7 +95,8 @@ class GridSweeper(Sweeper):
             print(f"{count} points are left out: {reason}", file=sys.stderr)
         if not jobs:
             raise ValueError("no point of the experiment is left; give it other systems")
-        self._refuse_wrong(jobs, arguments)
+        composer = Composer(self.hydra_context.config_loader, self.config)
+        self._refuse_wrong(composer, jobs, arguments)
         if self.config.task not in LEAVE_NO_ROWS:
             folder = Path(self.config.hydra.sweep.dir)
             folder.mkdir(parents=True, exist_ok=True)
@@ -103,17 +104,19 @@ class GridSweeper(Sweeper):
         fix_folder(self.config)
         for watcher in watchers(self.hydra_context):
             watcher.on_accepted()
+        if isinstance(self.launcher, SharesComposer):
+            self.launcher.composer = composer  # which has read the files
         results = self.launcher.launch(jobs, initial_job_idx=0)
         tell_of_workers(self.config, self.hydra_context, results)
         for result in results:
             _ = result.return_value  # raises what the job raised
         return [results]
 
-    def _refuse_wrong(self, jobs: Sequence[Sequence[str]], arguments: Sequence[str]) -> None:
+    def _refuse_wrong(
+        self, composer: Composer, jobs: Sequence[Sequence[str]], arguments: Sequence[str]
+    ) -> None:
         """Compose every point before the first runs, and refuse what may not or cannot run."""
         assert self.config is not None
-        assert self.hydra_context is not None
-        composer = Composer(self.hydra_context.config_loader, self.config)
         troubles = []
         for job in jobs:
             point = composer.compose(job)
