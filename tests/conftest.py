@@ -16,6 +16,7 @@ import torch
 
 from tests.helpers.calibration import PLAIN, keep
 from tests.helpers.models_zoo import VARIANTS, WIDE, Variant, make_checkpoint
+from tests.helpers.slowest import pytest_terminal_summary  # noqa: F401
 from tpi_bench.app.kept_files import files_are_kept
 from tpi_bench.host import fork, helper
 from tpi_bench.host.machine import available_cpus
