@@ -16,6 +16,7 @@ import torch
 
 from tests.helpers.calibration import PLAIN, keep
 from tests.helpers.models_zoo import VARIANTS, WIDE, Variant, make_checkpoint
+from tests.helpers.slowest import pytest_terminal_summary  # noqa: F401
 from tpi_bench.app.kept_files import files_are_kept
 from tpi_bench.host import fork, helper
 from tpi_bench.host.machine import available_cpus
@@ -60,16 +61,20 @@ def preloaded() -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def as_a_user_forks(preloaded: str) -> Iterator[None]:
-    """From an interpreter with no more in its memory than a user's."""
+    """From an interpreter with no more in its memory than a user's.
 
-    def fork_from(module: str) -> None:
-        helper.shared_helper().end()  # while it lives, so does the interpreter that it is from
-        forkserver._forkserver._stop()
-        fork._PRELOADED = module
-
-    fork_from(preloaded)
+    That of the tests, whose imports take a while, waits meanwhile.
+    """
+    server = vars(forkserver._forkserver)
+    of_tests = dict(server)
+    helper.shared_helper().end()  # its next process is forked from the other
+    server.update(vars(forkserver.ForkServer()))
+    fork._PRELOADED = preloaded
     yield
-    fork_from("tests.helpers.preload")
+    helper.shared_helper().end()
+    forkserver._forkserver._stop()
+    server.update(of_tests)
+    fork._PRELOADED = "tests.helpers.preload"
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -30,6 +30,7 @@ TINY = {
         "workload.draft_weights=float32",
         "network.link_latency_ms=0.5",
         "system=tpi_direct",
+        "hydra.sweeper.draw=8",  # a case of each grid
     ],
     "fig_allreduce": [
         "system.collective=star,direct",
@@ -48,6 +49,7 @@ TINY = {
         "model.weights=float32,q4",
         "network.link_latency_ms=0.5",
         "system=tpi_direct,pipeline",
+        "hydra.sweeper.draw=6",
     ],
     "tab_overview": [
         "model=debug",
@@ -146,6 +148,7 @@ TINY = {
         "repeat=0",
         "system=tpi_window4,tpi,pipeline",
         "device.memory_mb=null",
+        "hydra.sweeper.draw=10",  # a case of each grid
     ],
     "tab_equivalence": [
         "model=debug",
@@ -186,6 +189,7 @@ TINY = {
         "workload.prompt_tokens=6,12",
         "network.link_latency_ms=0.5",
         "network.bandwidth_mbps=100",
+        "hydra.sweeper.draw=12",
     ],
     "fig_keep": [
         "model=debug",

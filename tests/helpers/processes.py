@@ -32,17 +32,23 @@ def child_pids() -> set[int]:
 
 
 def no_children_left(before: Collection[int] = ()) -> bool:
-    """Only the fork server, the resource tracker and the process of modelled runs may be there.
+    """Only fork servers, the resource tracker and the process of modelled runs may be there.
 
     And those of `before`, which other tests have started.
     """
-    names = [
-        " ".join(child.cmdline())
+    return not [
+        child
         for child in psutil.Process().children(recursive=True)
         if child.status() != psutil.STATUS_ZOMBIE and child.pid != shared_helper().pid
-        if child.pid not in before
+        if child.pid not in before and not _forks_or_tracks(child)
     ]
-    return len([name for name in names if "resource_tracker" not in name]) <= 1
+
+
+def _forks_or_tracks(child: psutil.Process) -> bool:
+    """What it forks has its command line, but is no child of this process."""
+    said = " ".join(child.cmdline())
+    is_server = "multiprocessing.forkserver" in said and child.ppid() == os.getpid()
+    return is_server or "resource_tracker" in said
 
 
 def _num_connections(process: psutil.Process) -> int:

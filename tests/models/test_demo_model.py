@@ -45,11 +45,11 @@ def test_shape_and_no_leftovers(demo_folder: Path) -> None:
     ("system", "num_devices"),
     [
         pytest.param(TpiSystem(collective="direct"), 5, marks=pytest.mark.product),
-        (TpiSystem(collective="star", window=2, retain_every=3), 5),
+        (TpiSystem(collective="star", window=2, retain_every=3), 2),
         pytest.param(
             TpiSystem(collective="ring", window=4, resident_io=True), 5, marks=pytest.mark.product
         ),
-        (PipelineSystem(window=2), 3),
+        (PipelineSystem(window=2), 2),
     ],
     ids=["direct", "window", "ring", "pipeline"],
 )
@@ -57,8 +57,8 @@ def test_tokens_are_those_of_transformers(
     demo_folder: Path, cache_dir: Path, system, num_devices: int
 ) -> None:
     prompt = encode_prompt(demo_folder, QUESTION, True)
-    expected = oracle(demo_folder, prompt, 16)[0]
-    request = Request(prompt_ids=prompt, num_new_tokens=16)
+    expected = oracle(demo_folder, prompt, 8)[0]
+    request = Request(prompt_ids=prompt, num_new_tokens=8)
     job = make_job(system, demo_folder, cache_dir, num_devices=num_devices, request=request)
     generation = run_ok(job).generation
     assert generation is not None
