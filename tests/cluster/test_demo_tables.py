@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import signal
 import socket
+import subprocess
 import sys
+from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.cluster_demo import beside_processes, driver_cost, scanner
@@ -24,6 +28,28 @@ def test_a_drivers_cost_leaves_out_how_it_starts() -> None:
 def test_more_workers_than_cores_are_refused() -> None:
     with pytest.raises(ValueError, match="--workers=4096: this host has"):
         driver_cost.looks(4096, 1)
+
+
+def test_a_demo_that_is_ended_takes_its_machines_down() -> None:
+    """By SIGTERM, as of a time limit, while they are up. What stands for Ray here sleeps."""
+    code = (
+        "import os, subprocess, time; from tests.cluster_demo.machines import Machines\n"
+        "class Slept(Machines):\n"
+        "    def start(self, number):\n"
+        "        command = self.command(number, ['sleep', '60'])\n"
+        "        self.rays[number] = subprocess.Popen(command)\n"
+        "with Slept(2) as machines:\n"
+        "    print(machines.folder, *(ray.pid for ray in machines.rays.values()), flush=True)\n"
+        "    time.sleep(60)\n"
+    )
+    demo = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert demo.stdout is not None
+    folder, *pids = demo.stdout.readline().split()
+    assert len(pids) == 2
+    demo.terminate()
+    assert demo.wait(20) == 128 + signal.SIGTERM
+    assert not Path(folder).exists()
+    assert not any(psutil.pid_exists(int(pid)) for pid in pids)
 
 
 def test_ratios_are_taken_in_turns() -> None:
