@@ -7,7 +7,7 @@ TEST_WORKERS ?= 2
 SIMGRID_PYTHON ?= /usr/bin/python3
 
 .DEFAULT_GOAL := help
-.PHONY: help install fig_latency bench exactness llamacpp_rpc test test_product cluster_demo validate_network columns lint types check clean clean_cache
+.PHONY: help install fig_latency bench exactness llamacpp_rpc test test_product cluster_demo test_cluster validate_network columns lint types check clean clean_cache
 
 help:  ## Show this list
 	@grep -hE '^[a-z_]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -42,9 +42,12 @@ test: $(STAMP)  ## All tests, TEST_WORKERS=2 at a time
 test_product: $(STAMP)  ## Every variant x devices x collective x window x prompt against Transformers (an hour)
 	$(BIN)/python -m pytest -m product
 
-cluster_demo: $(STAMP)  ## Three machines on this host, joined by Ray: points over them, and the tests of clusters (two minutes)
+cluster_demo: $(STAMP)  ## Three machines on this host, joined by Ray: a point, a survey, a figure, advice (four minutes)
 	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[cluster]'
 	$(BIN)/python -m tests.cluster_demo
+
+test_cluster: $(STAMP)  ## The tests of clusters, with all that can go wrong with one (five minutes)
+	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[cluster]'
 	$(BIN)/python -m pytest -m cluster
 
 validate_network: $(STAMP)  ## The virtual network against SimGrid, which others wrote (a minute)

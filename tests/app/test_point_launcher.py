@@ -53,6 +53,24 @@ def test_rows_and_lines_are_as_one_after_another(cache_dir: Path, tmp_path: Path
     assert 1 <= found["points"].devices.pid.nunique() <= len(os.sched_getaffinity(0))
 
 
+def test_a_point_that_has_ended_takes_no_memory(
+    cache_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its configuration would be the most that a long sweep holds."""
+    kept: list[object] = []
+    launch = point_launcher.PointLauncher.launch
+
+    def launch_and_look(*given: Any) -> Any:
+        found = launch(*given)
+        kept.extend((each.cfg, each.hydra_cfg, each.return_value) for each in found)
+        return found
+
+    monkeypatch.setattr(point_launcher.PointLauncher, "launch", launch_and_look)
+    done = run(*POINTS, "system=tpi", f"output_dir={tmp_path / 'x'}", cache_dir=cache_dir)
+    assert done.returncode == 0, done.stderr
+    assert kept == [(None, None, None)] * 4
+
+
 def test_a_worker_that_dies_costs_its_point_and_a_resumed_sweep_that_alone(
     cache_dir: Path, tmp_path: Path
 ) -> None:

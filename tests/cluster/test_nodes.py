@@ -126,11 +126,11 @@ def test_a_node_without_the_memory_for_its_devices_is_refused() -> None:
 
 
 def test_a_node_that_cannot_encrypt_is_refused() -> None:
-    refuse_without_tls([place(1), place(2)])
-    with pytest.raises(
-        ValueError, match=r"10.0.0.2 \(laptop2\) lacks the package cryptography, wh"
-    ):
-        refuse_without_tls([place(1), place(2, can_encrypt=False)])
+    refuse_without_tls([place(1), place(2)], FACTS)
+    with pytest.raises(ValueError, match=r"10.0.0.2 \(laptop2\) lacks the package cryptography"):
+        refuse_without_tls([place(1), place(2, can_encrypt=False)], FACTS)
+    with pytest.raises(ValueError, match="this host lacks the package cryptography"):
+        refuse_without_tls([place(1)], replace(FACTS, can_encrypt=False))
 
 
 def test_cores_are_divided_over_the_devices_of_a_machine() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -26,6 +27,7 @@ TRIVIAL = (
     *("workload.num_new_tokens=2", "testbed.num_devices=2", "network=switch", "progress=false"),
 )
 _LOOK_S = 0.5
+_STOPPED = 130
 
 
 @dataclass(frozen=True)
@@ -42,13 +44,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--points", type=int, default=10_000)
     parser.add_argument("--workers", default="1,2", help="cores of the machine, tried in turns")
+    parser.add_argument("--seconds", type=float, default=3600.0, help="of each sweep at most")
     asked = parser.parse_args()
     print(
         f"{'workers':>7}{'points':>8}{'wall s':>8}{'points/s':>9}{'driver CPU ms a point':>22}"
         f"{'worker ms a point':>18}  memory of the driver, MB at points"
     )
     for workers in (int(text) for text in asked.workers.split(",")):
-        print(line_of(workers, looks(workers, asked.points)), flush=True)
+        print(line_of(workers, looks(workers, asked.points, asked.seconds)), flush=True)
     return 0
 
 
@@ -67,8 +70,8 @@ def line_of(workers: int, found: Sequence[Look]) -> str:
     )
 
 
-def looks(workers: int, num_points: int) -> list[Look]:
-    """A whole sweep."""
+def looks(workers: int, num_points: int, seconds: float = 3600.0) -> list[Look]:
+    """A sweep, which is stopped after so many seconds as by Ctrl-C."""
     found: list[Look] = []
     cores = sorted(os.sched_getaffinity(0))
     if workers > len(cores):
@@ -85,16 +88,19 @@ def looks(workers: int, num_points: int) -> list[Look]:
         ]
         with open(Path(scratch) / "said", "wb") as said:
             sweep = subprocess.Popen(machines.command(0, command), stdout=said, stderr=said)
-        driver = psutil.Process(sweep.pid)
+        driver, end_s = psutil.Process(sweep.pid), time.monotonic() + seconds
         try:
             while sweep.poll() is None:
                 time.sleep(_LOOK_S)
                 look = look_at(driver, folder)
                 if look is not None:
                     found.append(look)
+                if time.monotonic() > end_s:
+                    sweep.send_signal(signal.SIGINT)
+                    sweep.wait(60)
         finally:
             sweep.kill()
-        if sweep.returncode != 0:
+        if sweep.returncode not in (0, _STOPPED):
             raise RuntimeError((Path(scratch) / "said").read_text()[-2000:])
     return found
 

@@ -11,14 +11,16 @@ import contextlib
 import itertools
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
+from types import FrameType, TracebackType
 
 import psutil
 
@@ -56,6 +58,8 @@ class Machines:
         return f"{self.addresses[0]}:{self.port}"
 
     def __enter__(self) -> Machines:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, _end)  # or it would all stay behind
         try:
             if self.has_links:
                 self._make_links()
@@ -203,6 +207,10 @@ def can_make_namespaces() -> bool:
     if made.returncode == 0:
         _ip("netns", "del", name)
     return made.returncode == 0
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    sys.exit(128 + number)
 
 
 def _ip(*arguments: str, check: bool = True) -> None:

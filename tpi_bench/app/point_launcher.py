@@ -70,15 +70,15 @@ class PointLauncher(Launcher, SharesComposer):
         ) as turns:
             task = functools.partial(run_task, records=turns)
             for config in turns:
-                found.append(
-                    run_job(
-                        hydra_context=self.hydra_context,
-                        task_function=task,
-                        config=config,
-                        job_dir_key="hydra.sweep.dir",
-                        job_subdir_key="hydra.sweep.subdir",
-                    )
+                ended = run_job(
+                    hydra_context=self.hydra_context,
+                    task_function=task,
+                    config=config,
+                    job_dir_key="hydra.sweep.dir",
+                    job_subdir_key="hydra.sweep.subdir",
                 )
+                ended.cfg = ended.hydra_cfg = None  # of ten thousand points two gigabytes
+                found.append(ended)
                 configure_log(*logs)
         return found
 

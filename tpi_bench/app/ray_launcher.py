@@ -1,25 +1,24 @@
 """`hydra/launcher=ray`: the points of a sweep over the machines of a Ray cluster.
 
-A point travels as its overrides, and its record comes back to the one who asked, who stores it in
-its turn: what is seen of a sweep, its rows and how it is resumed are as without a cluster. Only as
-many points are ahead of their turn as keep all cores busy.
+A point travels as its configuration, composed here, and its record comes back to the one who asked,
+who stores it in its turn: what is seen of a sweep, its rows and how it is resumed are as without a
+cluster. Only as many points are ahead of their turn as keep all cores busy.
 """
 
 from __future__ import annotations
 
 import datetime
-import importlib
 import json
 from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from hydra.core.plugins import Plugins
 from omegaconf import DictConfig
 
 from tpi_bench.app.composer import Composer
 from tpi_bench.app.point_launcher import PointLauncher, Turns, settings_of
+from tpi_bench.app.point_worker import PointWorker
 from tpi_bench.app.tasks import awaits_record
 from tpi_bench.cluster.agent import facts_of_this_machine
 from tpi_bench.cluster.nodes import Node
@@ -32,8 +31,6 @@ from tpi_bench.report.rows import Record
 from tpi_bench.report.text import in_one_line
 
 NAME = "hydra_plugins.tpi_bench.RayLauncher"
-# By word: it composes a point as `api` does, which knows this launcher.
-_WORKER = "tpi_bench.app.point_worker"
 _FACTS_S = 60.0
 _AHEAD = 3  # points a core
 
@@ -68,9 +65,8 @@ class RayLauncher(PointLauncher):
                 return None
             return f"node {node.address} ({facts.host}) has another version, {facts.commit[:20]}"
 
-        worker = importlib.import_module(_WORKER).PointWorker
         nodes = fit_nodes(cluster.nodes(), trouble_of)
-        return Pool({node: cores[node] for node in nodes}, RayWorkers(cluster, worker))
+        return Pool({node: cores[node] for node in nodes}, RayWorkers(cluster, PointWorker))
 
 
 class _RayTurns(Turns):
@@ -132,12 +128,4 @@ def _task_of(settings: Settings) -> Task:
     started = datetime.datetime.now(datetime.UTC).isoformat()
     is_measured = settings.testbed.measures_here
     group = json.dumps(settings.raw["model"], sort_keys=True) if is_measured else None
-    overrides = ["task=measure", *settings.own_overrides]
-    if settings.cache_dir is not None:
-        overrides.append(f"cache_dir={settings.cache_dir}")
-    return Task(settings.point, (_without_task(overrides), started), group)
-
-
-def _without_task(overrides: Sequence[Any]) -> list[str]:
-    """`task=` once, and in front."""
-    return [overrides[0], *(text for text in overrides[1:] if not text.startswith("task="))]
+    return Task(settings.point, (settings.raw, settings.overrides, started), group)

@@ -156,13 +156,13 @@ def _refuse_other_version(place: Place, own: NodeFacts) -> None:
         )
 
 
-def refuse_without_tls(places: Sequence[Place]) -> None:
-    """Raises ValueError for a node that cannot make a certificate."""
-    for place in places:
-        if not place.facts.can_encrypt:
+def refuse_without_tls(places: Sequence[Place], own: NodeFacts) -> None:
+    """Raises ValueError for a node, or this host, that cannot make a certificate."""
+    for words, facts in (("this host", own), *((place.words, place.facts) for place in places)):
+        if not facts.can_encrypt:
             raise ValueError(
-                f"{place.words} lacks the package cryptography, which network.tls=true needs; "
-                "install it there (pip install -c constraints.txt '.[cluster]')"
+                f"{words} lacks the package cryptography, which network.tls=true needs; install "
+                "it there (pip install -c constraints.txt '.[cluster]')"
             )
 
 

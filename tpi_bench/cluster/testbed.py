@@ -138,7 +138,7 @@ class ClusterTestbed(Testbed):
             )
         places = self.places(anew=True)
         if network.tls:
-            refuse_without_tls(places)
+            refuse_without_tls(places, _own_facts())
 
     def threads(self, num_devices: int) -> int:
         """Of the device that has the least; each has its own (`num_threads`)."""
