@@ -8,6 +8,7 @@ that advise found in that folder stands beside both.
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,16 +28,28 @@ def side_by_side(folder: Path) -> pd.DataFrame:
     """
     import pandas as pd
 
-    published = pd.read_csv(PUBLISHED)
     lines = [
-        _line(theirs, _asked(folder, theirs["folder"]), _asked(folder, theirs["best_folder"]))
-        for theirs in published.to_dict("records")
-        if (folder / str(theirs["folder"]) / "runs.parquet").is_file()
+        _line(theirs, same, _asked(folder, theirs["best_folder"])) for theirs, same in pairs(folder)
     ]
     if not lines:
-        names = ", ".join(dict.fromkeys(published.folder))
+        names = ", ".join(dict.fromkeys(pd.read_csv(PUBLISHED).folder))
         raise ValueError(f"{folder} holds none of {names}; give results/advise")
     return pd.DataFrame(lines)
+
+
+def pairs(folder: Path) -> Iterator[tuple[dict[Any, Any], Any]]:
+    """Each published speed whose folder is there, and the row that is the same way here; None
+    where it was not run.
+    """
+    import pandas as pd
+
+    for theirs in pd.read_csv(PUBLISHED).to_dict("records"):
+        if not (folder / str(theirs["folder"]) / "runs.parquet").is_file():
+            continue
+        good = _asked(folder, theirs["folder"])
+        same = good[(good.label == theirs["like_label"]) & (good.weights == theirs["weights"])]
+        same = same[same.num_devices == theirs["like_devices"]]
+        yield theirs, same.iloc[0] if len(same) else None
 
 
 def _asked(folder: Path, name: str) -> pd.DataFrame:
@@ -46,22 +59,19 @@ def _asked(folder: Path, name: str) -> pd.DataFrame:
     return good[good.prompt_tokens == good.prompt_tokens.min()].sort_values("token_latency_s")
 
 
-def _line(theirs: dict[Any, Any], good: pd.DataFrame, free: pd.DataFrame) -> dict[str, str]:
-    same = good[(good.label == theirs["like_label"]) & (good.weights == theirs["weights"])]
-    same = same[same.num_devices == theirs["like_devices"]]
-    best = free.iloc[0]
-    ratio = "-"
-    if len(same):
-        ratio = f"{same.iloc[0].token_latency_s / theirs['token_latency_s']:.2f}"
+def _line(theirs: dict[Any, Any], same: Any, free: pd.DataFrame) -> dict[str, str]:
+    best, ratio = free.iloc[0], "-"
+    if same is not None:
+        ratio = f"{same.token_latency_s / theirs['token_latency_s']:.2f}"
     return {
         "who": theirs["who"],
         "model": f"{theirs['model']} {theirs['weights']}",
         "on": theirs["on"],
         "theirs, a token": seconds_text(theirs["token_latency_s"]),
-        "the same way here": seconds_text(same.iloc[0].token_latency_s) if len(same) else "not run",
+        "the same way here": seconds_text(same.token_latency_s) if same is not None else "not run",
         "of theirs": ratio,
         "TTFT": seconds_text(theirs["ttft_s"]),
-        "here": seconds_text(same.iloc[0].ttft_s) if len(same) else "-",
+        "here": seconds_text(same.ttft_s) if same is not None else "-",
         "best here": seconds_text(best.token_latency_s),
         "which is": f"{system_name(best.to_dict())}, {best.weights}, {best.device}",
     }

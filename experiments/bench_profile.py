@@ -1,11 +1,12 @@
 """Where does the time of a token go that is more than its limit?
 
-Three accounts, each against the same run's own figures. Matrix by matrix: bytes over time of every
+Four accounts, each against the same run's own figures. Matrix by matrix: bytes over time of every
 shape that a token is multiplied with, beside the memory bandwidth that was probed for the point,
 and beside the whole token. Rows of a prompt: the products again with 32 to 512 vectors; a straight
-line through them parts what a matrix costs once (widening 8- and 4-bit weights) from what each row
-costs. Devices: products alone on several devices at once, which tells what sharing memory and cores
-costs, beside the token, whose rest is messages and waits for the others.
+line through them parts what a matrix costs once from what each row costs. The same taken apart:
+fp32 weights tile by tile, as 8- and 4-bit ones are multiplied, and widening their tiles alone.
+Devices: products alone on several devices at once, which tells what sharing memory and cores costs,
+beside the token, whose rest is messages and waits for the others.
 
 `bench_engine` says which targets are missed, this says by what. Run it with `python -m tpi_bench
 +experiment=bench_profile`; draw it again with `python -m experiments.bench_profile FOLDER`.
@@ -57,10 +58,11 @@ def shape_times(runs: pd.DataFrame, spans: pd.DataFrame) -> pd.DataFrame:
 
 def table(rows: pd.DataFrame) -> str:
     """The three accounts, of what was run."""
-    parts = [by_matrix(rows), by_rows(rows), by_devices(rows)]
+    parts = [by_matrix(rows), by_rows(rows), taken_apart(rows), by_devices(rows)]
     titles = (
         "GB/s of weights, matrix by matrix; all: of the products of a token together",
         "products of a prompt's rows",
+        "what 8- and 4-bit weights take more than fp32, in ms and of fp32's time",
         "devices of one thread that share this host",
     )
     shown = zip(titles, parts, strict=True)
@@ -106,7 +108,8 @@ def by_rows(rows: pd.DataFrame) -> pd.DataFrame:
     """A line a precision: time by number of rows, and the straight line through them."""
     import pandas as pd
 
-    own = rows[(rows.system == "products") & (rows.system_rows > 1)]
+    own = _of_prompt(rows)
+    own = own[own.part == "product"]
     counts = sorted(own.system_rows.unique())
     lines = []
     for weights, short in PRECISIONS.items():
@@ -122,6 +125,42 @@ def by_rows(rows: pd.DataFrame) -> pd.DataFrame:
         once, each = _straight([(n, times[n].median()) for n in counts])
         lines.append(line | {"once ms": f"{once * 1e3:.0f}", "a row ms": f"{each * 1e3:.2f}"})
     return pd.DataFrame(lines)
+
+
+def taken_apart(rows: pd.DataFrame) -> pd.DataFrame:
+    """A line a precision and number of rows: what a product takes more than fp32's whole, what its
+    tiles alone take more (fp32 in tiles), what widening them takes, and what is then left.
+    """
+    import pandas as pd
+
+    own, lines = _of_prompt(rows), []
+    for weights in ("q8", "q4"):
+        for count in sorted(own.system_rows.unique()):
+            found = own[own.system_rows == count]
+            wide, narrow = found[found.weights == "float32"], found[found.weights == weights]
+            if not {"in_tiles", "widening"} <= set(narrow.part) & set(found.part):
+                continue
+            whole = _times(wide[wide.part == "product"])
+            more = {
+                "more": _times(narrow[narrow.part == "product"]) - whole,
+                "by tiles": _times(wide[wide.part == "in_tiles"]) - whole,
+                "by widening": _times(narrow[narrow.part == "widening"]),
+            }
+            more["left"] = more["more"] - more["by tiles"] - more["by widening"]
+            lines.append(
+                {"weights": weights, "rows": f"{count:.0f}"}
+                | {f"{name} ms": _spread(times * 1e3) for name, times in more.items()}
+                | {f"{name} of fp32": _spread(t / whole, "{:.0%}") for name, t in more.items()}
+            )
+    return pd.DataFrame(lines)
+
+
+def _of_prompt(rows: pd.DataFrame) -> pd.DataFrame:
+    """Products of several rows, with the `part` of them that was run."""
+    own = rows[(rows.system == "products") & (rows.system_rows > 1)]
+    if "system_part" not in own:  # of earlier rows
+        return own.assign(part="product")
+    return own.assign(part=own.system_part.fillna("product"))
 
 
 def by_devices(rows: pd.DataFrame) -> pd.DataFrame:
@@ -176,7 +215,8 @@ def _draw_rates(axes: Axes, rows: pd.DataFrame) -> None:
             middle = rate.groupby(found["shape"]).median().reindex(shapes)
             axes.plot(range(len(shapes)), middle, marker="o", label=short, color=colours[short])
     axes.axhline(1, **looks.LIMIT)
-    axes.set_xticks(range(len(shapes)), [shape.replace("x", "\nx ") for shape in shapes], fontsize=6)
+    words = [shape.replace("x", "\nx ") for shape in shapes]
+    axes.set_xticks(range(len(shapes)), words, fontsize=6)
     axes.set_ylim(bottom=0)
     axes.set_xlabel("matrix, one thread")
     axes.set_ylabel("share of probed bandwidth")
@@ -184,7 +224,8 @@ def _draw_rates(axes: Axes, rows: pd.DataFrame) -> None:
 
 
 def _draw_rows(axes: Axes, rows: pd.DataFrame) -> None:
-    own = rows[(rows.system == "products") & (rows.system_rows > 1)]
+    own = _of_prompt(rows)
+    own = own[own.part == "product"]
     colours = looks.shades([short for w, short in PRECISIONS.items() if w in set(own.weights)])
     for weights, short in PRECISIONS.items():
         found = own[own.weights == weights]

@@ -52,6 +52,10 @@ def _by_chunks(rows: pd.DataFrame) -> list[str]:
         words = f"{prompt:.0f} positions at {latency:g} ms a hop: {best.chunks:.0f} chunks "
         words += f"({best.system_lengths}) {best.ttft_s:.3g} s"
         lines.append(words + (f", one {one.min():.3g} s" if len(one) else ""))
+    by_point = chunked.groupby(["prompt_tokens", "chunks"]).ttft_s
+    apart = (by_point.max() / by_point.min()).max()
+    if apart == apart:
+        lines.append(f"links and lengths, equal or planned, are at most {apart - 1:.1%} apart")
     return lines
 
 
@@ -77,33 +81,29 @@ def draw(rows: pd.DataFrame) -> Figure:
     figure.legend(*handles, loc="outside lower center", ncol=5, frameon=False)
     first = rows.iloc[0]
     figure.suptitle(
-        f"{names.model_name(first.model)} in {first.weights} on {first.device}, {first.topology} network; "
-        "virtual time, modelled cost",
+        f"{names.model_name(first.model)} in {first.weights} on {first.device}, "
+        f"{first.topology} network; virtual time, modelled cost",
         fontsize=7.5,
     )
     return figure
 
 
 def _draw_chunks(axes: Axes, chunked: pd.DataFrame) -> None:
-    """Planned lengths are drawn through, equal ones dashed."""
-    kinds = [
-        (latency, prompt)
-        for latency in sorted(set(chunked.link_latency_ms))
-        for prompt in sorted(set(chunked.prompt_tokens))
-    ]
-    colours = looks.shades([str(kind) for kind in kinds])
-    for (latency, prompt), (_, marker) in zip(
-        kinds, figures.with_markers([str(kind) for kind in kinds]), strict=True
+    """A line a prompt, over all that were run of it: links and lengths differ by less than a
+    marker.
+    """
+    prompts = sorted(set(chunked.prompt_tokens))
+    colours = looks.shades([str(prompt) for prompt in prompts])
+    for prompt, (_, marker) in zip(
+        prompts, figures.with_markers([str(prompt) for prompt in prompts]), strict=True
     ):
-        own = chunked[(chunked.link_latency_ms == latency) & (chunked.prompt_tokens == prompt)]
-        for lengths, style in (("planned", "-"), ("equal", "--")):
-            line = own[own.system_lengths == lengths].sort_values("chunks")
-            name = f"{prompt:.0f}, {latency:g} ms" if style == "-" else None
-            colour = colours[str((latency, prompt))]
-            axes.plot(line.chunks, line.ttft_s, style, marker=marker, color=colour, label=name)
-    _finish(axes, chunked.chunks, "Jupiter's chunks (dashed: equal)")
+        own = chunked[chunked.prompt_tokens == prompt].groupby("chunks").ttft_s
+        colour, name = colours[str(prompt)], f"{prompt:.0f} positions"
+        axes.fill_between(own.median().index, own.min(), own.max(), color=colour, alpha=0.3)
+        axes.plot(own.median(), marker=marker, color=colour, label=name)
+    _finish(axes, chunked.chunks, "Jupiter, all links")
     axes.set_xlabel("chunks")
-    axes.legend(title="positions, a hop", title_fontsize=6, fontsize=6)
+    axes.legend(fontsize=6, loc="center right")
 
 
 def _finish(axes: Axes, values: pd.Series, title: str) -> None:

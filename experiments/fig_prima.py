@@ -84,9 +84,15 @@ def _rounds_table(alike: pd.DataFrame) -> list[str]:
     return text
 
 
+def chosen_by_halda(rows: pd.DataFrame) -> pd.DataFrame:
+    """Those of prima.cpp's own devices that its planner divides as its paper says."""
+    is_chosen = (rows.rounds == "auto") & (rows.planner == _OBJECTIVES["paper"])
+    return rows[rows.is_home & is_chosen]
+
+
 def _won(rows: pd.DataFrame) -> list[str]:
     """Each planner at its best, beside Halda's own choice."""
-    chosen = rows[(rows.rounds == "auto") & (rows.planner == _OBJECTIVES["paper"])]
+    chosen = chosen_by_halda(rows)
     if chosen.empty:
         return []
     own_s = float(chosen.token_latency_s.iloc[0])

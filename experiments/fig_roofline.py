@@ -207,12 +207,18 @@ def _alone_on_each(rows: pd.DataFrame) -> pd.DataFrame:
 
     is_alone = (rows.clock == "virtual") & (rows.num_devices == 1)
     networks = list(dict.fromkeys(rows[(rows.clock == "virtual") & ~is_alone].network))
-    alone = [rows[is_alone].assign(network=network) for network in networks]
-    order = {network: number for number, network in enumerate(networks)}
+    first = rows.drop_duplicates("network").set_index("network").link_latency_ms
+    alone = [
+        rows[is_alone].assign(network=network, link_latency_ms=first[network])
+        for network in networks
+    ]
     found = pd.concat([*alone, rows[~is_alone]], ignore_index=True)
-    keys = found.assign(place=found.network.map(order).fillna(len(order)))
-    keys["size"] = keys.groupby("model").limit_memory_s.transform("max")
-    return keys.sort_values(["size", "place", "memory_gbps"], kind="stable")
+    found["place"] = -found.groupby("network").link_latency_ms.transform("min")
+    found["size"] = found.groupby("model").limit_memory_s.transform("max")
+    order = {line: number for number, line in enumerate(dict.fromkeys(rows.line))}
+    found["line_place"] = found.line.map(order)
+    keys = ["size", "place", "memory_gbps", "line_place", "num_devices"]
+    return found.sort_values(keys, kind="stable")
 
 
 def _rate(mbps: float) -> str:

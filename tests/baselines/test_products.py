@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from baselines.products import ProductsSystem, shapes_of, token_matrices
 from tests.helpers.local_runtime import run_ranks
@@ -13,6 +14,8 @@ from tests.helpers.models_zoo import prompt_of
 from tests.helpers.running import make_job, run_ok
 from tpi_bench.contract.job import Job
 from tpi_bench.contract.request import Request
+from tpi_bench.contract.runtime import Runtime
+from tpi_bench.engine import tiles
 
 REQUEST = Request(prompt_ids=prompt_of(5), num_new_tokens=4)
 
@@ -69,6 +72,36 @@ def test_a_span_a_matrix_and_rows_of_a_prompt(wide: Path, cache_dir: Path) -> No
     passes, rest = divmod(len(names), len(shapes))
     assert rest == 0
     assert names == [f"{rows}x{cols}" for rows, cols in shapes] * passes
+
+
+@pytest.mark.parametrize("weights", ["float32", "q8", "q4"])
+def test_a_product_is_taken_apart(weights: str, wide: Path, cache_dir: Path) -> None:
+    """In tiles it is the product; the tiles together are the weight."""
+    job = job_of(wide, cache_dir, 1, weights)
+
+    def check(rt: Runtime) -> int:
+        matrices = token_matrices(rt, ProductsSystem(), job)
+        for matrix in matrices:
+            x = torch.randn(9, matrix.shape[1])
+            sizes = (matrix.values, matrix.scales, matrix.shape)
+            torch.testing.assert_close(tiles.in_tiles(x, *sizes), matrix(x))
+            whole = tiles.widened(matrix.values, matrix.scales, torch.float32)
+            parts = [tile.clone() for _, tile in tiles.tiles_of(*sizes, torch.float32)]
+            assert torch.equal(torch.cat(parts), whole)
+        return len(matrices)
+
+    assert run_ranks(1, check)[0] > 1
+    for part in ("in_tiles", "widening"):
+        program = ProductsSystem(rows=9, part=part)
+        assert program.variant == part.replace("_", " ")
+        outcome = run_ok(replace(job, program=program))
+        assert outcome.generation is not None
+        assert len(outcome.generation.token_ns) == REQUEST.num_new_tokens
+
+
+def test_a_part_that_is_unknown_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"system.part=half is unknown; choose one of product,"):
+        ProductsSystem(part="half")
 
 
 def test_rows_are_at_least_one() -> None:

@@ -74,6 +74,29 @@ def test_what_a_matrix_costs_once_and_what_a_row_costs() -> None:
     assert narrow["32 of fp32"].startswith("2.19")
 
 
+def test_what_quantised_weights_take_more_is_taken_apart() -> None:
+    """Of 64 ms that q8 takes more than fp32's 100, tiles are 4 and widening 50."""
+    times = {
+        ("float32", "product"): 0.100,
+        ("float32", "in_tiles"): 0.104,
+        ("float32", "widening"): 0.0,
+        ("q8", "product"): 0.164,
+        ("q8", "in_tiles"): 0.164,
+        ("q8", "widening"): 0.050,
+    }
+    runs = pd.DataFrame(
+        [
+            point(f"{w}{p}", time, system="products", weights=w, system_rows=32, system_part=p)
+            for (w, p), time in times.items()
+        ]
+    )
+    (line,) = bench_profile.taken_apart(runs).to_dict("records")
+    shown = [line[f"{name} ms"].split()[0] for name in ("more", "by tiles", "by widening", "left")]
+    assert shown == ["64", "4", "50", "10"]
+    assert line["by widening of fp32"].startswith("50%")
+    assert len(bench_profile.by_rows(runs)) == 2  # of the products alone
+
+
 def test_devices_beside_one() -> None:
     runs = pd.DataFrame(
         [

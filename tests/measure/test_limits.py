@@ -41,7 +41,8 @@ def test_devices_of_one_host_share_its_memory_and_disk() -> None:
         limits.TokenBytes(60 * MB, 0, 60 * MB),
     ]
     tensor = limits.shared_times(sizes, host, [[0, 1]])
-    assert tensor == limits.TokenTimes(memory_s=21.0, critical_memory_s=15.0, disk_s=18.0)
+    # While the larger share is computed, what the other sent may be on its way.
+    assert tensor == limits.TokenTimes(memory_s=21.0, critical_memory_s=11.0, disk_s=18.0)
     layers = limits.shared_times(sizes, host, [[0], [1]])
     assert layers.critical_memory_s == 21.0
     cached = limits.shared_times(SIZES, HOST, [[0, 1]])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import platform
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
@@ -27,14 +28,34 @@ def multiply(
     rows = x.to(dtype).contiguous()
     if dtype == values.dtype:
         return _product(rows, values).to(x.dtype)
+    return in_tiles(rows, values, scales, shape).to(x.dtype)
+
+
+def in_tiles(
+    rows: torch.Tensor, values: torch.Tensor, scales: torch.Tensor | None, shape: tuple[int, int]
+) -> torch.Tensor:
+    """The same in the type of `rows`, a tile of the weight after another."""
+    out = rows.new_empty((rows.shape[0], shape[0]))
+    for part, tile in tiles_of(values, scales, shape, rows.dtype):
+        out[:, part] = _product(rows, tile)
+    return out
+
+
+def tiles_of(
+    values: torch.Tensor,
+    scales: torch.Tensor | None,
+    shape: tuple[int, int],
+    dtype: torch.dtype,
+) -> Iterator[tuple[slice, torch.Tensor]]:
+    """Rows of a weight, and what they are in `dtype` until the next is asked for."""
     num_rows, cols = shape
-    out = rows.new_empty((rows.shape[0], num_rows))
     step = max(1, TILE_VALUES // cols)
     for first in range(0, num_rows, step):
         part = slice(first, first + step)
-        tile = _tile(values[part], None if scales is None else scales[part], dtype)
-        out[:, part] = _product(rows, tile)
-    return out.to(x.dtype)
+        if values.dtype == dtype:
+            yield part, values[part]
+        else:
+            yield part, _tile(values[part], None if scales is None else scales[part], dtype)
 
 
 def widened(values: torch.Tensor, scales: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor:

@@ -27,7 +27,7 @@ from tpi_bench.engine.plans import split_proportional, tensor_parallel
 from tpi_bench.engine.wire import wire_bytes
 from tpi_bench.measure.household import Household
 from tpi_bench.measure.links import Links
-from tpi_bench.measure.shares import Hand, in_turns, together
+from tpi_bench.measure.shares import Hand, in_turns, piped, together
 from tpi_bench.measure.ways import Way, proportions_of
 
 _LEAST_OPERATORS = 8  # of a layer: norms, products, attention and residuals
@@ -87,6 +87,10 @@ class Bounds:
             return self._tensor(way)
         if way.scheme == "layers":
             return self._layers(way)
+        if way.scheme == "groups":
+            return self._groups(way)
+        if way.scheme == "ring":
+            return self._ring(way)
         return self._planned(way)
 
     def _tensor(self, way: Way) -> Bound:
@@ -131,6 +135,63 @@ class Bounds:
             links_s=links_s,
             disk_s=max(disk_s, sum(load.late_s for load in loads)),
             lacking_bytes=self._lacking(way, loads),
+        )
+
+    def _groups(self, way: Way) -> Bound:
+        """Layers by groups, in turns; a layer's matrices among a group's devices."""
+        config, size = self._config, way.setting("group_size")
+        shares = proportions_of(self._household, way.team, way.shares)
+        teams = [range(first, first + size) for first in range(0, len(shares), size)]
+        spans = split_proportional(
+            config.num_layers, [sum(shares[rank] for rank in team) for team in teams]
+        )
+        loads = []
+        for team, (first, last) in zip(teams, spans, strict=True):
+            parts = self._parts(tuple(shares[rank] for rank in team), way.weights)
+            part = (last - first) / config.num_layers
+            loads += [
+                self._loaded(way, rank, nbytes * part, last - first)
+                for rank, nbytes in zip(team, parts, strict=True)
+            ]
+        # While the slowest of a group computes, the others' messages may be on their way.
+        quickest_s = sum(min(loads[rank].layers_s for rank in team) for team in teams)
+        slowest_s = sum(
+            max(max(loads[rank].layers_s, loads[rank].late_s) for rank in team) for team in teams
+        )
+        links = self._links(way.team, self._message(way))
+        steps = 1 if way.setting("collective") == "direct" else 2
+        num_steps = len(teams) + steps * (2 * config.num_layers - len(teams))
+        links_s, head_s = num_steps * links.least_hop_s, loads[0].head_s
+        disk_s = max(load.disk_s for load in loads)
+        return Bound(
+            token_s=max(max(slowest_s, quickest_s + links_s) + head_s, disk_s),
+            weights_s=sum(max(loads[rank].layers_s for rank in team) for team in teams) + head_s,
+            links_s=links_s,
+            disk_s=disk_s,
+            lacking_bytes=self._lacking(way, loads),
+        )
+
+    def _ring(self, way: Way) -> Bound:
+        """Layers in turns, as its planner chooses, with all disks at work meanwhile."""
+        config, profiles = self._config, [self._profile(way, r) for r in range(len(way.team))]
+        nbytes = config.num_layers * config.layer_parameters * BYTES_PER_WEIGHT[way.weights]
+        head_s = self._head_bytes(way.weights) / profiles[0].read_bps(way.weights)
+        hands = [
+            Hand(
+                room=profile.memory_bytes + self._area_bytes(way.weights),
+                memory_bps=profile.read_bps(way.weights),
+                disk_bps=profile.disk_bps,
+            )
+            for profile in profiles
+        ]
+        hops_s = 2 * self._links(way.team, self._message(way)).least_hop_s
+        together_s, alone_s = piped(hands, nbytes), piped(hands[:1], nbytes)
+        lacking = max(0.0, nbytes - sum(hand.room for hand in hands))
+        return Bound(
+            token_s=min(alone_s, together_s + hops_s) + head_s,
+            weights_s=nbytes / max(hand.memory_bps for hand in hands) + head_s,
+            links_s=hops_s if together_s + hops_s < alone_s else 0.0,
+            disk_s=lacking / sum(hand.disk_bps for hand in hands),
         )
 
     def _planned(self, way: Way) -> Bound:

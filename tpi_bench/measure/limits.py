@@ -224,7 +224,7 @@ def shared_times(
     disk_s = streamed / host.disk_bps if streamed else 0.0
     if sum(layers) + head < _CACHED_BYTES:
         return TokenTimes(math.nan, 0.0, disk_s)
-    in_turn = _in_turn(layers, teams)
+    in_turn = _in_turn(layers, teams, of_a_team=min)
     all_s, in_turn_s = (sum(layers) + head) / host.memory_bps, (in_turn + head) / host.memory_bps
     return TokenTimes(all_s, in_turn_s, disk_s)
 

@@ -67,6 +67,22 @@ def in_turns(hands: Sequence[Hand], nbytes: float) -> Dealt:
     return Dealt(shares=_percent(parts), token_s=token_s if left <= 0 else math.inf)
 
 
+def piped(hands: Sequence[Hand], nbytes: float) -> float:
+    """Seconds that `nbytes` take at least, one device after another, with all disks at work
+    meanwhile: a device gets through what it holds and what its disk has brought since its last
+    turn. The fastest have as much as that is.
+    """
+
+    def is_enough(token_s: float) -> bool:
+        left, spent_s = nbytes, 0.0
+        for hand in sorted(hands, key=lambda each: -each.memory_bps):
+            part = min(left, hand.room + token_s * hand.disk_bps)
+            left, spent_s = left - part, spent_s + part / hand.memory_bps
+        return left <= 0 and spent_s <= token_s
+
+    return _least(is_enough)
+
+
 def _least(is_enough: Callable[[float], bool]) -> float:
     """The least token time that is enough; `_LONGEST_S` where none is."""
     too_little, enough = 0.0, _LONGEST_S

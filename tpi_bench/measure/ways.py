@@ -29,9 +29,9 @@ class Family:
     """A choice of `system=`, and the settings of it that are tried.
 
     `scheme` is how it divides a model, for `bounds.py`: `tensor` or `layers`, by shares that are
-    given; `chain` and `galaxy`, whose planners choose them; `unknown` for a system of others. `has`
-    are settings of its YAML. `only_short` is tried only where memory is short: elsewhere it does
-    what `tpi` does.
+    given; `groups`, both; `chain`, `ring` and `galaxy`, whose planners choose them; `unknown` for a
+    system of others. `has` are settings of its YAML. `only_short` is tried only where memory is
+    short: elsewhere it does what others do.
     """
 
     system: str
@@ -45,6 +45,7 @@ class Family:
 
 _TENSOR, _PIPELINE = "tpi_bench.engine.tpi.TpiSystem", "baselines.pipeline.PipelineSystem"
 _GALAXY = "baselines.galaxy.GalaxySystem"
+_PRIMA, _HYBRID = "baselines.prima.PrimaSystem", "baselines.hybrid.HybridSystem"
 FAMILIES = (
     Family(
         system="tpi",
@@ -65,6 +66,18 @@ FAMILIES = (
         least_devices=2,
     ),
     Family(system="galaxy", scheme="galaxy", tried={"wire": WIRES}, least_devices=2),
+    Family(system="prima", scheme="ring", tried={"wire": WIRES}, only_short=True, least_devices=2),
+    Family(
+        system="hybrid",
+        scheme="groups",
+        tried={
+            "group_size": (),
+            "collective": ("star", "direct"),
+            "wire": WIRES,
+            "window": ("auto",),
+        },
+        least_devices=4,
+    ),
     Family(system="tpi_window2", scheme="tensor", has={"window": 2}, only_short=True),
     Family(system="mmap", scheme="tensor", has={"loading": "mmap"}, only_short=True),
     Family(
@@ -166,13 +179,20 @@ def _families(fixed: Fixed, num_devices: int, *, is_short: bool, is_whole: bool)
             for family in FAMILIES
             if num_devices >= family.least_devices
             and (is_short or not family.only_short)
-            and (is_whole or family.scheme != "chain")  # which chooses devices itself
+            and (is_whole or family.scheme not in ("chain", "ring"))  # which choose devices
+            and (family.scheme != "groups" or group_sizes(num_devices))
         ]
     for family in FAMILIES:
         if family.system == fixed.system:
             return [replace(family, has=fixed.has, is_typed=True)]
     is_planned = fixed.has.get("planner", "proportional") != "proportional"
-    schemes = {_TENSOR: "tensor", _PIPELINE: "chain" if is_planned else "layers", _GALAXY: "galaxy"}
+    schemes = {
+        _TENSOR: "tensor",
+        _PIPELINE: "chain" if is_planned else "layers",
+        _GALAXY: "galaxy",
+        _PRIMA: "ring",
+        _HYBRID: "groups",
+    }
     return [
         Family(
             system=fixed.system,
@@ -182,6 +202,11 @@ def _families(fixed: Fixed, num_devices: int, *, is_short: bool, is_whole: bool)
             is_typed=True,
         )
     ]
+
+
+def group_sizes(num_devices: int) -> list[int]:
+    """Of which there are several alike, with more than one device in each."""
+    return [size for size in range(2, num_devices // 2 + 1) if num_devices % size == 0]
 
 
 def _settings(
@@ -195,7 +220,7 @@ def _settings(
             continue
         if name in _OF_LINKS and len(team) == 1:
             continue
-        tried[name] = values
+        tried[name] = group_sizes(len(team)) if name == "group_size" else values
         if name == "collective" and len(team) == 2:
             tried[name] = [value for value in values if value != "tree"]  # then it is the star
         if name == "wire" and is_narrow:
@@ -215,8 +240,10 @@ def _shares(
     """Ways to divide the model that are not the same in the end; equal parts first."""
     if "testbed.proportions" in fixed.typed:
         return [fixed.shares]
-    if len(team) == 1 or family.scheme not in ("tensor", "layers"):
+    if len(team) == 1 or family.scheme not in ("tensor", "layers", "groups"):
         return [None]
+    if family.scheme == "groups":
+        return [None, "strength"]
     hands = hands_of(household, config, team, weights)
     layers = config.num_layers * config.layer_parameters * BYTES_PER_WEIGHT[weights]
     fitted = (together if family.scheme == "tensor" else in_turns)(hands, layers)
