@@ -49,9 +49,13 @@ def draw(rows: pd.DataFrame) -> Figure:
     axes.set_yticks(places, labels, fontsize=6)
     axes.invert_yaxis()
     axes.set_xlabel("seconds a token, and what of it at least")
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncol=4, frameon=False)
+    figure.legend(
+        *axes.get_legend_handles_labels(), loc="outside lower center", ncol=4, frameon=False
+    )
     first = rows.iloc[0]
-    axes.set_title(f"{names.model_name(first.model)}, {first.topology} network; virtual time", fontsize=7.5)
+    axes.set_title(
+        f"{names.model_name(first.model)}, {first.topology} network; virtual time", fontsize=7.5
+    )
     return figure
 
 

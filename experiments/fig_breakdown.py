@@ -112,9 +112,7 @@ def _draw_parts(axes: Axes, rows: pd.DataFrame) -> None:
         own = rows[rows.line == line]
         start = 0.0
         for part, share in own[list(PARTS)].mean().items():
-            axes.barh(
-                place, share, 0.7, left=start, color=looks.TIMES[str(part)], linewidth=0
-            )
+            axes.barh(place, share, 0.7, left=start, color=looks.TIMES[str(part)], linewidth=0)
             start += share
         paper = own.paper_links.iloc[0]
         if paper == paper:
@@ -146,7 +144,7 @@ _CLOCKS = {"virtual": "virtual time", "wall": "measured"}
 
 
 def _rows(runs: pd.DataFrame) -> pd.DataFrame:
-    """With `setting` and `line`; tokens with parts, and what only tells memory, the paper's beside."""
+    """With `setting` and `line`, and beside tokens with parts and memory the paper's."""
     rows = succeeded(runs)
     cells = rows.to_dict("records")
     rows["line"] = [names.system_name(row) for row in cells]
@@ -173,9 +171,7 @@ def _setting(row: dict[str, Any]) -> str:
     return f"{model}, {row['num_devices']:.0f} devices, {links}; measured"
 
 
-DRAWING = Drawing(
-    name="fig_breakdown", rows=_rows, table=table, draw=draw, of_spans=with_parts
-)
+DRAWING = Drawing(name="fig_breakdown", rows=_rows, table=table, draw=draw, of_spans=with_parts)
 
 if __name__ == "__main__":
     DRAWING.again()

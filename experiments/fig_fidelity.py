@@ -87,7 +87,9 @@ def draw(rows: pd.DataFrame) -> Figure:
     panels[0].set_yticks(range(len(cases)), [f"{c} *" if c in marked else c for c in cases])
     panels[0].tick_params(axis="y", labelsize=6)
     panels[0].set_ylim(len(cases) - 0.4, -0.6)
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
+    figure.legend(
+        *panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False
+    )
     figure.suptitle(
         f"grey: within {BOUND:.0%}; bars: 80 % interval of the prediction; * disturbed host",
         fontsize=6.5,
@@ -166,7 +168,9 @@ def _name(row: dict) -> str:
         words.append(f"{row['link_latency_ms']:g} ms")
         words += [f"{row['bandwidth_mbps']:g} Mbit/s"] if row["bandwidth_mbps"] else []
     words += [] if math.isnan(row["memory_mb"]) else [f"{row['memory_mb']:g} MB"]
-    return ", ".join([*words, names.precision_name(row["weights"]), f"prompt {row['prompt_tokens']:.0f}"])
+    return ", ".join(
+        [*words, names.precision_name(row["weights"]), f"prompt {row['prompt_tokens']:.0f}"]
+    )
 
 
 DRAWING = Drawing(

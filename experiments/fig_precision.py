@@ -171,9 +171,7 @@ def _mark_paper(above: Axes, below: Axes, *, is_its_precision: bool) -> None:
 
 
 def _legend(figure: Figure, axes: Axes, systems: list[str], styles: dict) -> None:
-    handles = [
-        axes.plot([], [], label=system, **styles[system])[0] for system in systems
-    ]
+    handles = [axes.plot([], [], label=system, **styles[system])[0] for system in systems]
     handles += axes.plot([], [], ":", color="0.4", label="8 bits on the wire")
     handles += axes.plot([], [], marker="_", **looks.LIMIT_TICK, label="physical limit")
     paper = {**looks.PAPER, "linestyle": "-.", "linewidth": 0.6}

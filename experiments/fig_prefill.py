@@ -9,7 +9,7 @@ it again with `python -m experiments.fig_prefill FOLDER`.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tpi_bench.report import figures, looks, names
 from tpi_bench.report.drawing import Drawing, succeeded

@@ -98,13 +98,17 @@ def draw(rows: pd.DataFrame) -> Figure:
     first.set_ylabel("token latency (ms)")
     handles, called = figures.handles_of(figure.axes)
     handles += first.plot([], [], **looks.LIMIT)
-    figure.legend(handles, [*called, "physical limit of each"], loc="outside lower center", ncol=4, frameon=False)
+    figure.legend(
+        handles,
+        [*called, "physical limit of each"],
+        loc="outside lower center",
+        ncol=4,
+        frameon=False,
+    )
     return figure
 
 
-def _draw_line(
-    axes: Axes, own: pd.DataFrame, along: str, line: str, style: dict[str, Any]
-) -> None:
+def _draw_line(axes: Axes, own: pd.DataFrame, along: str, line: str, style: dict[str, Any]) -> None:
     if own.empty:
         return
     times = own.groupby(along).token_latency_s.agg(["median", "min", "max"]) * 1e3

@@ -3,9 +3,9 @@
 Doubts 15 and 20 of TPI-LLM's reviewers. A device reads its share of the weights at the rate of its
 memory, so a token of tensor parallelism shrinks as 1/n until the links are what is left, and these
 grow with n; a pipeline reads one share after another and gains nothing. By memory bandwidth and
-network, in virtual time; a ring marks how many devices are best. Beside it this host, where weights
-of 4 bit are what faster memory would be. Run it with `python -m tpi_bench +experiment=fig_roofline`;
-draw it again with `python -m experiments.fig_roofline FOLDER`.
+network, in virtual time; a ring marks how many devices are best. Below it this host, where weights
+of 4 bit are what faster memory would be. Run it with `python -m tpi_bench
++experiment=fig_roofline`; draw it again with `python -m experiments.fig_roofline FOLDER`.
 """
 
 from __future__ import annotations
@@ -91,8 +91,12 @@ def draw(rows: pd.DataFrame) -> Figure:
     styles = looks.line_styles(lines)
     heights = [1.35] * len(networks) + ([1.6] if len(measured) else [])
     figure = figures.new_figure(0.8 + sum(heights), num_columns=2)
-    parts = figure.subfigures(len(heights) and (bool(networks) + bool(len(measured))), 1,
-                              squeeze=False, height_ratios=_ratios(heights, networks))[:, 0]
+    parts = figure.subfigures(
+        len(heights) and (bool(networks) + bool(len(measured))),
+        1,
+        squeeze=False,
+        height_ratios=_ratios(heights, networks),
+    )[:, 0]
     every: list[Axes] = []
     if networks:
         panels = parts[0].subplots(

@@ -89,7 +89,9 @@ def _draw_acceptance(axes: Axes, rows: pd.DataFrame) -> None:
     axes.set_xticks(range(len(texts)), texts)
     axes.set_ylim(0, 1.15)
     axes.set_ylabel("drafted tokens that are right", fontsize=7)
-    axes.set_title(f"{names.model_name(rows.model.iloc[0])}, measured;\nabove: tokens a pass", fontsize=6.5)
+    axes.set_title(
+        f"{names.model_name(rows.model.iloc[0])}, measured;\nabove: tokens a pass", fontsize=6.5
+    )
     axes.legend(fontsize=6, loc="upper left", frameon=False)
 
 
@@ -103,7 +105,9 @@ def _draw_by_latency(axes: Axes, rows: pd.DataFrame, styles: dict) -> None:
     axes.set_ylabel("token latency (ms), mean of the texts", fontsize=7)
     shared = ", sharing cores" if rows.devices_share_cores.eq(True).any() else ""
     number = rows.num_devices.max()
-    axes.set_title(f"{names.model_name(rows.model.iloc[0])}, measured,\n{number} devices{shared}", fontsize=6.5)
+    axes.set_title(
+        f"{names.model_name(rows.model.iloc[0])}, measured,\n{number} devices{shared}", fontsize=6.5
+    )
 
 
 def _draw_by_acceptance(axes: Axes, rows: pd.DataFrame, styles: dict) -> None:

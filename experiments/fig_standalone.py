@@ -1,9 +1,9 @@
 """One device alone or several together, by model? Figure 6 of TPI-LLM (arXiv 2410.00531).
 
 The paper shows there bars of its system, of one device alone, of layer-wise parallelism and of
-Galaxy; its numbers in print are those of its table 1, with a window and without, which stand here as
-crosses. Alone a device maps its files, as llama.cpp and a swapping library do, or plans its memory;
-what does not fit is named. In virtual time on the paper's devices, in fp32 and in 4 bit, and
+Galaxy; its numbers in print are those of its table 1, with a window and without, which stand here
+as crosses. Alone a device maps its files, as llama.cpp and a swapping library do, or plans its
+memory; what does not fit is named. In virtual time on the paper's devices, in fp32 and in 4 bit, and
 measured on this host. Run it with `python -m tpi_bench +experiment=fig_standalone`; draw it again
 with `python -m experiments.fig_standalone FOLDER`.
 """
@@ -85,9 +85,7 @@ def draw(rows: pd.DataFrame) -> Figure:
         _draw_models(axes, own, [line for line in lines if line in set(own.line)], styles)
         axes.set_title(own.title.iloc[0], fontsize=7)
         axes.set_ylabel("token latency (s)")
-    handles = [
-        drawn[0].plot([], [], label=line, **styles[line])[0] for line in lines
-    ]
+    handles = [drawn[0].plot([], [], label=line, **styles[line])[0] for line in lines]
     handles += drawn[0].plot([], [], marker="_", **looks.LIMIT_TICK, label="physical limit")
     if rows.paper_token_s.notna().any():
         handles += drawn[0].plot([], [], **looks.PAPER, label="the paper's table 1")

@@ -147,7 +147,10 @@ def draw(rows: pd.DataFrame) -> Figure:
         line = own[own.model == model].sort_values("disk_gb_per_s")
         style = {"color": colours[model], "marker": marker}
         by_rate.plot(
-            line.disk_gb_per_s, line.token_latency_s / line.paper_token_s, label=names.model_name(model), **style
+            line.disk_gb_per_s,
+            line.token_latency_s / line.paper_token_s,
+            label=names.model_name(model),
+            **style,
         )
         lengths = prompts[prompts.model == model].sort_values("prompt_tokens")
         by_prompt.plot(
@@ -158,7 +161,10 @@ def draw(rows: pd.DataFrame) -> Figure:
         )
         alone = good[(good.model == model) & (good.scheduler == "off")]
         off.plot(
-            [names.model_name(model)] * len(alone), alone.token_latency_s / alone.paper_token_s, linestyle="", **style
+            [names.model_name(model)] * len(alone),
+            alone.token_latency_s / alone.paper_token_s,
+            linestyle="",
+            **style,
         )
     rate = fit(rows)[0]
     if rate == rate:
@@ -179,7 +185,7 @@ def draw(rows: pd.DataFrame) -> Figure:
     figure.legend(*figures.handles_of([by_rate]), loc="outside lower center", ncol=4, frameon=False)
     first = rows.iloc[0]
     figure.suptitle(
-        f"TPI-LLM's table 1: {names.device_name(first.device)}, {first.topology} topology, virtual time; "
+        f"TPI-LLM's table 1: {names.device_name(first.device)}, virtual time; "
         "disks and prompt are not published",
         fontsize=7.5,
     )

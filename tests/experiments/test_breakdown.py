@@ -12,6 +12,7 @@ import pytest
 
 from experiments import fig_breakdown, fig_roofline, fig_standalone, tab_limits
 from experiments.breakdown import parts_of, with_parts
+from experiments.fig_token import last_tokens
 from tests.helpers.command_line import ROOT
 
 USUAL: dict[str, Any] = {
@@ -73,9 +74,7 @@ def spans() -> pd.DataFrame:
 
 def test_the_parts_of_a_token() -> None:
     """Of 20 ms: 4 on the links; of the rest each device works, loads, or waits for the other."""
-    runs = fig_breakdown.DRAWING.of_spans(pd.DataFrame([row(0.02)]), spans())
-    from experiments.fig_token import last_tokens
-
+    runs = with_parts(pd.DataFrame([row(0.02)]), spans())
     (token,) = last_tokens(pd.DataFrame([row(0.02)]), spans()).token
     parts = (parts_of(token) * 20).round(6)
     assert list(parts.links) == [4, 4]
@@ -142,7 +141,6 @@ def test_where_more_devices_stop_helping() -> None:
         ]
     )
     text = fig_roofline.DRAWING.text(runs).split("\n")
-    assert text[1].split()[-4:] == ["4000", "1", "1.00", "17%"] or "1" in text[1].split()
     far = next(line for line in text if "5 ms a hop" in line)
     assert "9000 (2)" in far
     assert far.split()[-3] == "1"

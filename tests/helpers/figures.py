@@ -124,7 +124,7 @@ def other_looks(figure: Figure) -> list[str]:
 def _named(figure: Figure) -> Iterator[tuple[str, Any]]:
     for axes in figure.axes:
         for handle, name in zip(*axes.get_legend_handles_labels(), strict=True):
-            yield str(name), handle[0] if isinstance(handle, tuple) else handle
+            yield str(name), handle[0] if isinstance(handle, tuple) and handle else handle
     for legend in (*figure.legends, *(axes.get_legend() for axes in figure.axes)):
         if legend is not None:
             names = (text.get_text() for text in legend.get_texts())

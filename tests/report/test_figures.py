@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
 import matplotlib.pyplot as plt
 import pytest
 
-from tests.helpers.figures import cut_words, other_looks, small_words, unnamed_hidden_lines, words_of
+from tests.helpers.figures import (
+    cut_words,
+    other_looks,
+    small_words,
+    unnamed_hidden_lines,
+    words_of,
+)
 from tpi_bench.report import figures, looks
 
 
@@ -67,14 +74,14 @@ def test_names_at_the_ends_of_lines_stand_apart(axes: Any) -> None:
     axes.figure.draw_without_rendering()
     boxes = sorted((text.get_window_extent() for text in axes.texts), key=lambda box: box.y0)
     assert len(boxes) == 3
-    assert all(low.y1 <= high.y0 + 1 for low, high in zip(boxes, boxes[1:], strict=False))
+    assert all(low.y1 <= high.y0 + 1 for low, high in itertools.pairwise(boxes))
     assert {text.get_color() for text in axes.texts} == {"C0", "C1", "C2"}
     assert cut_words(axes.figure) == []
 
 
 def test_faults_of_a_figure_are_found(axes: Any) -> None:
     axes.plot([0, 1], [0, 1], color="red", marker="o", label="TPI star")
-    axes.plot([0, 1], [1, 0], **{**looks.line_styles(["pipeline"])["pipeline"]}, label="pipeline")
+    axes.plot([0, 1], [1, 0], **looks.line_styles(["pipeline"])["pipeline"], label="pipeline")
     axes.text(0.5, 0.5, "tiny", fontsize=5)
     far = axes.text(3, 0.5, "far away")
     far.set_in_layout(False)

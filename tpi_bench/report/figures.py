@@ -95,8 +95,10 @@ def name_on_line(axes: Axes, xs: Any, ys: Any, words: str, size: float = 6.0) ->
     places = list(zip(np.asarray(xs, dtype=float), np.asarray(ys, dtype=float), strict=True))[:2]
     if not words or len(places) < 2:
         return
-    x, y = np.exp(np.log(np.asarray(places)).mean(axis=0)) if axes.get_xscale() == "log" else (
-        np.asarray(places).mean(axis=0)
+    x, y = (
+        np.exp(np.log(np.asarray(places)).mean(axis=0))
+        if axes.get_xscale() == "log"
+        else (np.asarray(places).mean(axis=0))
     )
     place = {"xytext": (1, 1.5), "textcoords": "offset points", "fontsize": size}
     axes.annotate(words, (x, y), **place)
@@ -130,7 +132,7 @@ def named_lines(axes: Axes) -> dict[str, Any]:
     """The lines of a panel that a legend would name and that have points, in drawing order."""
     found = {}
     for handle, name in zip(*axes.get_legend_handles_labels(), strict=True):
-        line = handle[0] if isinstance(handle, tuple) else handle
+        line = handle[0] if isinstance(handle, tuple) and handle else handle
         if hasattr(line, "get_data") and len(line.get_data()[0]) > 0:
             found[str(name)] = line
     return found

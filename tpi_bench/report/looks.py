@@ -1,10 +1,10 @@
 """How everything looks that figures have in common: the only place that says so.
 
 A system has one colour and one marker in every figure, by the `label` of its rows; its variants (a
-window, a precision) fill the marker otherwise or are dotted. What is no system has other colours: shades of one
-ramp where there is an order (bits, memory, rates, sizes), and four of their own for where a token's
-time goes. What others published is a black cross, a physical limit is dashed or a black tick. The
-tests hold these colours apart for the colour-blind, and every figure to them.
+window, a precision) fill the marker otherwise or are dotted. What is no system has other colours:
+shades of one ramp where there is an order (bits, memory, rates, sizes), and a few of their own for
+where a token's time goes. What others published is a black cross, a physical limit is dashed or a
+black tick. The tests hold these colours apart for the colour-blind, and every figure to them.
 """
 
 from __future__ import annotations
@@ -50,7 +50,14 @@ _STRANGE_MARKERS = "*hX8pH"
 _COLLECTIVES = ("star", "tree", "ring", "direct")
 _FILLS = ("full", "none", "left", "right", "top", "bottom")
 # Markers and lines of a system's variants; dashed are limits.
-_VARIANTS = (("full", "-"), ("none", "-"), ("full", ":"), ("none", ":"), ("full", "-."), ("none", "-."))
+_VARIANTS = (
+    ("full", "-"),
+    ("none", "-"),
+    ("full", ":"),
+    ("none", ":"),
+    ("full", "-."),
+    ("none", "-."),
+)
 
 # Where a token's time goes.
 TIMES = {
@@ -70,7 +77,9 @@ ALONE = "0.35"  # level lines of one device
 
 def system_of(name: str) -> str | None:
     """The system that a line is of, by how its name begins: `TPI star window 2, 4 devices`."""
-    found = [label for label in SYSTEMS if name == label or name.startswith((f"{label} ", f"{label},"))]
+    found = [
+        label for label in SYSTEMS if name == label or name.startswith((f"{label} ", f"{label},"))
+    ]
     return max(found, key=len) if found else None
 
 
@@ -99,7 +108,7 @@ def line_styles(lines: Sequence[str]) -> dict[str, dict[str, Any]]:
 
 
 def point_styles(lines: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """As `line_styles`, of points that no line connects: variants fill another half of the marker."""
+    """As `line_styles`, of points that no line connects: a variant fills another half."""
     seen: dict[Look, int] = {}
     styles = line_styles(lines)
     for line, style in styles.items():
