@@ -3,9 +3,9 @@
 The paper shows there bars of its system, of one device alone, of layer-wise parallelism and of
 Galaxy; its numbers in print are those of its table 1, with a window and without, which stand here
 as crosses. Alone a device maps its files, as llama.cpp and a swapping library do, or plans its
-memory; what does not fit is named. In virtual time on the paper's devices, in fp32 and in 4 bit, and
-measured on this host. Run it with `python -m tpi_bench +experiment=fig_standalone`; draw it again
-with `python -m experiments.fig_standalone FOLDER`.
+memory; what does not fit is named. In virtual time on the paper's devices, in fp32 and in 4 bit,
+and measured on this host. Run it with `python -m tpi_bench +experiment=fig_standalone`; draw it
+again with `python -m experiments.fig_standalone FOLDER`.
 """
 
 from __future__ import annotations
