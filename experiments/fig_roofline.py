@@ -136,11 +136,12 @@ def _ratios(heights: list[float], networks: list[str]) -> list[float]:
 
 
 def _draw_devices(axes: Axes, own: pd.DataFrame, styles: dict[str, dict[str, Any]]) -> None:
-    for line, group in own.groupby("line", sort=False):
-        group = group.sort_values("num_devices")
-        axes.plot(group.num_devices, group.token_latency_s, label=str(line), **styles[str(line)])
-        limit = {**looks.LIMIT, "color": styles[str(line)]["color"]}
-        axes.plot(group.num_devices, group.limit_token_s, **limit)
+    for line, style in styles.items():
+        group = own[own.line == line].sort_values("num_devices")
+        if len(group):
+            axes.plot(group.num_devices, group.token_latency_s, label=line, **style)
+            limit = {**looks.LIMIT, "color": style["color"]}
+            axes.plot(group.num_devices, group.limit_token_s, **limit)
     if len(own):
         best = own.loc[own.token_latency_s.idxmin()]
         axes.plot(

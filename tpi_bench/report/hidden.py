@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.text import Text
 
 _MOST = 0.75  # of a line's points
+_LETTER = 0.55  # how wide one is, of its size
 
 
 def hidden_lines(axes: Axes, least_points: float = 2.0) -> dict[str, dict[str, float]]:
@@ -75,6 +77,9 @@ def name_hidden(figure: Figure) -> list[Text]:
 
 def _in_room(axes: Axes, words: str, size: float = 6.0) -> tuple[Text, int]:
     """A note where it covers the fewest lines and other words, corners first; and how many."""
+    width = axes.get_window_extent().width / axes.figure.get_figure(root=True).dpi * 72
+    most = max(12, int(0.95 * width / (_LETTER * size)))
+    words = "\n".join(textwrap.fill(line, most) for line in words.split("\n"))
     ground = {"facecolor": "white", "edgecolor": "none", "pad": 0.8, "alpha": 0.85}
     text = axes.text(0, 0, words, fontsize=size, transform=axes.transAxes, bbox=ground, zorder=5)
     text.set_in_layout(False)
