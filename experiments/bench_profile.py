@@ -215,9 +215,8 @@ def _draw_rates(axes: Axes, rows: pd.DataFrame) -> None:
             middle = rate.groupby(found["shape"]).median().reindex(shapes)
             axes.plot(range(len(shapes)), middle, marker="o", label=short, color=colours[short])
     axes.axhline(1, **looks.LIMIT)
-    axes.set_xticks(
-        range(len(shapes)), [shape.replace("x", "\nx ") for shape in shapes], fontsize=6
-    )
+    words = [shape.replace("x", "\nx ") for shape in shapes]
+    axes.set_xticks(range(len(shapes)), words, fontsize=6)
     axes.set_ylim(bottom=0)
     axes.set_xlabel("matrix, one thread")
     axes.set_ylabel("share of probed bandwidth")

@@ -31,7 +31,7 @@ _WORDS = {
     "links": "links: messages travel, nobody works",
     "compute": "computes",
     "loads": "waits for its disk",
-    "waits": "waits for devices that work",
+    "waits": "waits for devices that compute or load",
     "other": "between spans",
 }
 
@@ -68,7 +68,7 @@ def _memory_text(rows: pd.DataFrame) -> list[str]:
         lines += [f"GB of the fullest device of {model} ({what}), by devices"]
         lines += [shown.to_string(float_format="{:.2f}".format, na_rep="-")]
         paper = own[own.paper_gb.notna()]
-        for line, group in paper.groupby("line", sort=False):
+        for line, group in paper.sort_values("num_devices").groupby("line", sort=False):
             found = ", ".join(
                 f"{row.num_devices:.0f} {row.paper_gb:.1f}" for row in group.itertuples()
             )
@@ -144,7 +144,7 @@ _CLOCKS = {"virtual": "virtual time", "wall": "measured"}
 
 
 def _rows(runs: pd.DataFrame) -> pd.DataFrame:
-    """With `setting` and `line`; tokens with parts, and what only tells memory, the paper's beside."""
+    """With `setting` and `line`, and beside tokens with parts and memory the paper's."""
     rows = succeeded(runs)
     cells = rows.to_dict("records")
     rows["line"] = [names.system_name(row) for row in cells]

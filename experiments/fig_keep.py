@@ -72,7 +72,7 @@ def draw(rows: pd.DataFrame) -> Figure:
     figure.legend(*handles, loc="outside lower center", ncol=3, frameon=False)
     first = rows.iloc[0]
     figure.suptitle(
-        f"{names.model_name(first.model)} in {first.weights}, one device; virtual time, modelled cost",
+        f"{names.model_name(first.model)} in {first.weights}, one device; virtual time",
         fontsize=7.5,
     )
     return figure

@@ -74,8 +74,10 @@ def draw(rows: pd.DataFrame) -> Figure:
     handles = [figures.patch(colours[line], line) for line in lines]
     figure.legend(handles=handles, loc="outside lower center", ncol=4, frameon=False)
     first = rows.iloc[0]
-    words = f"{names.model_name(first.model)} in {first.weights}: the fastest allreduce, and star's token over its"
-    figure.suptitle(f"{words}; virtual time, modelled cost", fontsize=7.5)
+    words = (
+        f"{names.model_name(first.model)} in {first.weights}, virtual time: the fastest allreduce"
+    )
+    figure.suptitle(f"{words}, and star's token latency over its", fontsize=7.5)
     return figure
 
 

@@ -92,6 +92,8 @@ def draw(rows: pd.DataFrame) -> Figure:
         hops = f", {topology.iloc[0]}" if len(topology) else ""
         axes.set_xlabel(f"link latency (ms a hop{hops})", fontsize=6.5)
         axes.set_title(_title(own), fontsize=6)
+    if len(panels) > 1:
+        figures.name_ends(panels[-1])
     handles = dict(zip(*reversed(figures.handles_of(panels)), strict=True))
     if (rows.num_devices == 1).any():
         alone = rows[(rows.num_devices == 1) & (rows.clock == "wall")]

@@ -99,30 +99,36 @@ def _of_window(rows: pd.DataFrame, best: pd.Series) -> list[str]:
 
 
 def draw(rows: pd.DataFrame) -> Figure:
-    """A column a precision: above against link latency, below by window at the middle one."""
+    """A column a precision: against link latency, below by window at the middle one, and TTFT."""
     precisions, systems = list(dict.fromkeys(rows.precision)), list(dict.fromkeys(rows.system_name))
     styles = looks.line_styles(systems)
-    figure = figures.new_figure(4.2, num_columns=2)
-    panels = figure.subplots(2, len(precisions), squeeze=False, sharey=True)
+    figure = figures.new_figure(5.8, num_columns=2)
+    panels = figure.subplots(3, len(precisions), squeeze=False, sharey="row")
     for column, precision in enumerate(precisions):
         own = rows[rows.precision == precision]
-        above, below = panels[:, column]
-        _draw_lines(above, succeeded(own), systems, styles)
+        above, below, first = panels[:, column]
+        _draw_lines(above, succeeded(own), systems, styles, "token_latency_s")
+        _draw_lines(first, succeeded(own), systems, styles, "ttft_s")
         _draw_windows(below, own[own.link_latency_ms == _middle_ms(rows)], systems, styles)
         above.set_title(precision, fontsize=7.5)
-        above.set_xlabel("link latency (ms a hop)")
-        above.set_xticks(sorted(ms for ms in set(own.link_latency_ms) if ms == round(ms)))
+        for axes in (above, first):
+            axes.set_xlabel("link latency (ms a hop)")
+            axes.set_xticks(sorted(ms for ms in set(own.link_latency_ms) if ms == round(ms)))
         if (rows.model == PAPER_MODEL).any():
             _mark_paper(above, below, is_its_precision=precision == "fp32")
-    figures.log_milliseconds(panels[0, 0])
+    for axes in panels[:, 0]:
+        figures.log_milliseconds(axes)
     panels[0, 0].set_ylabel("token latency (s),\nwindow as planned")
     panels[1, 0].set_ylabel(f"token latency (s),\n{_middle_ms(rows):g} ms a hop")
+    panels[2, 0].set_ylabel("TTFT (s),\nwindow as planned")
     _legend(figure, panels[0, 0], systems, styles)
     figure.suptitle(_title(rows), fontsize=7.5)
     return figure
 
 
-def _draw_lines(axes: Axes, good: pd.DataFrame, systems: list[str], styles: dict) -> None:
+def _draw_lines(
+    axes: Axes, good: pd.DataFrame, systems: list[str], styles: dict, column: str
+) -> None:
     """Each system as its memory allows; dotted, with packed payloads."""
     planned = good[good.window == _planned(good)]
     for system in systems:
@@ -133,7 +139,7 @@ def _draw_lines(axes: Axes, good: pd.DataFrame, systems: list[str], styles: dict
                 name = system if wire == "auto" else f"{system}, 8 bits on the wire"
                 axes.plot(
                     line.link_latency_ms,
-                    line.token_latency_s,
+                    line[column],
                     label=name,
                     **{**styles[system], "linestyle": style},
                 )
@@ -183,7 +189,8 @@ def _title(rows: pd.DataFrame) -> str:
     first = rows.iloc[0]
     network = f"{first.topology} topology, {first.bandwidth_mbps:g} Mbit/s"
     model, devices = names.model_name(first.model), names.device_name(first.device)
-    return f"{model} on {devices}, {network}; virtual time"
+    prompt = f"prompt of {first.prompt_tokens:.0f}; " if "prompt_tokens" in rows else ""
+    return f"{model} on {devices}, {network}; {prompt}virtual time"
 
 
 def _planned(rows: pd.DataFrame) -> str:

@@ -81,8 +81,8 @@ def draw(rows: pd.DataFrame) -> Figure:
     figure.legend(*handles, loc="outside lower center", ncol=5, frameon=False)
     first = rows.iloc[0]
     figure.suptitle(
-        f"{names.model_name(first.model)} in {first.weights} on {first.device}, {first.topology} network; "
-        "virtual time, modelled cost",
+        f"{names.model_name(first.model)} in {first.weights} on {first.device}, "
+        f"{first.topology} network; virtual time, modelled cost",
         fontsize=7.5,
     )
     return figure

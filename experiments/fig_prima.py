@@ -198,7 +198,6 @@ def _draw_sizes(axes: Axes, home: pd.DataFrame) -> None:
     own = home[home.rounds.isin(["auto", ""]) & home.model.isin(list(_SIZES))]
     wanted = [*(_OBJECTIVES[name] for name in ("paper", "overlap")), ""]
     own = own[own.planner.isin(wanted)]
-    labels = list(dict.fromkeys(own.line))
     for label, style in looks.line_styles(list(own.line)).items():
         line = own[own.line == label]
         line = line.assign(size=line.model.map(_SIZES)).sort_values("size")

@@ -3,9 +3,9 @@
 Doubts 15 and 20 of TPI-LLM's reviewers. A device reads its share of the weights at the rate of its
 memory, so a token of tensor parallelism shrinks as 1/n until the links are what is left, and these
 grow with n; a pipeline reads one share after another and gains nothing. By memory bandwidth and
-network, in virtual time; a ring marks how many devices are best. Beside it this host, where weights
-of 4 bit are what faster memory would be. Run it with `python -m tpi_bench +experiment=fig_roofline`;
-draw it again with `python -m experiments.fig_roofline FOLDER`.
+network, in virtual time; a ring marks how many devices are best. Below it this host, where weights
+of 4 bit are what faster memory would be. Run it with `python -m tpi_bench
++experiment=fig_roofline`; draw it again with `python -m experiments.fig_roofline FOLDER`.
 """
 
 from __future__ import annotations
@@ -136,11 +136,12 @@ def _ratios(heights: list[float], networks: list[str]) -> list[float]:
 
 
 def _draw_devices(axes: Axes, own: pd.DataFrame, styles: dict[str, dict[str, Any]]) -> None:
-    for line, group in own.groupby("line", sort=False):
-        group = group.sort_values("num_devices")
-        axes.plot(group.num_devices, group.token_latency_s, label=str(line), **styles[str(line)])
-        limit = {**looks.LIMIT, "color": styles[str(line)]["color"]}
-        axes.plot(group.num_devices, group.limit_token_s, **limit)
+    for line, style in styles.items():
+        group = own[own.line == line].sort_values("num_devices")
+        if len(group):
+            axes.plot(group.num_devices, group.token_latency_s, label=line, **style)
+            limit = {**looks.LIMIT, "color": style["color"]}
+            axes.plot(group.num_devices, group.limit_token_s, **limit)
     if len(own):
         best = own.loc[own.token_latency_s.idxmin()]
         axes.plot(
@@ -211,12 +212,18 @@ def _alone_on_each(rows: pd.DataFrame) -> pd.DataFrame:
 
     is_alone = (rows.clock == "virtual") & (rows.num_devices == 1)
     networks = list(dict.fromkeys(rows[(rows.clock == "virtual") & ~is_alone].network))
-    alone = [rows[is_alone].assign(network=network) for network in networks]
-    order = {network: number for number, network in enumerate(networks)}
+    first = rows.drop_duplicates("network").set_index("network").link_latency_ms
+    alone = [
+        rows[is_alone].assign(network=network, link_latency_ms=first[network])
+        for network in networks
+    ]
     found = pd.concat([*alone, rows[~is_alone]], ignore_index=True)
-    keys = found.assign(place=found.network.map(order).fillna(len(order)))
-    keys["size"] = keys.groupby("model").limit_memory_s.transform("max")
-    return keys.sort_values(["size", "place", "memory_gbps"], kind="stable")
+    found["place"] = -found.groupby("network").link_latency_ms.transform("min")
+    found["size"] = found.groupby("model").limit_memory_s.transform("max")
+    order = {line: number for number, line in enumerate(dict.fromkeys(rows.line))}
+    found["line_place"] = found.line.map(order)
+    keys = ["size", "place", "memory_gbps", "line_place", "num_devices"]
+    return found.sort_values(keys, kind="stable")
 
 
 def _rate(mbps: float) -> str:

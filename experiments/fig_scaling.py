@@ -8,14 +8,13 @@ draw it again with `python -m experiments.fig_scaling FOLDER`.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tpi_bench.report import figures, looks, names
 from tpi_bench.report.drawing import Drawing, succeeded
 
 if TYPE_CHECKING:
     import pandas as pd
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 # Column, axis label, and the value that the other panels hold it at.
@@ -42,29 +41,36 @@ def table(rows: pd.DataFrame) -> str:
 
 
 def draw(rows: pd.DataFrame) -> Figure:
-    """A panel for each of what is varied, the others at their most frequent value."""
+    """A column for each of what is varied, the others at their most frequent value; token latency
+    above, TTFT below.
+    """
     good = succeeded(rows)
     varied = [name for name in _AXES if good[name].nunique() > 1] or ["num_devices"]
-    labels = list(dict.fromkeys(good.line))
-    styles = looks.line_styles(labels)
-    figure = figures.new_figure(3.0, num_columns=2)
-    panels = figure.subplots(1, len(varied), squeeze=False, sharey=True)[0]
-    for axes, name in zip(panels, varied, strict=True):
-        others = [other for other in _AXES if other != name]
+    styles = looks.line_styles(list(good.line))
+    figure = figures.new_figure(4.8, num_columns=2)
+    panels = figure.subplots(2, len(varied), squeeze=False, sharey="row", sharex="col")
+    for (above, below), name in zip(panels.T, varied, strict=True):
         own = good
-        for other in others:
-            own = own[own[other] == good[other].mode().iloc[0]]
-        for label in labels:
+        for other in _AXES:
+            if other != name:
+                own = own[own[other] == good[other].mode().iloc[0]]
+        figures.log_values(above, own[name])
+        for label, style in styles.items():
             line = own[own.line == label].sort_values(name).drop_duplicates(name)
-            if len(line) > 1 or len(varied) == 1:  # what another panel varies is no point here
-                _draw_line(axes, line, name, label, styles[label])
-                figures.name_on_line(axes, line[name], line.token_latency_s, _variant(label))
-        figures.log_values(axes, own[name])
-        axes.set_xlabel(_AXES[name])
-    figures.log_milliseconds(panels[0])
-    panels[0].set_ylabel("token latency (s)")
-    panels[0].plot([], [], **looks.LIMIT, label="physical limit of each")
-    figure.legend(*figures.handles_of(panels), loc="outside lower center", ncol=3, frameon=False)
+            if len(line) > 1 or len(varied) == 1:  # what another column varies is no point here
+                above.plot(line[name], line.token_latency_s, label=label, **style)
+                limit = {**looks.LIMIT, "color": style["color"]}
+                above.plot(line[name], line.limit_token_s, **limit)
+                figures.name_on_line(above, line[name], line.token_latency_s, _variant(label))
+                below.plot(line[name], line.ttft_s, label=label, **style)
+        below.set_xlabel(_AXES[name])
+    for (first, *_), words in zip(panels, ("token latency (s)", "TTFT (s)"), strict=True):
+        figures.log_milliseconds(first)
+        first.set_ylabel(words)
+        first.set_ylim(bottom=first.get_ylim()[0] / 3)  # for what is said of hidden lines
+    panels[0, 0].plot([], [], **looks.LIMIT, label="physical limit of each")
+    handles = figures.handles_of(panels[0])
+    figure.legend(*handles, loc="outside lower center", ncol=3, frameon=False)
     figure.suptitle(_title(good), fontsize=7.5)
     return figure
 
@@ -75,19 +81,12 @@ def _variant(label: str) -> str:
     return rest.removeprefix("2").removeprefix("auto").removeprefix(", ")
 
 
-def _draw_line(
-    axes: Axes, line: pd.DataFrame, name: str, label: str, style: dict[str, Any]
-) -> None:
-    axes.plot(line[name], line.token_latency_s, label=label, **style)
-    axes.plot(line[name], line.limit_token_s, **{**looks.LIMIT, "color": style["color"]})
-
-
 def _title(good: pd.DataFrame) -> str:
     device = names.device_name(good.device.iloc[0]).partition(" of ")[2] or good.device.iloc[0]
     latency = good.link_latency_ms.mode().iloc[0]
     return (
         f"{names.model_name(good.model.iloc[0])} on {device}, {good.topology.iloc[0]} topology, "
-        f"{latency:g} ms a hop; virtual time, modelled cost"
+        f"{latency:g} ms a hop, prompt of {good.prompt_tokens.iloc[0]:.0f}; virtual time"
     )
 
 

@@ -1,11 +1,11 @@
 """One device alone or several together, by model? Figure 6 of TPI-LLM (arXiv 2410.00531).
 
 The paper shows there bars of its system, of one device alone, of layer-wise parallelism and of
-Galaxy; its numbers in print are those of its table 1, with a window and without, which stand here as
-crosses. Alone a device maps its files, as llama.cpp and a swapping library do, or plans its memory;
-what does not fit is named. In virtual time on the paper's devices, in fp32 and in 4 bit, and
-measured on this host. Run it with `python -m tpi_bench +experiment=fig_standalone`; draw it again
-with `python -m experiments.fig_standalone FOLDER`.
+Galaxy; its numbers in print are those of its table 1, with a window and without, which stand here
+as crosses. Alone a device maps its files, as llama.cpp and a swapping library do, or plans its
+memory; what does not fit is named. In virtual time on the paper's devices, in fp32 and in 4 bit,
+and measured on this host. Run it with `python -m tpi_bench +experiment=fig_standalone`; draw it
+again with `python -m experiments.fig_standalone FOLDER`.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def _cells(panel: str, model: str, line: str, own: pd.DataFrame) -> dict[str, st
         "token": ms + " ms" if len(good) > 1 else seconds_text(good.token_latency_s.iloc[0]),
         "limit": seconds_text(good.limit_token_s.median()),
         "TTFT": seconds_text(good.ttft_s.median()),
-        "GB a device": f"{good.held_gb.max():.2f}",
+        "GB a device": f"{good.held_gb.max():.2f}".replace("nan", "-"),
         "paper's token": "-" if paper != paper else f"{paper:g} s",
     }
 
@@ -83,7 +83,7 @@ def draw(rows: pd.DataFrame) -> Figure:
     for axes, panel in zip(drawn, panels, strict=True):
         own = rows[rows.panel == panel]
         _draw_models(axes, own, [line for line in lines if line in set(own.line)], styles)
-        axes.set_title(panel, fontsize=7)
+        axes.set_title(own.title.iloc[0], fontsize=7)
         axes.set_ylabel("token latency (s)")
     handles = [drawn[0].plot([], [], label=line, **styles[line])[0] for line in lines]
     handles += drawn[0].plot([], [], marker="_", **looks.LIMIT_TICK, label="physical limit")
@@ -102,8 +102,10 @@ def _draw_models(
         at = models.index(str(model)) + (lines.index(str(line)) - (len(lines) - 1) / 2) * width
         good = own[own.status == "ok"]
         if good.empty:
-            place = {"transform": axes.get_xaxis_transform(), "clip_on": False}
-            axes.text(at, 0.02, "does not fit", rotation=90, ha="center", fontsize=6, **place)
+            place = axes.get_xaxis_transform()
+            why = "does not fit" if own.status.iloc[0] == "oom" else str(own.status.iloc[0])
+            axes.text(at, 0.1, why, rotation=90, ha="center", fontsize=6, transform=place)
+            axes.plot(at, 0.05, transform=place, **styles[str(line)])
             continue
         times = good.token_latency_s
         spread = [[times.median() - times.min()], [times.max() - times.median()]]
@@ -118,7 +120,8 @@ def _draw_models(
     axes.set_xlim(-0.5, len(models) - 0.5)
     figures.log_milliseconds(axes)
     low, high = axes.get_ylim()
-    axes.set_ylim(low / (high / low) ** 0.25, high)  # for what does not fit
+    if (rows.status != "ok").any():
+        axes.set_ylim(low / (high / low) ** 0.4, high)  # for what does not fit
     axes.grid(False, axis="x")
 
 
@@ -127,13 +130,18 @@ def _rows(runs: pd.DataFrame) -> pd.DataFrame:
     rows = (runs if len(succeeded(runs)) else runs[:0]).copy()
     cells = rows.to_dict("records")
     rows["line"] = [_line(row) for row in cells]
+    rows["title"] = [_title(row) for row in cells]
     rows["panel"] = [_panel(row) for row in cells]
     held = rows.ledger_bytes.where(rows.system != "mmap")  # which does not count mapped files
     rows["held_gb"] = held.where(rows.clock == "virtual", rows.peak_anon_bytes) / 1e9
     window = rows.system_window.replace({"False": "off", "None": "off"})
     rows["scheduler"] = window.map(_WINDOWS)
     rows["place"] = range(len(rows))
-    rows = rows.merge(paper_overview(), on=["model", "scheduler"], how="left").sort_values("place")
+    rows = rows.merge(paper_overview(), on=["model", "scheduler"], how="left")
+    rows["is_together"] = rows.num_devices > 1
+    rows["size"] = rows.groupby("model").limit_memory_s.transform("max")
+    rows["panel_place"] = rows.panel.map({"virtual fp32": 0, "virtual q4": 1}).fillna(2)
+    rows = rows.sort_values(["panel_place", "size", "is_together", "place"], kind="stable")
     is_papers = (
         (rows.clock == "virtual")
         & (rows.weights == "float32")
@@ -150,11 +158,20 @@ def _line(row: dict[str, Any]) -> str:
 
 
 def _panel(row: dict[str, Any]) -> str:
+    if row["clock"] == "virtual":
+        return f"virtual {names.precision_name(row['weights'])}"
+    return "measured"
+
+
+def _title(row: dict[str, Any]) -> str:
     weights = names.precision_name(row["weights"])
     if row["clock"] == "virtual":
         links = f"{row['link_latency_ms']:g} ms a hop, {row['bandwidth_mbps']:g} Mbit/s"
         return f"{weights}: one of the paper's devices, or eight, {links}; virtual time"
-    return "measured on this host: one device of two cores, or two of one core each"
+    return (
+        "measured on this host, one device of two cores or two of a core each: SmolLM2 in fp32, "
+        "TinyLlama in q4 and 600 MB"
+    )
 
 
 DRAWING = Drawing(name="fig_standalone", rows=_rows, table=table, draw=draw)

@@ -116,7 +116,8 @@ def draw(rows: pd.DataFrame) -> Figure:
     for axes in panels[::2]:
         axes.set_ylabel("device")
     first = rows.iloc[0]
-    words = f"{names.model_name(first.model)}, {names.precision_name(first.weights)}, {first.num_devices:.0f} devices, {first.topology}, "
+    words = f"{names.model_name(first.model)}, {names.precision_name(first.weights)}, "
+    words += f"{first.num_devices:.0f} devices, {first.topology}, "
     words += f"{first.link_latency_ms:g} ms a hop; {first.clock} clock"
     figure.suptitle(words, fontsize=7.5)
     handles = [figures.patch(colours[kind], words) for kind, words in _KINDS.items()]

@@ -5,7 +5,8 @@ links; each row has that limit beside it (`limit_token_s`), with the rates that 
 before it, or in virtual time the profile's. Here stands the share of that speed that each system
 reaches, by which of the three takes most of its limit, measured and in virtual time. Devices that
 share cores are left out: nobody knows their memory's share. `python -m experiments.tab_limits
-FOLDER`, where FOLDER holds results folders (`results`), leaves table and figure in FOLDER/tab_limits.
+FOLDER`, where FOLDER holds results folders (as `results`), leaves table and figure in
+FOLDER/tab_limits.
 """
 
 from __future__ import annotations

@@ -185,7 +185,7 @@ def draw(rows: pd.DataFrame) -> Figure:
     figure.legend(*figures.handles_of([by_rate]), loc="outside lower center", ncol=4, frameon=False)
     first = rows.iloc[0]
     figure.suptitle(
-        f"TPI-LLM's table 1: {names.device_name(first.device)}, {first.topology} topology, virtual time; "
+        f"TPI-LLM's table 1: {names.device_name(first.device)}, virtual time; "
         "disks and prompt are not published",
         fontsize=7.5,
     )

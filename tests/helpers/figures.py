@@ -16,7 +16,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.text import Text
 
-from tpi_bench.report import figures, looks
+from tpi_bench.report import hidden, looks
 
 LEAST_POINTS = 6.0
 # Linear sRGB as dichromats see it (Machado, Oliveira and Fernandes 2009, severity 1).
@@ -124,7 +124,7 @@ def other_looks(figure: Figure) -> list[str]:
 def _named(figure: Figure) -> Iterator[tuple[str, Any]]:
     for axes in figure.axes:
         for handle, name in zip(*axes.get_legend_handles_labels(), strict=True):
-            yield str(name), handle[0] if isinstance(handle, tuple) else handle
+            yield str(name), handle[0] if isinstance(handle, tuple) and handle else handle
     for legend in (*figure.legends, *(axes.get_legend() for axes in figure.axes)):
         if legend is not None:
             names = (text.get_text() for text in legend.get_texts())
@@ -150,7 +150,7 @@ def unnamed_hidden_lines(figure: Figure) -> list[str]:
     return [
         f"{name} under {above}"
         for axes in figure.axes
-        for above, below in figures.hidden_lines(axes).items()
+        for above, below in hidden.hidden_lines(axes).items()
         for name in below
         if " under " not in said or name not in said or above not in said
     ]

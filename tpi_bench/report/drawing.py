@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tpi_bench.report.figures import name_hidden, save_figure
+from tpi_bench.report.figures import save_figure
 from tpi_bench.report.folder import CannotWrite, ResultsFolder, read_runs, read_spans
+from tpi_bench.report.hidden import name_hidden
 from tpi_bench.report.older import told_of_older_rows
 
 if TYPE_CHECKING:

@@ -1,10 +1,10 @@
 """How everything looks that figures have in common: the only place that says so.
 
 A system has one colour and one marker in every figure, by the `label` of its rows; its variants (a
-window, a precision) fill the marker otherwise or are dotted. What is no system has other colours: shades of one
-ramp where there is an order (bits, memory, rates, sizes), and four of their own for where a token's
-time goes. What others published is a black cross, a physical limit is dashed or a black tick. The
-tests hold these colours apart for the colour-blind, and every figure to them.
+window, a precision) fill the marker otherwise or are dotted. What is no system has other colours:
+shades of one ramp where there is an order (bits, memory, rates, sizes), and a few of their own for
+where a token's time goes. What others published is a black cross, a physical limit is dashed or a
+black tick. The tests hold these colours apart for the colour-blind, and every figure to them.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def line_styles(lines: Sequence[str]) -> dict[str, dict[str, Any]]:
 
 
 def point_styles(lines: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """As `line_styles`, of points that no line connects: variants fill another half of the marker."""
+    """As `line_styles`, of points that no line connects: a variant fills another half."""
     seen: dict[Look, int] = {}
     styles = line_styles(lines)
     for line, style in styles.items():

@@ -130,9 +130,7 @@ def _quantity(written: dict[str, Any], place: str) -> Measure:
     if "of" in written:
         derived: Derived = _made(Derived, written, place)
         return derived
-    quantity: Quantity = _made(
-        Quantity, {**written, "each": tuple(written.get("each", ()))}, place
-    )
+    quantity: Quantity = _made(Quantity, {**written, "each": tuple(written.get("each", ()))}, place)
     if quantity.take not in TAKES or (quantity.take == "only") == bool(quantity.each):
         raise ValueError(
             f"{place}: take={quantity.take} is not allowed; with `each` it is one of "
