@@ -1,0 +1,89 @@
+"""Verdicts: the rules of each entry applied to what its rows say. Nothing here is typed in."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from tpi_bench.report.ledger.entries import Entry
+from tpi_bench.report.ledger.values import NoRows, Value, evaluated, value_of
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+NOT_SHOWN = "not shown"
+_NAMED = re.compile(r"\{(\w+)(?::([^}]*))?\}")
+
+
+@dataclass(frozen=True)
+class Judged:
+    """An entry with its verdict; `missing` are folders without which there is none."""
+
+    entry: Entry
+    verdict: str
+    why: str
+    measured: str
+    values: Mapping[str, Value]
+    missing: Sequence[str] = ()
+
+    @property
+    def commands(self) -> list[str]:
+        """How its rows are made again."""
+        return [command_of(folder) for folder in self.entry.folders]
+
+
+def command_of(folder: str) -> str:
+    """How the rows of a folder are made; what differs from this is in its `overrides.json`."""
+    return f"python -m tpi_bench +experiment={folder}"
+
+
+def judged(entries: Sequence[Entry], tables: Mapping[str, pd.DataFrame]) -> list[Judged]:
+    """Each entry, from run tables by the name of their folder. Raises ValueError."""
+    return [_judged(entry, tables) for entry in entries]
+
+
+def _judged(entry: Entry, tables: Mapping[str, pd.DataFrame]) -> Judged:
+    absent = [name for name in entry.folders if name not in tables]
+    if absent:
+        why = f"run {' and '.join(map(command_of, absent))}"
+        return Judged(entry, NOT_SHOWN, why, "nothing yet", {}, absent)
+    values: dict[str, Value] = {}
+    place = f"question {entry.question}"
+    for name, quantity in entry.quantities.items():
+        try:
+            values[name] = value_of(quantity, tables, values)
+        except NoRows as error:
+            why = f"{error}; run {command_of(error.folder)}"
+            return Judged(entry, NOT_SHOWN, why, "nothing yet", values, [error.folder])
+        except ValueError as error:
+            raise ValueError(f"{place}, {name}: {error}") from error
+    measured = filled(entry.measured, values, place)
+    for rule in entry.rules:
+        if evaluated(rule.condition, values):
+            return Judged(entry, rule.verdict, filled(rule.why, values, place), measured, values)
+    unknown = [name for name, value in values.items() if math.isnan(value.low)]
+    why = "no rule of this claim fits what was measured"
+    if unknown:
+        why = f"measured once, so without an interval: {', '.join(unknown)}"
+    return Judged(entry, NOT_SHOWN, why, measured, values)
+
+
+def filled(words: str, values: Mapping[str, Value], place: str) -> str:
+    """A sentence with its quantities: `{star:ms}`, `{star.place}` is where it was found."""
+
+    def put(match: re.Match[str]) -> str:
+        name, unit = match[1], match[2] or ""
+        is_place = name.endswith("_place")
+        if name.removesuffix("_place") not in values:
+            raise ValueError(f"{place}: there is no quantity {name}")
+        if is_place:
+            return values[name.removesuffix("_place")].place
+        try:
+            return format(values[name], unit)
+        except KeyError as error:
+            raise ValueError(f"{place}: {name} has no unit {unit!r}") from error
+
+    return _NAMED.sub(put, words)
