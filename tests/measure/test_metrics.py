@@ -35,6 +35,8 @@ def test_speed_of_an_answer() -> None:
     assert speed.token_latency_s == 2.0  # (18 - 12) / 3
     assert speed.token_latency_p50_s == 2.0
     assert speed.token_latency_p95_s == pytest.approx(2.9)
+    assert speed.token_latency_p99_s == pytest.approx(2.98)
+    assert speed.token_jitter_s == 1.5  # of |3 - 1| and |2 - 3|
     assert speed.num_tokens == 4
     assert speed.unexplained_share == pytest.approx(0.25)  # of 0, 0.75 / 3 and 1 / 2
     assert speed.compute_share == pytest.approx(0.5)  # of 1 / 2, 1 / 3 and 1 / 2
@@ -74,6 +76,7 @@ def test_one_token_has_no_latency() -> None:
     speed = speed_of(Outcome(status="ok", generation=one))
     assert (speed.ttft_s, speed.num_tokens) == (1.0, 1)
     assert math.isnan(speed.token_latency_s)
+    assert math.isnan(speed.token_jitter_s)
     assert math.isnan(speed.warmup_ttft_s)
     assert math.isnan(speed.unexplained_share)
     assert math.isnan(speed.compute_share)

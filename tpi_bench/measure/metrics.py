@@ -36,6 +36,12 @@ def percentile(values: Sequence[float], share: float) -> float:
     return ordered[low] + (ordered[high] - ordered[low]) * (place - low)
 
 
+def jitter_s(gaps: Sequence[float]) -> float:
+    """Mean difference of neighbours, so that a slow drift is none; NaN of fewer than two gaps."""
+    steps = [abs(b - a) for a, b in itertools.pairwise(gaps)]
+    return statistics.fmean(steps) if steps else math.nan
+
+
 def speed_of(outcome: Outcome) -> Speed:
     """The run row's speed columns; empty for a run that is not ok."""
     generation = outcome.generation
@@ -52,6 +58,8 @@ def speed_of(outcome: Outcome) -> Speed:
         token_latency_s=latencies_s[0],
         token_latency_p50_s=percentile(gaps, 0.5),
         token_latency_p95_s=percentile(gaps, 0.95),
+        token_latency_p99_s=percentile(gaps, 0.99),
+        token_jitter_s=jitter_s(gaps),
         ttft_low_s=min(first_s[1:]) if has_interval else math.nan,
         ttft_high_s=max(first_s[1:]) if has_interval else math.nan,
         token_latency_low_s=min(latencies_s[1:]) if has_interval else math.nan,

@@ -15,6 +15,7 @@ from pathlib import Path
 from tpi_bench.contract.job import Job, Outcome
 from tpi_bench.host import cache
 from tpi_bench.host.machine import available_cpus
+from tpi_bench.measure.energy import energy_of, meter_of
 from tpi_bench.measure.limits import host_limits, point_limits
 from tpi_bench.measure.metrics import speed_of
 from tpi_bench.measure.noise import look_at_host, noise_of
@@ -52,7 +53,8 @@ def measure(
             if run is None:
                 cache_dir = cache.cache_folder(settings.cache_dir)
                 run = functools.partial(testbed.run, on_token=on_token, cache_dir=cache_dir)
-            outcome = _answered(run(job))
+            with meter_of(testbed, job) as meter:
+                outcome = _answered(run(job))
         if outcome.status == "oom":
             outcome.error = f"{outcome.error}; {advice_after(prepared)}"
         if settings.check and outcome.status == "ok":
@@ -68,7 +70,10 @@ def measure(
         report.memory_bps, report.disk_bps = rates.memory_bps, rates.disk_bps
     least_s = limits.limit_token_s * (1 - limits.limit_spread)
     limits = replace(limits, beats_limit=speed.token_latency_s < least_s)
-    return make_record(prepared, outcome, started, speed, limits, exactness, page_cache, noise)
+    energy = energy_of(meter, outcome)
+    return make_record(
+        prepared, outcome, started, speed, energy, limits, exactness, page_cache, noise
+    )
 
 
 def _limits_seen_again(

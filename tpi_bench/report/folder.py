@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from tpi_bench.host import cache
 from tpi_bench.report.columns import TABLES, schema_of
+from tpi_bench.report.paper_tables import paper_tables
 from tpi_bench.report.rows import DeviceRow, LinkRow, Record, Row, RunRow, SpanRow, TokenRow
 
 if TYPE_CHECKING:
@@ -155,10 +156,11 @@ class ResultsFolder:
         return [set(json.loads(path.read_text())["run"]) for path in paths]
 
     def write_tables(self) -> None:
-        """Gather the records into tables beside them."""
+        """Gather the records into tables beside them, and one for a text (`paper_tables.py`)."""
         import pyarrow.parquet as parquet
 
-        for name, table in tables_of(self.records()).items():
+        tables = tables_of(self.records())
+        for name, table in tables.items():
             temporary = self.folder / f".{name}.tmp"
             with self.writing():
                 try:
@@ -168,6 +170,9 @@ class ResultsFolder:
                     temporary.replace(self.folder / f"{name}.csv")
                 finally:
                     temporary.unlink(missing_ok=True)
+        with self.writing():
+            for name, text in paper_tables(tables["runs"].to_pandas()).items():
+                cache.write_text(self.folder / name, text)
 
 
 def tables_of(records: Sequence[Record]) -> dict[str, pa.Table]:

@@ -145,6 +145,10 @@ class Speed(Row):
         "s", "median of these gaps; of tokens that come together all but the first have gap 0"
     )
     token_latency_p95_s: float = column("s", "95th percentile of these gaps")
+    token_latency_p99_s: float = column("s", "99th percentile of these gaps")
+    token_jitter_s: float = column(
+        "s", "how uneven they are: mean difference of a gap and the gap before it"
+    )
     ttft_low_s: float = column(
         "s",
         "low end of an 80 % interval: virtual time with what a device did in each round of its "
@@ -160,6 +164,18 @@ class Speed(Row):
     sampling_share: float = column("", "the same of sampling")
     unexplained_share: float = column(
         "", "median share of a gap that its spans on the master do not cover"
+    )
+
+
+@dataclass(kw_only=True)
+class Energy(Row):
+    """What the host used, where it tells; `measure/energy.py` asks."""
+
+    joules_per_token: float = column(
+        "J", "of the whole host, of tokens after the first; empty where it does not tell"
+    )
+    energy_source: str | None = column(
+        "", "`rapl`: counters of processor and memory; `battery`: its power; of this host"
     )
 
 
@@ -297,6 +313,7 @@ PARTS = (
     Circumstances,
     HostNoise,
     Speed,
+    Energy,
     Speculated,
     Links,
     Limits,
@@ -318,6 +335,7 @@ class RunRow(
     Limits,
     Links,
     Speculated,
+    Energy,
     Speed,
     HostNoise,
     Circumstances,

@@ -19,7 +19,14 @@ if TYPE_CHECKING:
 
 _FOLDED = "repeat"
 _NOT_ASKED = ("experiment", "point", "config_hash", "overrides", _FOLDED, "label", "variant")
-_TIMES = {"TTFT ms": "ttft_s", "ms a token": "token_latency_s", "limit ms": "limit_token_s"}
+_TIMES = {
+    "TTFT ms": "ttft_s",
+    "ms a token": "token_latency_s",
+    "p99 ms": "token_latency_p99_s",
+    "jitter ms": "token_jitter_s",
+    "limit ms": "limit_token_s",
+}
+_IF_KNOWN = ("p99 ms", "jitter ms")  # older rows have none
 _SWEPT = "swept: "  # no column of the run table begins so
 
 
@@ -37,18 +44,26 @@ def varying(points: Iterable[Sequence[str]]) -> list[list[str]]:
 
 def sweep_table(runs: pd.DataFrame) -> str:
     """A line for each configuration, in the order in which they were measured."""
-    import pandas as pd
-
     if runs.empty:
         return "no point was measured"
+    return sweep_frame(runs).to_string(index=False)
+
+
+def sweep_frame(runs: pd.DataFrame) -> pd.DataFrame:
+    """The same as a table of texts, of runs that are not empty."""
+    import pandas as pd
+
     keys = _keys(runs)
+    times = {k: v for k, v in _TIMES.items() if k not in _IF_KNOWN or runs[v].notna().any()}
     lines = []
     for _, repeats in runs.join(keys).groupby("config_hash", sort=False):
         first = repeats.iloc[0]
         line = {key: first[key] for key in keys} | {"status": _status(repeats)}
         if runs.config_hash.duplicated().any():
             line["repeats"] = len(repeats)
-        line |= {name: _milliseconds(repeats[column]) for name, column in _TIMES.items()}
+        line |= {name: _milliseconds(repeats[column]) for name, column in times.items()}
+        if runs.joules_per_token.notna().any():
+            line["J a token"] = _folded(repeats.joules_per_token)
         if runs.num_proposed.notna().any():
             line["tokens a pass"] = _folded(repeats.tokens_per_pass)
         if runs.tokens_equal.notna().any():
@@ -56,7 +71,7 @@ def sweep_table(runs: pd.DataFrame) -> str:
         if runs.perplexity.notna().any():
             line["perplexity"] = _folded(repeats.perplexity)
         lines.append(line)
-    return pd.DataFrame(lines).rename(columns=_short).to_string(index=False)
+    return pd.DataFrame(lines).rename(columns=_short)
 
 
 def _keys(runs: pd.DataFrame) -> pd.DataFrame:

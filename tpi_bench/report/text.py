@@ -95,7 +95,8 @@ def _speed_lines(run: RunRow) -> list[str]:
     if not math.isnan(latency):
         lines.append(
             f"token latency  {latency * 1e3:9.1f} ms   (p50 {run.token_latency_p50_s * 1e3:.1f}, "
-            f"p95 {run.token_latency_p95_s * 1e3:.1f}, {run.num_tokens} tokens)"
+            f"p95 {run.token_latency_p95_s * 1e3:.1f}, p99 {run.token_latency_p99_s * 1e3:.1f}, "
+            f"jitter {run.token_jitter_s * 1e3:.1f}, {run.num_tokens} tokens)"
         )
         lines += _drafted(run)
         if limit > 0:
@@ -109,6 +110,9 @@ def _speed_lines(run: RunRow) -> list[str]:
         else:
             reason = "its limit is not known"
         lines.append(f"speed          {1 / latency:9.1f} tokens/s   ({reason})")
+    if not math.isnan(run.joules_per_token):
+        told = "processor and memory" if run.energy_source == "rapl" else "from the battery"
+        lines.append(f"energy         {run.joules_per_token:9.2f} J a token   ({told}, whole host)")
     if not math.isnan(run.link_round_trip_s):
         asked, trip = run.asked_round_trip_s * 1e3, run.link_round_trip_s * 1e3
         lines.append(f"round trip     {trip:9.2f} ms   (asked {asked:.2f})")
