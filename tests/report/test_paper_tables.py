@@ -15,7 +15,14 @@ def test_a_folder_has_its_table_for_a_text(tmp_path: Path) -> None:
     folder.create()
     given = {"ttft_s": 0.5, "token_latency_s": 0.25, "token_latency_p99_s": 0.3}
     for number, typed in enumerate(["'prompt=50% of $a|b_c'", "'prompt=d & e'"]):
-        run = replace(RUN, point=str(number), config_hash=str(number), overrides=typed, **given)
+        run = replace(
+            RUN,
+            point=str(number),
+            started=str(number),
+            config_hash=str(number),
+            overrides=typed,
+            **given,
+        )
         folder.save(Record(run=run))
     folder.write_tables()
     head, line, *rows = (tmp_path / "table.md").read_text().splitlines()
