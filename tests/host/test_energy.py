@@ -94,9 +94,7 @@ class Steady:
 
 def answer(first_ns: int, last_ns: int) -> Outcome:
     tokens = [first_ns, (first_ns + last_ns) // 2, last_ns]
-    generation = Generation(
-        token_ids=[1, 2, 3], request_ns=first_ns, token_ns=tokens, account=[]
-    )
+    generation = Generation(token_ids=[1, 2, 3], request_ns=first_ns, token_ns=tokens, account=[])
     return Outcome(status="ok", generation=generation)
 
 

@@ -126,13 +126,13 @@ def _entry(written: dict[str, Any], place: str) -> Entry:
 def _quantity(written: dict[str, Any], place: str) -> Measure:
     if "given" in written:
         found: Given = _made(Given, written, place)
+        if not isinstance(found.given, (int, float)):
+            raise ValueError(f"{place}: given={found.given} is no number (YAML wants 3.3e+9)")
         return found
     if "of" in written:
         derived: Derived = _made(Derived, written, place)
         return derived
-    quantity: Quantity = _made(
-        Quantity, {**written, "each": tuple(written.get("each", ()))}, place
-    )
+    quantity: Quantity = _made(Quantity, {**written, "each": tuple(written.get("each", ()))}, place)
     if quantity.take not in TAKES or (quantity.take == "only") == bool(quantity.each):
         raise ValueError(
             f"{place}: take={quantity.take} is not allowed; with `each` it is one of "
