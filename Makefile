@@ -7,7 +7,7 @@ TEST_WORKERS ?= 2
 SIMGRID_PYTHON ?= /usr/bin/python3
 
 .DEFAULT_GOAL := help
-.PHONY: help install fig_latency bench exactness llamacpp_rpc test test_product cluster_demo test_cluster validate_network columns lint types check clean clean_cache
+.PHONY: help install fig_latency bench exactness llamacpp_rpc reproduce report test test_product test_report cluster_demo validate_network columns lint types check clean clean_cache test_cluster
 
 help:  ## Show this list
 	@grep -hE '^[a-z_]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -36,11 +36,21 @@ exactness: $(STAMP)  ## Tokens and logits of every system against Transformers, 
 llamacpp_rpc: $(STAMP)  ## Build llama.cpp with RPC from source, once (5 minutes), for system=llamacpp_rpc
 	$(BIN)/python -m baselines.llamacpp_rpc_build
 
+reproduce: llamacpp_rpc  ## Every experiment of the ledger again, resumable, then page and ledger (75 minutes; 38 GB of disk)
+	$(BIN)/python -m tpi_bench task=reproduce
+
+report: $(STAMP)  ## One page of all results: results/report.html
+	$(BIN)/python -m tpi_bench task=report
+
 test: $(STAMP)  ## All tests, TEST_WORKERS=2 at a time
 	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist worksteal
 
 test_product: $(STAMP)  ## Every variant x devices x collective x window x prompt against Transformers (an hour)
 	$(BIN)/python -m pytest -m product
+
+test_report: $(STAMP)  ## The page of results in a browser: Chromium must be there (apt-get install chromium)
+	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[browser]'
+	$(BIN)/python -m pytest -m browser
 
 cluster_demo: $(STAMP)  ## Three machines on this host, joined by Ray: a point, a survey, a figure, advice (four minutes)
 	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[cluster]'

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_PANEL = ["clock", "topology", "bandwidth_mbps"]
+_PANEL = ["clock", "topology", "bandwidth_mbps", "weights"]
 
 
 def table(rows: pd.DataFrame) -> str:
@@ -106,8 +106,8 @@ def _panels(rows: pd.DataFrame) -> list[tuple[Any, pd.DataFrame]]:
     return list(rows.groupby(_PANEL, sort=False))
 
 
-def _title(key: tuple[str, str, float]) -> str:
-    clock, topology, bandwidth = key
+def _title(key: tuple[str, str, float, str]) -> str:
+    clock, topology, bandwidth, _ = key
     if clock == "wall":
         return "measured"
     return f"{'two homes' if topology == 'wan' else topology}, {bandwidth:g} Mbit/s"

@@ -1,4 +1,4 @@
-"""`task=compare a=DIR b=DIR` and `task=trace DIR`: of results folders, without anything being run.
+"""Tasks of results folders: compare, trace, report, ledger, and reproduce, which fills them.
 
 They take folders and no settings of a point, so nothing is composed: their few arguments are read
 here, before Hydra is asked.
@@ -12,7 +12,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from tpi_bench.app import report_tasks
 from tpi_bench.app.errors import ExitStatus
+from tpi_bench.app.reproduce import reproduce
 from tpi_bench.app.typed import did_you_mean
 from tpi_bench.host import cache
 from tpi_bench.report.chrome_trace import chrome_trace
@@ -24,12 +26,16 @@ TRACE_FILE = "trace.json"
 
 @dataclass(frozen=True)
 class FolderTask:
-    """`needed` and `more` are its arguments; one without a name is the first that is needed."""
+    """`needed` and `more` are its arguments; one without a name is the first of them.
+
+    With `takes_several` that may be given more than once, and is joined by commas.
+    """
 
     run: Callable[[Mapping[str, str]], ExitStatus]
     needed: tuple[str, ...]
     more: tuple[str, ...]
     usage: str
+    takes_several: bool = False
 
     def start(self, typed: Sequence[str]) -> ExitStatus:
         """Raises ValueError where an argument is unknown, missing or makes no sense."""
@@ -39,7 +45,9 @@ class FolderTask:
             if key == "task":
                 continue
             if not has_value and not text.startswith("-"):
-                key, value = self.needed[0], text
+                key, value = (*self.needed, *self.more)[0], text
+                if self.takes_several and key in given:
+                    value = f"{given[key]},{value}"
             known = (*self.needed, *self.more, "report")
             if key not in known:
                 name = key or text
@@ -128,5 +136,28 @@ FOLDER_TASKS = {
         ("folder",),
         ("output",),
         "python -m tpi_bench task=trace DIR [output=FILE] [report=json]",
+    ),
+    "report": FolderTask(
+        report_tasks.report,
+        (),
+        ("folders", "output", "ledger", "notes"),
+        "python -m tpi_bench task=report [DIR ...] [output=FILE] [ledger=FILE] [notes=FILE|none] "
+        "[report=json]",
+        takes_several=True,
+    ),
+    "ledger": FolderTask(
+        report_tasks.ledger,
+        (),
+        ("folders", "ledger"),
+        "python -m tpi_bench task=ledger [DIR ...] [ledger=FILE] [report=json]",
+        takes_several=True,
+    ),
+    "reproduce": FolderTask(
+        reproduce,
+        (),
+        ("only", "folder", "plan", "estimate", "cache_dir", "ledger", "notes"),
+        "python -m tpi_bench task=reproduce [only=NAME,NAME] [folder=DIR] [plan=FILE] "
+        "[estimate=true] [cache_dir=DIR] [ledger=FILE] [notes=FILE|none]",
+        takes_several=True,
     ),
 }

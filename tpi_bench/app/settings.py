@@ -54,8 +54,9 @@ PLAIN = (
         "way of running a model on device=[...]; perplexity tells that of a text by precision; "
         "calibrate makes this host's device profile, survey those of a cluster and its network; of "
         "results folders, task=compare a=DIR b=DIR tells what became faster or slower "
-        "(fail_above=5%: status 1 if anything did), and task=trace DIR makes spans a file for "
-        "Perfetto",
+        "(fail_above=5%: status 1 if anything did), task=trace DIR makes spans a file for "
+        "Perfetto, task=report DIR a page of all, task=ledger DIR tells which claims hold; "
+        "task=reproduce runs the experiments of them all again",
         TASKS,
         True,
     ),

@@ -126,6 +126,8 @@ def _entry(written: dict[str, Any], place: str) -> Entry:
 def _quantity(written: dict[str, Any], place: str) -> Measure:
     if "given" in written:
         found: Given = _made(Given, written, place)
+        if not isinstance(found.given, (int, float)):
+            raise ValueError(f"{place}: given={found.given} is no number (YAML wants 3.3e+9)")
         return found
     if "of" in written:
         derived: Derived = _made(Derived, written, place)

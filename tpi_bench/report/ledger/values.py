@@ -97,7 +97,7 @@ def evaluated(expression: str, values: Mapping[str, Value]) -> Any:
     """Over `x`, `x_low` and `x_high` of each quantity x. Raises ValueError."""
     import pandas as pd
 
-    names = {}
+    names: dict[str, float] = {}
     for name, value in values.items():
         names |= {name: value.middle, f"{name}_low": value.low, f"{name}_high": value.high}
     try:

@@ -30,6 +30,12 @@ class Judged:
     missing: Sequence[str] = ()
 
     @property
+    def places(self) -> str:
+        """Where what was chosen among groups was found."""
+        found = [f"{name}: {value.place}" for name, value in self.values.items() if value.place]
+        return "; ".join(found)
+
+    @property
     def commands(self) -> list[str]:
         """How its rows are made again."""
         return [command_of(folder) for folder in self.entry.folders]
@@ -62,7 +68,11 @@ def _judged(entry: Entry, tables: Mapping[str, pd.DataFrame]) -> Judged:
             raise ValueError(f"{place}, {name}: {error}") from error
     measured = filled(entry.measured, values, place)
     for rule in entry.rules:
-        if evaluated(rule.condition, values):
+        try:
+            is_true = bool(evaluated(rule.condition, values))
+        except ValueError as error:
+            raise ValueError(f"{place}: {error}") from error
+        if is_true:
             return Judged(entry, rule.verdict, filled(rule.why, values, place), measured, values)
     unknown = [name for name, value in values.items() if math.isnan(value.low)]
     why = "no rule of this claim fits what was measured"
