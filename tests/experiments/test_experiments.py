@@ -43,13 +43,6 @@ TINY = {
         "device.paper_emulated.used_cores=1",
         "network.bandwidth_mbps=50",
     ],
-    "fig_hybrid": [
-        "model=debug",
-        "workload.prompt_tokens=3",
-        "model.weights=q4",
-        "network.link_latency_ms=0.5",
-        "system=pipeline",
-    ],
     "fig_precision": [
         "model=debug",
         "workload.prompt_tokens=3",
