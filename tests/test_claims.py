@@ -1,4 +1,4 @@
-"""Numbers in README.md and results/README.md stand on committed rows.
+"""Numbers in README.md, results/README.md and results/advise/README.md stand on committed rows.
 
 `results/claims.yaml` lists them: where the sentence is, what it says, and which rows say so. Its
 value is the median of a column over the rows that `where` picks; with `over` it is a ratio to the
