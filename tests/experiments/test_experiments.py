@@ -49,7 +49,6 @@ TINY = {
         "model.weights=float32,q4",
         "network.link_latency_ms=0.5",
         "system=tpi_direct,pipeline",
-        "hydra.sweeper.draw=6",
     ],
     "tab_overview": [
         "model=debug",
@@ -172,7 +171,7 @@ TINY = {
         "repeat=0",
         "system=tpi_window4,tpi,pipeline",
         "device.memory_mb=null",
-        "hydra.sweeper.draw=10",  # a case of each grid
+        "hydra.sweeper.draw=12",  # a case of each grid, and each system
     ],
     "tab_equivalence": [
         "model=debug",
@@ -213,7 +212,7 @@ TINY = {
         "workload.prompt_tokens=6,12",
         "network.link_latency_ms=0.5",
         "network.bandwidth_mbps=100",
-        "hydra.sweeper.draw=12",
+        "hydra.sweeper.draw=16",  # among them each system
     ],
     "fig_keep": [
         "model=debug",

@@ -7,6 +7,7 @@ starts with is then more than a user's: tests of that have `as_a_user_forks`.
 
 from __future__ import annotations
 
+import gc
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,3 +28,5 @@ from tpi_bench.virtual.run import run_virtual
 
 # What torch loads for the first computation that is traced.
 run_virtual(replace(planned_job(), profiles=(ideal_device("any"),)), Path(), cost="modelled")
+gc.collect()
+gc.freeze()  # as the user's does

@@ -44,6 +44,14 @@ def kill_itself(path: Path) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def test_what_is_loaded_before_the_fork_is_left_out_of_collections() -> None:
+    """Of devices and helpers: it stays, and looking through it would copy its pages."""
+    frozen = in_helper(eval, "__import__('gc').get_freeze_count()")
+    tracked = in_helper(eval, "len(__import__('gc').get_objects())")  # without what is frozen
+    assert frozen > 50_000
+    assert tracked < frozen / 5
+
+
 def test_calls_share_a_process_whatever_they_end_with(helper: SharedHelper) -> None:
     first = helper.call(os.getpid)
     assert first != os.getpid()
