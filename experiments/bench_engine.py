@@ -226,7 +226,7 @@ def _mark(axes: Axes, at: float, values: pd.Series, **style: Any) -> None:
     if len(values):
         middle = values.median()
         spread = [[middle - values.min()], [values.max() - middle]]
-        axes.errorbar([at], [middle], spread, capsize=1.5, markersize=3, **style)
+        axes.errorbar([at], [middle], spread, capsize=1.5, markersize=4, **style)
 
 
 def _draw_account(axes: Axes, shares: pd.DataFrame) -> None:

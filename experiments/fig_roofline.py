@@ -20,8 +20,15 @@ from tpi_bench.report.statistics import paired_ratio
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure, SubFigure
 
+_RING: dict[str, Any] = {
+    "marker": "o",
+    "color": "k",
+    "fillstyle": "none",
+    "markersize": 7,
+    "linestyle": "",
+}
 _KEYS = ["model", "network", "memory_gbps"]
 
 
@@ -81,58 +88,47 @@ def _measured(rows: pd.DataFrame) -> Iterator[str]:
 
 def draw(rows: pd.DataFrame) -> Figure:
     """A row a network, a column a memory bandwidth, of the largest model; below, measured."""
-    virtual, measured = rows[rows.clock == "virtual"], rows[rows.clock != "virtual"]
-    if len(virtual):
-        size = virtual.groupby("model").limit_memory_s.max()
-        virtual = virtual[virtual.model == size.idxmax()]
-    networks = list(dict.fromkeys(virtual.network))
-    memories = sorted(virtual.memory_gbps.unique())
-    lines = list(dict.fromkeys(rows.line))
-    styles = looks.line_styles(lines)
-    heights = [1.35] * len(networks) + ([1.6] if len(measured) else [])
+    is_virtual = rows.clock == "virtual"
+    virtual, measured = rows[is_virtual & (rows["size"] == rows["size"].max())], rows[~is_virtual]
+    if virtual.empty:  # of what is measured alone
+        virtual = rows[is_virtual]
+    styles = looks.line_styles(list(rows.line))
+    heights = [1.35 * virtual.network.nunique()] if len(virtual) else []
+    heights += [1.6] if len(measured) else []
     figure = figures.new_figure(0.8 + sum(heights), num_columns=2)
-    parts = figure.subfigures(
-        len(heights) and (bool(networks) + bool(len(measured))),
-        1,
-        squeeze=False,
-        height_ratios=_ratios(heights, networks),
-    )[:, 0]
-    every: list[Axes] = []
-    if networks:
-        panels = parts[0].subplots(
-            len(networks), len(memories), squeeze=False, sharex=True, sharey="col"
-        )
-        for row, network in zip(panels, networks, strict=True):
-            for axes, memory in zip(row, memories, strict=True):
-                own = virtual[(virtual.network == network) & (virtual.memory_gbps == memory)]
-                _draw_devices(axes, own, styles)
-                if network == networks[0]:
-                    axes.set_title(f"memory {memory:g} GB/s", fontsize=7)
-            row[0].set_ylabel(f"{network}\ntoken latency (s)", fontsize=6.5)
-        for axes in panels[-1]:
-            axes.set_xlabel("devices")
-        every += list(panels.flatten())
-        model = names.model_name(virtual.model.iloc[0])
-        weights = names.precision_name(virtual.weights.iloc[0])
-        parts[0].suptitle(f"{model} in {weights}, all held; virtual time", fontsize=7.5)
+    parts = figure.subfigures(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0]
+    panels: list[Axes] = []
+    if len(virtual):
+        panels += _draw_virtual(parts[0], virtual, styles)
     if len(measured):
-        every += _draw_measured(parts[-1], measured, styles)
-    ring = every[0].plot([], [], "o", color="k", fillstyle="none", markersize=7)[0]
-    limit = every[0].plot([], [], **looks.LIMIT)[0]
-    handles, called = figures.handles_of(every)
-    figure.legend(
-        [*handles, ring, limit],
-        [*called, "the best number of devices", "physical limit of each"],
-        loc="outside lower center",
-        ncol=3,
-        frameon=False,
-    )
+        panels += _draw_measured(parts[-1], measured, styles)
+    handles, called = figures.handles_of(panels)
+    handles += panels[0].plot([], [], **_RING)
+    handles += panels[0].plot([], [], **looks.LIMIT)
+    called += ["the best number of devices", "physical limit of each"]
+    figure.legend(handles, called, loc="outside lower center", ncol=5)
     return figure
 
 
-def _ratios(heights: list[float], networks: list[str]) -> list[float]:
-    above, below = sum(heights[: len(networks)]), sum(heights[len(networks) :])
-    return [height for height in (above, below) if height]
+def _draw_virtual(
+    part: SubFigure, rows: pd.DataFrame, styles: dict[str, dict[str, Any]]
+) -> list[Axes]:
+    networks, memories = list(dict.fromkeys(rows.network)), sorted(rows.memory_gbps.unique())
+    panels = part.subplots(len(networks), len(memories), squeeze=False, sharex=True, sharey="col")
+    for row, network in zip(panels, networks, strict=True):
+        for axes, memory in zip(row, memories, strict=True):
+            own = rows[(rows.network == network) & (rows.memory_gbps == memory)]
+            _draw_devices(axes, own, styles)
+        row[0].set_ylabel(f"{network}\ntoken latency (s)", fontsize=6.5)
+    for axes, memory in zip(panels[0], memories, strict=True):
+        figures.log_milliseconds(axes)  # of the whole column
+        axes.set_title(f"memory {memory:g} GB/s", fontsize=7)
+    for axes in panels[-1]:
+        axes.set_xlabel("devices")
+    model, weights = names.model_name(rows.model.iloc[0]), rows.weights.iloc[0]
+    words = f"{model} in {names.precision_name(weights)}, all held; virtual time"
+    part.suptitle(words, fontsize=7.5)
+    return list(panels.flatten())
 
 
 def _draw_devices(axes: Axes, own: pd.DataFrame, styles: dict[str, dict[str, Any]]) -> None:
@@ -144,14 +140,13 @@ def _draw_devices(axes: Axes, own: pd.DataFrame, styles: dict[str, dict[str, Any
             axes.plot(group.num_devices, group.limit_token_s, **limit)
     if len(own):
         best = own.loc[own.token_latency_s.idxmin()]
-        axes.plot(
-            best.num_devices, best.token_latency_s, "o", color="k", fillstyle="none", markersize=7
-        )
+        axes.plot(best.num_devices, best.token_latency_s, **_RING)
     figures.log_values(axes, own.num_devices)
-    figures.log_milliseconds(axes)
 
 
-def _draw_measured(part: Any, rows: pd.DataFrame, styles: dict[str, dict[str, Any]]) -> list[Axes]:
+def _draw_measured(
+    part: SubFigure, rows: pd.DataFrame, styles: dict[str, dict[str, Any]]
+) -> list[Axes]:
     kinds = list(dict.fromkeys(rows.weights))
     panels = part.subplots(1, len(kinds), squeeze=False)[0]
     for axes, weights in zip(panels, kinds, strict=True):
@@ -163,7 +158,7 @@ def _draw_measured(part: Any, rows: pd.DataFrame, styles: dict[str, dict[str, An
             axes.errorbar(
                 times.index,
                 times["median"] * 1e3,
-                [part * 1e3 for part in spread],
+                [each * 1e3 for each in spread],
                 label=str(line),
                 **styles[str(line)],
             )
