@@ -98,7 +98,7 @@ class Page:
 
     @property
     def host_columns(self) -> list[str]:
-        return ["experiments", *_HOST.values()]
+        return [*_HOST.values(), "experiments"]
 
 
 def gathered(
@@ -177,7 +177,7 @@ def _clock(clock: str, cost: str) -> str:
 
 def _add_hosts(hosts: dict[tuple[str, ...], dict[str, str]], name: str, runs: pd.DataFrame) -> None:
     columns = [column for column in _HOST if column in runs]
-    for _, row in runs[columns].dropna(subset=["host"]).drop_duplicates().iterrows():
+    for _, row in runs[columns].dropna(subset=["host", "cores"]).drop_duplicates().iterrows():
         cells = {_HOST[c]: _plain(row[c]) for c in columns}
         key = tuple(cells.values())
         found = hosts.setdefault(key, cells | {"experiments": ""})
