@@ -142,8 +142,10 @@ def told(
             total += estimate.seconds or 0.0
     rest = f", and {unknown} of which no rows tell" if unknown else ""
     left = [step for step in steps if states[step.name] != "done"]
+    minutes = round(total / 60)
     lines.append(
-        f"about {total / 60:.0f} minutes{rest}, for {len(left)} of {len(steps)} experiments"
+        f"about {minutes} minute{'s' * (minutes != 1)}{rest}, "
+        f"for {len(left)} of {len(steps)} experiments"
     )
     return "\n".join(lines)
 

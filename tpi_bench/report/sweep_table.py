@@ -7,9 +7,11 @@ points apart too.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Sequence
+import statistics
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tpi_bench.report.names import system_name
 from tpi_bench.report.rows import SETTING_PREFIX, Asked, RunRow
@@ -55,21 +57,22 @@ def sweep_frame(runs: pd.DataFrame) -> pd.DataFrame:
 
     keys = _keys(runs)
     times = {k: v for k, v in _TIMES.items() if k not in _IF_KNOWN or runs[v].notna().any()}
+    known = [name for name in _MORE if runs[_TOLD_BY.get(name, name)].notna().any()]
+    is_repeated = bool(runs.config_hash.duplicated().any())
+    shown = runs[["config_hash", "status", *times.values(), *known]].join(keys)
+    points: dict[str, list[dict[Any, Any]]] = {}
+    for row in shown.to_dict("records"):
+        points.setdefault(row["config_hash"], []).append(row)
     lines = []
-    for _, repeats in runs.join(keys).groupby("config_hash", sort=False):
-        first = repeats.iloc[0]
-        line = {key: first[key] for key in keys} | {"status": _status(repeats)}
-        if runs.config_hash.duplicated().any():
+    for repeats in points.values():
+        line = {key: repeats[0][key] for key in keys} | {"status": _status(repeats)}
+        if is_repeated:
             line["repeats"] = len(repeats)
-        line |= {name: _milliseconds(repeats[column]) for name, column in times.items()}
-        if runs.joules_per_token.notna().any():
-            line["J a token"] = _folded(repeats.joules_per_token)
-        if runs.num_proposed.notna().any():
-            line["tokens a pass"] = _folded(repeats.tokens_per_pass)
-        if runs.tokens_equal.notna().any():
-            line["tokens"] = _verdict(repeats)
-        if runs.perplexity.notna().any():
-            line["perplexity"] = _folded(repeats.perplexity)
+        for name, column in times.items():
+            line[name] = _folded(row[column] * 1e3 for row in repeats)
+        for column in known:
+            name, fold = _MORE[column]
+            line[name] = fold(row[column] for row in repeats)
         lines.append(line)
     return pd.DataFrame(lines).rename(columns=_short)
 
@@ -106,24 +109,20 @@ def _asked(runs: pd.DataFrame) -> pd.DataFrame:
     return runs[[n for n in names if n in runs and runs[n].nunique(dropna=False) > 1]]
 
 
-def _status(repeats: pd.DataFrame) -> str:
+def _status(repeats: Sequence[Mapping[Any, Any]]) -> str:
     """`ok`, or how many ended in which way."""
-    counts = repeats.status.value_counts(sort=False)
+    counts = Counter(row["status"] for row in repeats)
     if len(counts) == 1:
-        return str(counts.index[0])
+        return str(next(iter(counts)))
     return ", ".join(f"{count} {status}" for status, count in counts.items())
 
 
-def _milliseconds(seconds: pd.Series) -> str:
-    return _folded(seconds * 1e3)
-
-
-def _folded(values: pd.Series) -> str:
+def _folded(values: Iterable[float]) -> str:
     """The median, and from where to where where they are several."""
-    found = values.dropna()
-    if found.empty:
+    found = [value for value in values if value == value]
+    if not found:
         return "-"
-    middle, least, most = map(_number, (found.median(), found.min(), found.max()))
+    middle, least, most = map(_number, (statistics.median(found), min(found), max(found)))
     return middle if least == most else f"{middle} ({least} to {most})"
 
 
@@ -131,8 +130,18 @@ def _number(value: float) -> str:
     return f"{value:.4g}" if abs(value) < 1e4 else f"{value:.0f}"
 
 
-def _verdict(repeats: pd.DataFrame) -> str:
-    found = repeats.tokens_equal.dropna()
-    if found.empty:
+def _verdict(values: Iterable[bool | None]) -> str:
+    found = [value for value in values if value is not None and value == value]
+    if not found:
         return "-"
-    return "equal" if found.astype(bool).all() else "DIFFER"
+    return "equal" if all(found) else "DIFFER"
+
+
+_TOLD_BY = {"tokens_per_pass": "num_proposed"}  # which all points have, also where none is drafted
+# Columns that are shown where any point has them: how they are called and folded.
+_MORE: dict[str, tuple[str, Callable[[Iterable[Any]], str]]] = {
+    "joules_per_token": ("J a token", _folded),
+    "tokens_per_pass": ("tokens a pass", _folded),
+    "tokens_equal": ("tokens", _verdict),
+    "perplexity": ("perplexity", _folded),
+}

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from tpi_bench.report.ledger.entries import Derived, Given, Measure, Quantity
-from tpi_bench.report.statistics import Interval, median_interval
+from tpi_bench.report.statistics import median_interval
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -69,20 +69,22 @@ def value_of(
         return Value(quantity.given, quantity.given, quantity.given, True)
     groups = dict(_by_group(quantity, tables))
     if not quantity.each:
-        return groups[""]
-    bounds = (quantity.above, quantity.below)
+        return _value(*groups[""])
+    middles = {place: float(values.median()) for place, (values, _) in groups.items()}
     if quantity.take == "count":
-        above, below = (math.nan if each is None else each for each in bounds)
-        found = [
-            value
-            for value in groups.values()
-            if bounds == (None, None) or value.middle > above or value.middle < below
-        ]
-        return Value(len(found), len(found), len(found), True, f"of {len(groups)}")
-    by_size = sorted(groups.items(), key=lambda each: each[1].middle)
+        count = sum(_is_beyond(middle, quantity) for middle in middles.values())
+        return Value(count, count, count, True, f"of {len(groups)}")
+    by_size = sorted(middles, key=lambda place: middles[place])
     at = {"least": 0, "most": -1, "median": (len(by_size) - 1) // 2}[quantity.take]
-    place, value = by_size[at]
-    return replace(value, place=place)
+    return replace(_value(*groups[by_size[at]]), place=by_size[at])
+
+
+def _is_beyond(middle: float, quantity: Quantity) -> bool:
+    """Above or below what is asked; without either, whatever it is."""
+    if quantity.above is None and quantity.below is None:
+        return True
+    is_above = quantity.above is not None and middle > quantity.above
+    return is_above or (quantity.below is not None and middle < quantity.below)
 
 
 def _derived(quantity: Derived, before: Mapping[str, Value]) -> Value:
@@ -109,29 +111,31 @@ def evaluated(expression: str, values: Mapping[str, Value]) -> Any:
 
 def _by_group(
     quantity: Quantity, tables: Mapping[str, pd.DataFrame]
-) -> Iterator[tuple[str, Value]]:
+) -> Iterator[tuple[str, tuple[pd.Series, bool]]]:
+    """Values by repeat, of a ratio those of its pairs, and whether they are exact."""
     ours = _picked(quantity, tables)
     theirs = None
     if quantity.over is not None:
         inherited = {"rows": quantity.rows, "column": quantity.column, "each": quantity.each}
-        other = Quantity(**{**inherited, **quantity.over})
-        theirs = _picked(other, tables)
-    groups = ours.keys() if theirs is None else ours.keys() & theirs.keys()
+        theirs = _picked(Quantity(**{**inherited, **quantity.over}), tables)
+    groups = [group for group in ours if theirs is None or group in theirs]
     if not groups:
         raise NoRows(quantity.rows, f"no group of {', '.join(quantity.each)} has both sides")
-    for group in sorted(groups, key=list(ours).index):
+    for group in groups:
         values, is_exact = ours[group]
         if theirs is not None:
             below, is_exact_too = theirs[group]
             is_exact = is_exact and is_exact_too
             paired = values.index.intersection(below.index)
             values = values[paired] / below[paired] if len(paired) else values / below.median()
-        yield group, _value(median_interval(values), is_exact)
+        yield group, (values, is_exact)
 
 
-def _value(interval: Interval, is_exact: bool) -> Value:
+def _value(values: pd.Series, is_exact: bool) -> Value:
     if is_exact:
-        return Value(interval.middle, interval.middle, interval.middle, True)
+        middle = float(values.median())
+        return Value(middle, middle, middle, True)
+    interval = median_interval(values)
     return Value(interval.middle, interval.low, interval.high, False)
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from matplotlib.colors import to_hex
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -59,7 +60,7 @@ class _Panel:
     def marks(self) -> Iterator[Mark]:
         for line in self._axes.lines:
             points: Any = zip(line.get_xdata(), line.get_ydata(), strict=True)  # type: ignore[arg-type]
-            label = _label(line)
+            label = _label(line) or self._name_of(line)
             if line.get_marker() in ("None", None, "", " ") and label is None:
                 continue  # a limit or a rule, without a point of its own
             for x, y in points:
@@ -70,6 +71,25 @@ class _Panel:
             yield from self._collection(collection)
         for image in self._axes.images:
             yield from self._image(image)
+
+    def _name_of(self, line: Any) -> str | None:
+        """Of a line with error bars, which have the name; else of what looks so in a legend."""
+        from matplotlib.container import ErrorbarContainer
+
+        for bars in self._axes.containers:
+            if isinstance(bars, ErrorbarContainer) and bars.lines[0] is line and _label(bars):
+                return _label(bars)
+        return self._legend.get((to_hex(line.get_color()), str(line.get_marker())))
+
+    @functools.cached_property
+    def _legend(self) -> dict[tuple[str, str], str]:
+        """Names by colour and marker."""
+        found = {}
+        for legend in (*self._figure.legends, self._axes.get_legend()):
+            for line in () if legend is None else legend.get_lines():
+                look = to_hex(line.get_color()), str(line.get_marker())
+                found[look] = str(line.get_label())
+        return {look: name for look, name in found.items() if not name.startswith("_")}
 
     def _point(self, label: str | None, x: Any, y: Any, transform: Any) -> Iterator[Mark]:
         try:

@@ -6,6 +6,8 @@ and the commands that made them, tells which section is whose.
 
 from __future__ import annotations
 
+import html
+import itertools
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -42,11 +44,13 @@ class Section:
 
 @dataclass(frozen=True)
 class Notes:
-    """`lead` stands before the first heading; `section_of` names a folder's section by its slug."""
+    """`lead` stands before the first heading; `section_of` names a folder's section by its slug,
+    `shows` says in words what it shows."""
 
     lead: list[Part]
     sections: list[Section]
     section_of: dict[str, str]
+    shows: dict[str, str]
 
 
 def read_notes(path: Path, name: str = "") -> Notes:
@@ -100,8 +104,10 @@ def notes_of(text: str, name: str = "") -> Notes:
             continue
         held.append(token)
     _close(reader, current, held)
-    section_of = {name: lead.slug} if name else dict(_sections_of_folders(text))
-    return Notes([] if name else lead.parts, sections, section_of)
+    table = [] if name else list(_folders(text))
+    section_of = {name: lead.slug} if name else {each: slug for each, slug, _ in table if slug}
+    shows = {each: words for each, _, words in table}
+    return Notes([] if name else lead.parts, sections, section_of, shows)
 
 
 def slug_of(title: str) -> str:
@@ -114,7 +120,7 @@ def _headings(tokens: Sequence[Token]) -> list[int]:
 
 
 def _inline(tokens: Sequence[Token], index: int) -> str:
-    return tokens[index + 1].content
+    return tokens[index + 1].content.replace("`", "")
 
 
 def _image(tokens: Sequence[Token], index: int) -> Token | None:
@@ -128,11 +134,18 @@ def _image(tokens: Sequence[Token], index: int) -> Token | None:
 def _close(reader: MarkdownIt, section: Section, held: list[Token]) -> None:
     """What is held becomes a part of the section."""
     if held:
-        renderer = RendererHTML()
-        written = renderer.render(held, reader.options, {})
-        region = '<div class="scroll" role="region" tabindex="0" aria-label="table"><table>'
-        written = written.replace("<table>", region)
-        section.parts.append(Part(html=written.replace("</table>", "</table></div>")))
+        written = RendererHTML().render(held, reader.options, {}).replace("<th></th>", "<td></td>")
+        number = itertools.count(1)
+        where = html.escape(f"{section.title or 'the beginning'}, part {len(section.parts) + 1}")
+
+        def scrolling(found: re.Match[str]) -> str:
+            words = f'role="region" tabindex="0" aria-label="{where}, {next(number)}"'
+            if found[0] == "<pre>":
+                return f'<pre class="scroll" {words}>'
+            return f'<div class="scroll" {words}>{found[0]}</div>'
+
+        written = re.sub(r"<table>.*?</table>|<pre>", scrolling, written, flags=re.DOTALL)
+        section.parts.append(Part(html=written))
     held.clear()
 
 
@@ -155,14 +168,13 @@ def _without_dead_links(tokens: Sequence[Token], slugs: set[str], prefix: str) -
                 child.tag = "span"
 
 
-def _sections_of_folders(text: str) -> Iterator[tuple[str, str]]:
-    """From lines as | `fig_lan` | `command` | [words](#slug) |."""
+def _folders(text: str) -> Iterator[tuple[str, str, str]]:
+    """Name, slug and words of lines as | `fig_lan` | `command` | [words](#slug) |."""
     for line in text.split("\n"):
         cells = [cell.strip() for cell in line.strip("|").split("|")]
-        if not line.startswith("| `") or len(cells) < 3:
+        if not line.startswith("| `") or len(cells) != 3:
             continue
-        link = re.search(r"\(#([\w-]+)\)", cells[-1])
-        if link is None:
-            continue
+        link = re.fullmatch(r"\[(.*)\]\(#([\w-]+)\)", cells[-1])
+        words, slug = link.groups() if link else (cells[-1], "")
         for name in re.findall(r"`([\w/]+)`", cells[0]):
-            yield name, link[1]
+            yield name, slug, words

@@ -98,7 +98,7 @@ class Page:
 
     @property
     def host_columns(self) -> list[str]:
-        return ["experiments", *_HOST.values()]
+        return [*_HOST.values(), "experiments"]
 
 
 def gathered(
@@ -177,7 +177,7 @@ def _clock(clock: str, cost: str) -> str:
 
 def _add_hosts(hosts: dict[tuple[str, ...], dict[str, str]], name: str, runs: pd.DataFrame) -> None:
     columns = [column for column in _HOST if column in runs]
-    for _, row in runs[columns].dropna(subset=["host"]).drop_duplicates().iterrows():
+    for _, row in runs[columns].dropna(subset=["host", "cores"]).drop_duplicates().iterrows():
         cells = {_HOST[c]: _plain(row[c]) for c in columns}
         key = tuple(cells.values())
         found = hosts.setdefault(key, cells | {"experiments": ""})
@@ -198,16 +198,22 @@ def _place_those_without(
     by_slug = {section.slug: section for section in sections}
     shown = {name for section in sections for name in section.folders}
     section_of = {name: slug for each in notes for name, slug in each.section_of.items()}
+    shows = {name: words for each in notes for name, words in each.shows.items()}
     for name in experiments:
         if name in shown:
             continue
-        words = f"figure of {name}"
-        slug = section_of.get(name) or section_of.get(name.partition("/")[0])
-        section = by_slug.get(slug or "")
+        section = by_slug.get(_nearest(name, section_of) or "")
         if section is None:
-            section = Section(name, f"of-{slug_of_folder(name)}")
+            title = f"{shows[name].capitalize()} ({name})" if name in shows else name
+            section = Section(title, f"of-{slug_of_folder(name)}")
             sections.append(section)
-        section.parts.append(Part(folder=name, words=words))
+        section.parts.append(Part(folder=name, words=shows.get(name, name)))
+
+
+def _nearest(name: str, section_of: Mapping[str, str]) -> str | None:
+    """Its own section, that of the folder it lies in, or of the experiment it is a variant of."""
+    begins = [known for known in section_of if re.match(rf"{re.escape(known)}(?:[_/]|$)", name)]
+    return section_of[max(begins, key=len)] if begins else None
 
 
 def html_of(page: Page) -> str:

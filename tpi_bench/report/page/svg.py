@@ -45,7 +45,7 @@ def svg_of(figure: Figure, name: str, words: str) -> Picture:
     _with_own_neutrals(figure)
     text = io.StringIO()
     with plt.rc_context({"svg.fonttype": "path", "svg.hashsalt": name}):
-        figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
+        figure.savefig(text, format="svg", facecolor="none", metadata={"Date": None})
     marks = "".join(mark.svg() for mark in marks_of(figure))
     plt.close(figure)
     drawn, glyphs = _compact(text.getvalue(), name)
@@ -90,10 +90,13 @@ def _with_own_neutrals(figure: Figure) -> None:
     from matplotlib.patches import Patch
     from matplotlib.text import Text
 
-    kept = {id(part) for axes in figure.axes if _is_map(axes) for part in axes.get_children()}
-    grids = set[int]()
+    kept, grids = set[int](), set[int]()
+    has_map = any(map(_is_map, figure.axes))  # whose legend shows colours as the map does
     for axes in figure.axes:
-        kept -= {id(part) for part in (*axes.spines.values(), axes.patch)}
+        if _is_map(axes):
+            kept |= {id(part) for part in (*axes.texts, *axes.lines, *axes.patches, axes.patch)}
+        else:
+            axes.patch.set_facecolor("none")
         grids |= {id(line) for line in (*axes.get_xgridlines(), *axes.get_ygridlines())}
     parts: Any = figure.findobj(lambda part: id(part) not in kept)
     for part in parts:
@@ -104,7 +107,8 @@ def _with_own_neutrals(figure: Figure) -> None:
             part.set_markerfacecolor(_own(part.get_markerfacecolor()))
             part.set_markeredgecolor(_own(part.get_markeredgecolor()))
         elif isinstance(part, Patch):
-            part.set_facecolor(_own(part.get_facecolor()))
+            face = part.get_facecolor()
+            part.set_facecolor(_on_white(face) if has_map else _own(face))
             part.set_edgecolor(_own(part.get_edgecolor()))
         elif hasattr(part, "get_edgecolors") and len(part.get_edgecolors()) == 1:
             part.set_edgecolor(_own(tuple(part.get_edgecolors()[0])))  # error bars and the like
@@ -121,6 +125,15 @@ def _own(colour: Any) -> Any:
         return colour
     own = _INK if red < _DARK else _GRID if red < _LIGHT else _PAPER
     return own if alpha == 1 else (own, alpha)
+
+
+def _on_white(colour: Any) -> Any:
+    """As it looks on white paper, where it is a colour that lets some of it through."""
+    from matplotlib.colors import to_rgba
+
+    own = _own(colour)
+    *parts, alpha = to_rgba(colour)
+    return tuple(1 - alpha * (1 - part) for part in parts) if own is colour and alpha else own
 
 
 def _is_map(axes: Axes) -> bool:
