@@ -71,7 +71,7 @@ class DllamaSystem(TpiSystem):
     def allreduce(self) -> Collective:
         if self.prompt_sync == "together":
             return super().allreduce
-        return replace(super().allreduce, run=_by_position(super().allreduce.run))
+        return replace(super().allreduce, run=_by_position(super().allreduce.run), to_hub=None)
 
 
 def _refuse_what_it_refuses(config: ModelConfig, site: Site) -> None:

@@ -46,6 +46,25 @@ def test_sum_and_bits(name: str, world_size: int, count: int) -> None:
     assert all(torch.equal(a, b) for a, b in zip(first, late, strict=True))
 
 
+@pytest.mark.parametrize("world_size", [2, 3, 5, 8])
+@pytest.mark.parametrize("name", ["star", "tree"])
+def test_a_last_sum_comes_to_the_hub_alone(name: str, world_size: int) -> None:
+    """It is the same there, and half of the messages are sent."""
+    record, inputs = COLLECTIVES[name], partials(world_size, 64)
+
+    def program(rt: LocalRuntime) -> torch.Tensor:
+        assert record.to_hub is not None
+        sums = record.to_hub(rt, inputs[rt.rank].clone())
+        rt.send((rt.rank + 1) % world_size, torch.tensor([float(rt.rank)]))
+        follows = torch.empty(1)  # nothing else is on its way
+        rt.recv((rt.rank - 1) % world_size, follows)
+        assert follows == (rt.rank - 1) % world_size
+        return sums
+
+    total = run_ranks(world_size, program)[0]
+    assert torch.equal(total, reduced(name, "auto", inputs)[0])
+
+
 def in_turn(parts: list[torch.Tensor]) -> torch.Tensor:
     return functools.reduce(torch.add, parts)
 
@@ -267,7 +286,7 @@ def test_a_record_without_a_formula_is_refused_by_name() -> None:
     """Whichever it is: nothing is taken from another collective."""
     given = vars(COLLECTIVES["star"]) | {"name": "butterfly"}
     assert Collective(**given).name == "butterfly"
-    formulas = [name for name in given if name not in ("name", "run")]
+    formulas = [name for name in given if name not in ("name", "run", "to_hub")]
     assert len(formulas) == 7
     for lacking in formulas:
         some = {name: value for name, value in given.items() if name != lacking}

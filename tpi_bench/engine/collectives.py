@@ -52,6 +52,9 @@ class Collective:
     a hub that has the sum to the others; None where there is no hub. `received`: how many payloads
     a device takes in before it adds them. `messages`: how many packed ones it has at once, its own
     included: one place will do where each goes out before the next comes in.
+
+    `to_hub` leaves the way back out, so that the master alone has the sum, as of a pass's last one,
+    which nobody else needs. Without one, `run` ends a pass too.
     """
 
     name: str
@@ -63,6 +66,7 @@ class Collective:
     way_back: Callable[[int], int] | None = _not_given
     received: Callable[[int], int] = _not_given
     messages: Callable[[int], int] = _not_given
+    to_hub: Allreduce | None = None
 
     def __post_init__(self) -> None:
         missing = [name for name, value in vars(self).items() if value is _not_given]
@@ -112,6 +116,15 @@ def star(rt: Runtime, partial: torch.Tensor, wire: Wire = AS_COMPUTED) -> torch.
     return partial
 
 
+def _star_to_hub(rt: Runtime, partial: torch.Tensor, wire: Wire = AS_COMPUTED) -> torch.Tensor:
+    """The first half of `star`."""
+    if rt.rank == 0:
+        _gather_sum(rt, partial, range(1, rt.world_size), wire)
+    else:
+        rt.send(0, wire.pack(rt, partial))
+    return partial
+
+
 def tree(rt: Runtime, partial: torch.Tensor, wire: Wire = AS_COMPUTED) -> torch.Tensor:
     """Depth 2: leaves to the head of their group, heads to the master, and back the same way."""
     groups = tree_groups(rt.world_size)
@@ -128,6 +141,21 @@ def tree(rt: Runtime, partial: torch.Tensor, wire: Wire = AS_COMPUTED) -> torch.
     else:
         rt.send(group[0], wire.pack(rt, partial))
         wire.receive(rt, group[0], partial)
+    return partial
+
+
+def _tree_to_hub(rt: Runtime, partial: torch.Tensor, wire: Wire = AS_COMPUTED) -> torch.Tensor:
+    """The first half of `tree`."""
+    groups = tree_groups(rt.world_size)
+    if rt.rank == 0:
+        _gather_sum(rt, partial, [group[0] for group in groups], wire)
+        return partial
+    group = next(group for group in groups if rt.rank in group)
+    if rt.rank == group[0]:
+        _gather_sum(rt, partial, group[1:], wire)
+        rt.send(0, wire.pack(rt, partial))
+    else:
+        rt.send(group[0], wire.pack(rt, partial))
     return partial
 
 
@@ -253,6 +281,7 @@ _ALL = (
         way_back=lambda n: 1,
         received=lambda n: 1,
         messages=lambda n: 1,
+        to_hub=_star_to_hub,
     ),
     Collective(
         name="tree",
@@ -264,6 +293,7 @@ _ALL = (
         way_back=lambda n: 2 if n > 2 else 1,
         received=lambda n: 1,
         messages=lambda n: 1,
+        to_hub=_tree_to_hub,
     ),
     Collective(
         name="ring",

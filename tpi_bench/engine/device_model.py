@@ -129,13 +129,21 @@ class DeviceModel:
             self._rotary.seen(position, past, self.dtype)  # once, and no part of a block's work
         self._num_cached = past
 
-    def layers(self, x: torch.Tensor, position: int, combine: Combine) -> torch.Tensor:
-        """Run the device's blocks; `combine` turns each partial sum (T, h) into the whole one.
+    def layers(
+        self,
+        x: torch.Tensor,
+        position: int,
+        combine: Combine,
+        combine_last: Combine | None = None,
+    ) -> torch.Tensor:
+        """Run the device's blocks; `combine` turns each partial sum (T, h) into the whole one, or
+        `combine_last` that of the last block.
 
         x (T, h) is of positions `position` to `position` + T - 1; see `begin`.
         """
         self.begin(x.shape[0], position)
-        return self.through(self.layer_blocks, x, position, combine)
+        x = self.through(self.layer_blocks[:-1], x, position, combine)
+        return self.through(self.layer_blocks[-1:], x, position, combine_last or combine)
 
     def through(
         self,

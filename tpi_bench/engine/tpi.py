@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     import torch
 
     from tpi_bench.contract.runtime import Runtime
-    from tpi_bench.engine.device_model import DeviceModel
+    from tpi_bench.engine.device_model import Combine, DeviceModel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,10 +79,11 @@ class TpiSystem(WindowedSystem):
         if count == 1:
             return Traffic()
         num_sums, nbytes = 2 * job.config.num_layers, hidden_bytes(job, self.wire)
+        back = count - 1 if collective.to_hub else 0  # which the last sum has not
         return Traffic(
             latencies=token_steps(collective, count, job.config.num_layers),
             serial_bytes=num_sums * collective.between(count) * nbytes,
-            all_bytes=(num_sums * collective.sent(count) + count - 1) * nbytes,
+            all_bytes=(num_sums * collective.sent(count) + count - 1 - back) * nbytes,
         )
 
     @property
@@ -130,14 +131,14 @@ class _Master:
         self._wire = wire
         self._steps = Steps(rt)
         self._workers = range(1, rt.world_size)
-        self._whole = whole_sum(rt, collective, wire)
+        self._sums = pass_sums(rt, collective, wire)
 
     def forward(self, token_ids: list[int], position: int, num_back: int = 1) -> torch.Tensor:
         """New token ids -> logits (v,) of the last, or (n, v) of the last n."""
         x = self._model.embed(token_ids)
         self._steps.announce(self._workers, len(token_ids), position)
         self._wire.broadcast(self._rt, x, self._workers)
-        x = self._model.layers(x, position, self._whole)
+        x = self._model.layers(x, position, *self._sums)
         return self._model.logits(x, num_back)
 
     def close(self) -> None:
@@ -149,10 +150,20 @@ def _run_worker(rt: Runtime, model: DeviceModel, collective: Collective, wire: W
     """Ranks above 0: take a step's embedding, add the own part of every block, until the end."""
     from tpi_bench.engine.device_model import Steps
 
-    whole = whole_sum(rt, collective, wire)
+    sums = pass_sums(rt, collective, wire)
     for num_new, position in Steps(rt):
-        model.layers(model.receive_hidden(0, num_new, wire), position, whole)
+        model.layers(model.receive_hidden(0, num_new, wire), position, *sums)
     model.window.close()
+
+
+def pass_sums(rt: Runtime, collective: Collective, wire: Wire) -> tuple[Combine, Combine]:
+    """What makes a block's partial sums whole, and what those of the last block, which the master
+    alone goes on with.
+    """
+    whole, to_hub = whole_sum(rt, collective, wire), collective.to_hub
+    if to_hub is None or rt.world_size == 1:
+        return whole, whole
+    return whole, lambda partial: to_hub(rt, partial, wire)
 
 
 def whole_sum(
@@ -167,10 +178,9 @@ def whole_sum(
 def token_steps(collective: Collective, num_devices: int, num_layers: int) -> int:
     """One-way latencies on the critical path of one token, as the master sees it.
 
-    Two allreduces a layer and the embedding's broadcast, less what the master need not wait for:
-    after the last allreduce the sum's way back to the workers. Where peers exchange without a hub,
-    a worker that starts one latency late meets messages that are there already, and the broadcast
-    hides: it is not counted, so this is a lower bound.
+    Two allreduces a layer and the embedding's broadcast; the last sum has no way back. Where peers
+    exchange without a hub, a worker that starts one latency late meets messages that are there
+    already, and the broadcast hides: it is not counted, so this is a lower bound.
     """
     steps = 2 * num_layers * collective.num_steps(num_devices)
     if num_devices == 1 or collective.way_back is None:
