@@ -8,7 +8,7 @@ experiments.bench_virtual FOLDER`.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tpi_bench.report import figures, looks, names
 from tpi_bench.report.drawing import Drawing, succeeded
@@ -98,7 +98,12 @@ def _draw_event_axes(axes: Axes) -> None:
     axes.set_xscale("log")
     figures.log_milliseconds(axes)
     axes.axhline(_MOST_EVENT_US, color="k", linewidth=0.7)
-    place = {"transform": axes.get_yaxis_transform(), "va": "bottom", "ha": "right", "fontsize": 6}
+    place: dict[str, Any] = {
+        "transform": axes.get_yaxis_transform(),
+        "va": "bottom",
+        "ha": "right",
+        "fontsize": 6,
+    }
     axes.text(0.99, _MOST_EVENT_US, f"asked: {_MOST_EVENT_US:g} at {_AT_DEVICES} devices", **place)
     axes.set_xlabel("events of a run")
     axes.set_ylabel("wall time of an event (µs)")

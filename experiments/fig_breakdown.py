@@ -83,7 +83,7 @@ def draw(rows: pd.DataFrame) -> Figure:
     counts = [tokens[tokens.setting == setting].line.nunique() for setting in settings]
     clocks = list(dict.fromkeys(memory.clock))
     figure = figures.new_figure(1.5 + 0.21 * sum(counts) + 0.3 * len(counts), num_columns=2)
-    left, right = figure.subfigures(1, 2, width_ratios=[5, 3])
+    left, right = figure.subfigures(1, 2, squeeze=False, width_ratios=[5, 3])[0]
     if settings:
         panels = left.subplots(len(settings), 1, squeeze=False, height_ratios=counts)[:, 0]
         for axes, setting in zip(panels, settings, strict=True):
@@ -100,8 +100,7 @@ def draw(rows: pd.DataFrame) -> Figure:
         for axes, clock in zip(panels, clocks, strict=True):
             _draw_memory(axes, memory[memory.clock == clock])
         panels[-1].set_xlabel("devices")
-        handles = figures.handles_of(panels)
-        right.legend(*handles, loc="outside lower center", ncol=2, frameon=False)
+        right.legend(*figures.handles_of(panels), loc="outside lower center", ncol=2, frameon=False)
     return figure
 
 

@@ -34,7 +34,7 @@ def table(rows: pd.DataFrame) -> str:
     import pandas as pd
 
     groups = rows.groupby(["panel", "model", "line"], sort=False)
-    lines = [_cells(*key, own) for key, own in groups]
+    lines = [_cells(panel, model, line, own) for (panel, model, line), own in groups]
     return "\n".join([pd.DataFrame(lines).fillna("-").to_string(index=False), *_findings(rows)])
 
 

@@ -99,7 +99,7 @@ def name_on_line(axes: Axes, xs: Any, ys: Any, words: str, size: float = 6.0) ->
         if axes.get_xscale() == "log"
         else (np.asarray(places).mean(axis=0))
     )
-    place = {"xytext": (1, 1.5), "textcoords": "offset points", "fontsize": size}
+    place: dict[str, Any] = {"xytext": (1, 1.5), "textcoords": "offset points", "fontsize": size}
     axes.annotate(words, (x, y), **place)
 
 

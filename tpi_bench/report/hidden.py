@@ -88,7 +88,8 @@ def _in_room(axes: Axes, words: str, size: float = 6.0) -> tuple[Text, int]:
     for x, y, ha, va in _PLACES:
         text.set(x=x, y=y, ha=ha, va=va)
         box = text.get_window_extent().transformed(axes.transAxes.inverted())
-        inside = (taken > box.min - 0.01).all(axis=1) & (taken < box.max + 0.01).all(axis=1)
+        low, high = np.asarray(box.min) - 0.01, np.asarray(box.max) + 0.01
+        inside = ((taken > low) & (taken < high)).all(axis=1)
         if inside.sum() < fewest:
             best, fewest = (x, y, ha, va), int(inside.sum())
     x, y, ha, va = best
