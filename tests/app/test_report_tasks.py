@@ -78,7 +78,8 @@ def test_the_ledger_on_a_terminal_and_as_json() -> None:
     assert status == 0
     assert "\n 14. A window of two blocks is enough." in shown
     assert "\n     HOLDS: " in shown
-    assert "run python -m tpi_bench" in shown
+    assert "\nnot shown for want of rows (python -m tpi_bench +experiment=NAME" in shown
+    assert "\n     1: tab_memory and fig_scaling\n" in shown
     status, shown, _ = typed("task=ledger", str(RESULTS / "fig_window"), "report=json")
     claims = {claim["question"]: claim for claim in json.loads(shown)["claims"]}
     assert claims[14]["verdict"] == "holds"
