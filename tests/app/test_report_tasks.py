@@ -66,7 +66,7 @@ def test_a_folder_of_ones_own(tmp_path: Path) -> None:
     said = json.loads(shown)
     assert (said["page"], said["experiments"]) == (str(own / "report.html"), 1)
     assert said["verdicts"]["holds"] == 0
-    assert "no claim is about these folders" in told
+    assert "no claim can be judged from these folders alone" in told
     page = (own / "report.html").read_text()
     assert "The claims" not in page
     assert "<svg class" not in page  # nothing says who draws it
