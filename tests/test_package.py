@@ -122,6 +122,15 @@ def test_what_lies_beside_the_code_comes_along(python: Path, tmp_path: Path) -> 
     shutil.copytree(stored, tmp_path / "tab_memory")
     done = run_in(tmp_path, python, "-m", "experiments.tab_memory", "tab_memory")
     assert "tab_memory.png" in done.stdout
+    done = run_in(tmp_path, python, "-m", "tpi_bench", "task=report", "tab_memory")
+    assert "tab_memory/report.html: 1 experiment," in done.stdout
+    page = (tmp_path / "tab_memory" / "report.html").read_text()
+    assert "<svg class=" in page
+    assert "What holds of TPI-LLM" in page
+    told = run_in(tmp_path, python, "-m", "tpi_bench", "task=ledger", "tab_memory").stdout
+    assert told.rstrip().endswith("31 claims: 31 not shown")
+    told = run_in(tmp_path, python, "-m", "tpi_bench", "task=reproduce", "estimate=true").stdout
+    assert "fig_latency" in told
     shown = run_in(tmp_path, python, "-m", "tpi_bench", "--help").stdout
     assert "fig_latency" in shown
     assert "lone" in shown

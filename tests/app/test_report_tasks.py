@@ -66,7 +66,7 @@ def test_a_folder_of_ones_own(tmp_path: Path) -> None:
     said = json.loads(shown)
     assert (said["page"], said["experiments"]) == (str(own / "report.html"), 1)
     assert said["verdicts"]["holds"] == 0
-    assert "no claim is about these folders" in told
+    assert "no claim can be judged from these folders alone" in told
     page = (own / "report.html").read_text()
     assert "The claims" not in page
     assert "<svg class" not in page  # nothing says who draws it
@@ -78,7 +78,8 @@ def test_the_ledger_on_a_terminal_and_as_json() -> None:
     assert status == 0
     assert "\n 14. A window of two blocks is enough." in shown
     assert "\n     HOLDS: " in shown
-    assert "run python -m tpi_bench" in shown
+    assert "\nnot shown for want of rows (python -m tpi_bench +experiment=NAME" in shown
+    assert "\n     1: tab_memory and fig_scaling\n" in shown
     status, shown, _ = typed("task=ledger", str(RESULTS / "fig_window"), "report=json")
     claims = {claim["question"]: claim for claim in json.loads(shown)["claims"]}
     assert claims[14]["verdict"] == "holds"

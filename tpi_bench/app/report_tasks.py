@@ -37,7 +37,10 @@ def report(given: Mapping[str, str]) -> ExitStatus:
     ledger = _judged(given, folders)
     if ledger and all(each.missing for each in ledger):
         ledger = []
-        print("note: no claim is about these folders, so the page has no ledger", file=sys.stderr)
+        print(
+            "note: no claim can be judged from these folders alone, so the page has no ledger",
+            file=sys.stderr,
+        )
     notes = _notes(given, roots)
     page = gathered(
         folders,
@@ -59,8 +62,8 @@ def report(given: Mapping[str, str]) -> ExitStatus:
         said = {"status": "ok", "exit_reason": ExitStatus.OK.reason, "page": str(path)}
         print(json.dumps(said | {"experiments": len(folders), "verdicts": page.counts}))
     else:
-        size = len(text.encode()) / 1e6
-        print(f"{path}: {len(folders)} experiments, {size:.1f} MB; opens in any browser")
+        size, many = len(text.encode()) / 1e6, "s" * (len(folders) != 1)
+        print(f"{path}: {len(folders)} experiment{many}, {size:.1f} MB; opens in any browser")
     return ExitStatus.OK
 
 
