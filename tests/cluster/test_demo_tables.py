@@ -25,6 +25,11 @@ def test_a_drivers_cost_leaves_out_how_it_starts() -> None:
     assert " ".join(words[6:]) == "150 at 100, 150 at 250, 150 at 500, 150 at 1000"
 
 
+def test_sweeps_double_up_to_the_points_that_are_asked_for() -> None:
+    assert driver_cost.sizes_to(10_000) == [312, 625, 1250, 2500, 5000, 10_000]
+    assert driver_cost.sizes_to(100) == [100]
+
+
 def test_more_workers_than_cores_are_refused() -> None:
     with pytest.raises(ValueError, match="--workers=4096: this host has"):
         driver_cost.looks(4096, 1)

@@ -63,7 +63,7 @@ class Stage:
     folder: Path
     arguments: tuple[str, ...]
     disk: Path | None = None
-    tokens: list[int] = field(default_factory=list)
+    agents: set[int] = field(default_factory=set)  # which have been there
 
     @property
     def victim(self) -> str:
@@ -75,16 +75,17 @@ class Stage:
         said = self.driver.hear()
         if "begun" not in said:
             raise RuntimeError(f"the point has not begun: {said}")
+        self.agents |= {process.pid for process in self.machines.agents()}
 
     def left(self) -> list[str]:
-        """Devices that still run after a while, groups for their memory, and files."""
+        """Devices that still run after a while, and groups for their memory."""
         self.machines.await_no_devices(_ENOUGH_S)
         found = [
             f"device {process.pid} on machine {number}"
             for number in self.machines.rays
             for process in self.machines.devices(number)
         ]
-        return found + traces_on_this_host()
+        return found + [str(path) for path in traces() if set(_numbers(path)) & self.agents]
 
 
 Harm = Callable[[Stage], None]
@@ -289,11 +290,13 @@ def small_disk() -> Iterator[Path | None]:
         os.rmdir(folder)
 
 
-def traces_on_this_host() -> list[str]:
-    """What devices might leave: their groups, and the files of their logits."""
-    groups = Path("/sys/fs/cgroup").rglob("tpi_bench-*-rank*")
-    files = Path(tempfile.gettempdir()).glob("tpi_bench-logits-*")
-    return [str(path) for path in (*groups, *files)]
+def traces() -> list[Path]:
+    """Groups for memory of all programs on this host; the name of each has its maker's number."""
+    return list(Path("/sys/fs/cgroup").rglob("tpi_bench-*-rank*"))
+
+
+def _numbers(path: Path) -> list[int]:
+    return [int(text) for text in re.findall(r"tpi_bench-(\d+)-", path.name)]
 
 
 def line_of(name: str, tries: list[Tried]) -> str:
