@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from tpi_bench.app.arguments import as_typed
 from tpi_bench.app.typed import did_you_mean
 from tpi_bench.report.durations import seconds_each
 from tpi_bench.report.folder import ResultsFolder
@@ -116,9 +117,9 @@ def state_of(step: Step, folder: Path, commit: str) -> str:
     results = ResultsFolder(target)
     if results.is_unused:
         return "new"
-    typed = [text for text in results.arguments or [] if not text.startswith("output_dir=")]
-    kept = [text for text in typed if not text.startswith("cache_dir=")]
-    if kept == step.arguments and not results.is_finished:
+    typed = [as_typed(text) for text in results.arguments or []]
+    kept = [text for text in typed if not text.startswith(("output_dir=", "cache_dir="))]
+    if sorted(kept) == sorted(step.arguments) and not results.is_finished:
         commits = {record.run.commit for record in results.records()}
         return "resume" if commits <= {commit} else "again"
     raise ValueError(
