@@ -52,7 +52,8 @@ def reproduce(given: Mapping[str, str]) -> ExitStatus:
     blocks = cache.cache_folder(given.get("cache_dir"))
     left = [step for step in steps if states[step.name] != "done"]
     print(told(steps, states, estimates), flush=True)
-    print(disk_told(left, estimates, blocks, folder), flush=True)
+    if left:
+        print(disk_told(left, estimates, blocks, folder), flush=True)
     if is_estimate:
         return ExitStatus.OK
     failed = _run_all(left, states, folder, given.get("cache_dir"), commit)

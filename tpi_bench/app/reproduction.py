@@ -143,6 +143,8 @@ def told(
             total += estimate.seconds or 0.0
     rest = f", and {unknown} of which no rows tell" if unknown else ""
     left = [step for step in steps if states[step.name] != "done"]
+    if not left:
+        return "\n".join([*lines, "nothing is left to run"])
     minutes = round(total / 60)
     lines.append(
         f"about {minutes} minute{'s' * (minutes != 1)}{rest}, "
@@ -158,10 +160,11 @@ def disk_told(
     block_gb = sum(step.cache_gb for step in steps)
     rows_mb = sum(estimates[step.name].rows_bytes for step in steps) / 1e6
     there_gb, free_gb = size_of(cache) / 1e9, _free_bytes(cache) / 1e9
+    note = "" if block_gb <= free_gb else "; that may be too little: cache_dir=DIR is another place"
     return (
         f"disk: up to {block_gb:.0f} GB of models and block files in {cache} (which holds "
         f"{there_gb:.0f} GB now; {free_gb:.0f} GB are free there), {rows_mb:.0f} MB of rows and "
-        f"figures in {folder}"
+        f"figures in {folder}{note}"
     )
 
 
