@@ -130,7 +130,13 @@ def test_figures_of_a_page_share_letters_and_nothing_else() -> None:
 
 
 def test_folders_by_name(tmp_path: Path) -> None:
-    for name in ("fig_a", "more/fig_b", "runs/fig_c/2026-01-01_10-00-00", ".fig_a.before"):
+    for name in (
+        "fig_a",
+        "more/fig_b",
+        "runs/fig_c/2026-01-01_10-00-00",
+        "reference/fig_a",
+        ".fig_a.before",
+    ):
         (tmp_path / name).mkdir(parents=True)
         (tmp_path / name / "runs.parquet").touch()
     assert list(collected([tmp_path])) == ["fig_a", "more/fig_b"]

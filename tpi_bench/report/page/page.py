@@ -248,6 +248,6 @@ def html_of(page: Page) -> str:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    text = environment.get_template("page.html").render(page=page, slug=slug_of_folder)
+    text = environment.get_template("page.html").render(page=page)
     ids = set(_ID.findall(text))
     return _LINK.sub(lambda link: link[0] if link[1] in ids else "<a>", text)
