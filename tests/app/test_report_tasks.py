@@ -42,6 +42,8 @@ def test_a_page_of_two_folders(page: str) -> None:
     assert page.count('data-verdict="holds"') >= 2  # of these folders; others are not there
     assert "run python -m tpi_bench +experiment=fig_fidelity" in page
     assert "A window of two blocks is enough." in page
+    assert "Which allreduce on which network?" not in page  # whose rows were not given
+    assert "What is measured, and how" in page
 
 
 def test_it_loads_nothing(page: str) -> None:
@@ -76,7 +78,7 @@ def test_a_folder_of_ones_own(tmp_path: Path) -> None:
 def test_the_ledger_on_a_terminal_and_as_json() -> None:
     status, shown, _ = typed("task=ledger", str(RESULTS / "fig_window"))
     assert status == 0
-    assert "\n 14. A window of two blocks is enough." in shown
+    assert shown.startswith(" 14. A window of two blocks is enough.")
     assert "\n     HOLDS: " in shown
     assert "\nnot shown for want of rows (python -m tpi_bench +experiment=NAME" in shown
     assert "\n     1: tab_memory and fig_scaling\n" in shown

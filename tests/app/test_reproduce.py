@@ -17,6 +17,7 @@ import yaml
 
 from tests.helpers.command_line import ROOT, run_here
 from tpi_bench.app import reproduce
+from tpi_bench.app.arguments import for_hydra
 from tpi_bench.app.errors import ExitStatus
 from tpi_bench.app.main import main
 from tpi_bench.app.reproduction import COMMITTED, MARK, PLAN, Step, estimate_of, read_steps
@@ -120,10 +121,13 @@ def test_what_was_stopped_goes_on(
 ) -> None:
     target = tmp_path / "reference" / "fig_keep"
     (target / "points").mkdir(parents=True)
-    typed_once = ["+experiment=fig_keep", f"output_dir={target}"]
-    (target / "overrides.json").write_text(json.dumps(typed_once))
+    plan = tmp_path / "plan.yaml"
+    plan.write_text("- {name: fig_keep, typed: ['prompt=What, and why?']}")
+    typed_once = ["+experiment=fig_keep", "prompt=What, and why?", f"output_dir={target}"]
+    kept = for_hydra(typed_once, lambda: "")  # as the program keeps it
+    (target / "overrides.json").write_text(json.dumps(kept))
     (target / "points" / "a.json").write_text(record_of(str(provenance()["commit"])))
-    status, shown, told = typed(*given, "only=fig_keep")
+    status, shown, told = typed(*given)
     assert status == 0, told
     assert "goes on" in shown
     assert programs.typed[0][0] == f"resume={target}"

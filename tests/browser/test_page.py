@@ -1,7 +1,7 @@
 """The page of all committed results in a real browser: desktop, phone, dark, print, no script.
 
 `make test_report` runs these; they are skipped where playwright or a browser is missing.
-`--screenshots` are left in the folder that TPI_BENCH_SCREENSHOTS names, to be looked at.
+Screenshots are left in the folder that TPI_BENCH_SCREENSHOTS names, to be looked at.
 """
 
 from __future__ import annotations

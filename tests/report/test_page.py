@@ -13,6 +13,7 @@ from tests.helpers.command_line import ROOT
 from tpi_bench.report import figures
 from tpi_bench.report.collection import collected, name_of
 from tpi_bench.report.page.notes import notes_of, slug_of
+from tpi_bench.report.page.page import Page
 from tpi_bench.report.page.svg import glyphs_svg, svg_of
 
 NOTES = """# Results
@@ -129,7 +130,13 @@ def test_figures_of_a_page_share_letters_and_nothing_else() -> None:
 
 
 def test_folders_by_name(tmp_path: Path) -> None:
-    for name in ("fig_a", "more/fig_b", "runs/fig_c/2026-01-01_10-00-00", ".fig_a.before"):
+    for name in (
+        "fig_a",
+        "more/fig_b",
+        "runs/fig_c/2026-01-01_10-00-00",
+        "reference/fig_a",
+        ".fig_a.before",
+    ):
         (tmp_path / name).mkdir(parents=True)
         (tmp_path / name / "runs.parquet").touch()
     assert list(collected([tmp_path])) == ["fig_a", "more/fig_b"]
@@ -149,3 +156,15 @@ def test_every_section_of_the_committed_notes_can_be_reached() -> None:
     slugs = {section.slug for section in notes.sections}
     assert set(notes.section_of.values()) <= slugs
     assert len(notes.sections) > 15
+
+
+def test_a_folder_without_rows_has_its_picture(tmp_path: Path) -> None:
+    (tmp_path / "fig_a").mkdir()
+    image = tmp_path / "fig_a" / "fig_a.png"
+    image.write_bytes(b"\x89PNG")
+    (part, *_) = notes_of(NOTES, beside=tmp_path).sections[0].parts
+    assert part.image == image
+    assert Page.embedded(image) == "data:image/png;base64,iVBORw=="
+    (tmp_path / "fig_a" / "runs.parquet").touch()
+    assert Page.embedded(image) == ""  # it would be drawn, had it been given
+    assert Page.embedded(tmp_path / "no.png") == ""

@@ -31,6 +31,8 @@ from tpi_bench.app.reproduction import (
 from tpi_bench.host import cache
 from tpi_bench.host.machine import provenance
 from tpi_bench.report.collection import has_rows
+from tpi_bench.report.durations import seconds_of
+from tpi_bench.report.results import load
 
 _COMMAND = (sys.executable, "-m", "tpi_bench")
 _DEFAULT = "results/reference"
@@ -50,7 +52,8 @@ def reproduce(given: Mapping[str, str]) -> ExitStatus:
     blocks = cache.cache_folder(given.get("cache_dir"))
     left = [step for step in steps if states[step.name] != "done"]
     print(told(steps, states, estimates), flush=True)
-    print(disk_told(left, estimates, blocks, folder), flush=True)
+    if left:
+        print(disk_told(left, estimates, blocks, folder), flush=True)
     if is_estimate:
         return ExitStatus.OK
     failed = _run_all(left, states, folder, given.get("cache_dir"), commit)
@@ -94,21 +97,13 @@ def _run(step: Step, state: str, folder: Path, cache_dir: str | None, commit: st
     if status in _GOOD and (target / "runs.parquet").is_file():
         shutil.rmtree(target / "points", ignore_errors=True)  # its tables are what is kept
         shutil.rmtree(before, ignore_errors=True)
-        seconds = time.monotonic() - begun + _earlier_s(target, state)
+        seconds = time.monotonic() - begun
+        if state == "resume":  # without the break
+            seconds = seconds_of(load(target).runs)
         mark = {"arguments": step.arguments, "commit": commit, "seconds": seconds}
         cache.write_json(target / MARK, mark)
         return status
     return status if status not in _GOOD else ExitStatus.ERROR
-
-
-def _earlier_s(target: Path, state: str) -> float:
-    """What was run before it was stopped, nearly."""
-    if state != "resume":
-        return 0.0
-    from tpi_bench.report.durations import seconds_of
-    from tpi_bench.report.results import load
-
-    return seconds_of(load(target).runs)
 
 
 def _program(arguments: Sequence[str]) -> int:
@@ -120,6 +115,7 @@ def _program(arguments: Sequence[str]) -> int:
             return running.wait()
         except KeyboardInterrupt:
             _stop(running)
+            print("the same command goes on where this one stopped", file=sys.stderr)
             raise
 
 

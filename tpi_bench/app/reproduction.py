@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from tpi_bench.app.arguments import as_typed
 from tpi_bench.app.typed import did_you_mean
 from tpi_bench.report.durations import seconds_each
 from tpi_bench.report.folder import ResultsFolder
@@ -116,9 +117,9 @@ def state_of(step: Step, folder: Path, commit: str) -> str:
     results = ResultsFolder(target)
     if results.is_unused:
         return "new"
-    typed = [text for text in results.arguments or [] if not text.startswith("output_dir=")]
-    kept = [text for text in typed if not text.startswith("cache_dir=")]
-    if kept == step.arguments and not results.is_finished:
+    typed = [as_typed(text) for text in results.arguments or []]
+    kept = [text for text in typed if not text.startswith(("output_dir=", "cache_dir="))]
+    if sorted(kept) == sorted(step.arguments) and not results.is_finished:
         commits = {record.run.commit for record in results.records()}
         return "resume" if commits <= {commit} else "again"
     raise ValueError(
@@ -142,6 +143,8 @@ def told(
             total += estimate.seconds or 0.0
     rest = f", and {unknown} of which no rows tell" if unknown else ""
     left = [step for step in steps if states[step.name] != "done"]
+    if not left:
+        return "\n".join([*lines, "nothing is left to run"])
     minutes = round(total / 60)
     lines.append(
         f"about {minutes} minute{'s' * (minutes != 1)}{rest}, "
@@ -157,10 +160,11 @@ def disk_told(
     block_gb = sum(step.cache_gb for step in steps)
     rows_mb = sum(estimates[step.name].rows_bytes for step in steps) / 1e6
     there_gb, free_gb = size_of(cache) / 1e9, _free_bytes(cache) / 1e9
+    note = "" if block_gb <= free_gb else "; that may be too little: cache_dir=DIR is another place"
     return (
         f"disk: up to {block_gb:.0f} GB of models and block files in {cache} (which holds "
         f"{there_gb:.0f} GB now; {free_gb:.0f} GB are free there), {rows_mb:.0f} MB of rows and "
-        f"figures in {folder}"
+        f"figures in {folder}{note}"
     )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 _TIME = re.compile(r"\d{4}-\d\d-\d\d")
-_OWN_RUNS = "runs"  # where everybody's experiments go, of which a collection knows nothing
+_APART = ("runs", "reference")  # everybody's own experiments, and what `task=reproduce` leaves
 _DEPTH = 2
 
 
@@ -45,7 +45,7 @@ def _below(folder: Path, top: Path, depth: int = _DEPTH) -> Iterator[tuple[str, 
     if depth == 0 or not folder.is_dir():
         return
     for path in sorted(folder.iterdir()):
-        if path.is_dir() and path.name != _OWN_RUNS and not path.name.startswith("."):
+        if path.is_dir() and path.name not in _APART and not path.name.startswith("."):
             if has_rows(path):
                 yield path.relative_to(top).as_posix(), path
             else:

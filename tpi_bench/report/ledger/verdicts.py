@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tpi_bench.report.ledger.entries import Entry
+from tpi_bench.report.ledger.entries import Entry, Quantity
 from tpi_bench.report.ledger.values import NoRows, Value, evaluated, value_of
 
 if TYPE_CHECKING:
@@ -31,9 +31,17 @@ class Judged:
 
     @property
     def places(self) -> str:
-        """Where what was chosen among groups was found."""
-        found = [f"{name}: {value.place}" for name, value in self.values.items() if value.place]
-        return "; ".join(found)
+        """Where the least or most of a quantity was found."""
+        chosen = {
+            name: quantity.take
+            for name, quantity in self.entry.quantities.items()
+            if isinstance(quantity, Quantity) and quantity.take in ("least", "most")
+        }
+        return "; ".join(
+            f"{name} ({take}) at {self.values[name].place}"
+            for name, take in chosen.items()
+            if name in self.values
+        )
 
     @property
     def commands(self) -> list[str]:

@@ -22,11 +22,15 @@ _NOT_SHOWN_AS_LINKS = re.compile(r"^(?!https?:|#)")
 
 @dataclass(frozen=True)
 class Part:
-    """Some HTML, or the place of a folder's figure: `words` say what it shows."""
+    """Some HTML, or the place of a folder's figure: `words` say what it shows.
+
+    `image` is the picture that stands there in the notes, for a folder without rows.
+    """
 
     html: str = ""
     folder: str | None = None
     words: str = ""
+    image: Path | None = None
 
 
 @dataclass
@@ -64,11 +68,11 @@ def read_notes(path: Path, name: str = "") -> Notes:
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is no text"
         raise ValueError(f"notes={path} cannot be read: {reason}") from error
-    return notes_of(text, name)
+    return notes_of(text, name, path.parent)
 
 
-def notes_of(text: str, name: str = "") -> Notes:
-    """From Markdown."""
+def notes_of(text: str, name: str = "", beside: Path = Path()) -> Notes:
+    """From Markdown, whose images lie `beside` it."""
     prefix = f"{name}-" if name else ""
     reader = MarkdownIt("commonmark", {"html": False}).enable("table")
     tokens = reader.parse(re.sub(r"<!--.*?-->\n?", "", text, flags=re.DOTALL))
@@ -99,7 +103,8 @@ def notes_of(text: str, name: str = "") -> Notes:
             _close(reader, current, held)
             source = Path(str(image.attrs["src"]))
             words = image.content or source.stem
-            current.parts.append(Part(folder=source.parent.as_posix(), words=words))
+            folder = source.parent.as_posix()
+            current.parts.append(Part(folder=folder, words=words, image=beside / source))
             skipped = 2
             continue
         held.append(token)

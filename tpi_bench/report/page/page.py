@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import datetime
 import re
 import shlex
@@ -10,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tpi_bench.report.collection import has_rows
 from tpi_bench.report.ledger.entries import VERDICTS
 from tpi_bench.report.ledger.verdicts import Judged
 from tpi_bench.report.page.notes import Notes, Part, Section
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 
 Draw = Callable[[str, Path], "Drawn"]
 _MOST_ROWS = 400
+_ID, _LINK = re.compile(r'\bid="([^"]+)"'), re.compile(r'<a href="#([^"]+)">')
 _HOST = {
     "host": "host",
     "cpu": "processor",
@@ -96,6 +99,15 @@ class Page:
                 found |= experiment.drawn.picture.glyphs
         return glyphs_svg(found)
 
+    @staticmethod
+    def embedded(image: Path | None) -> str:
+        """A picture as a URL that has all of it; nothing where there is none, or rows to draw."""
+        if image is None or image.suffix != ".png" or not image.is_file():
+            return ""
+        if has_rows(image.parent):
+            return ""
+        return f"data:image/png;base64,{base64.b64encode(image.read_bytes()).decode()}"
+
     @property
     def host_columns(self) -> list[str]:
         return [*_HOST.values(), "experiments"]
@@ -116,7 +128,9 @@ def gathered(
         runs = load(path).runs
         experiments[name] = _experiment(name, path, runs, draw)
         _add_hosts(hosts, name, runs)
-    sections = [section for each in notes for section in each.sections]
+    sections = [
+        section for each in notes for section in each.sections if _is_told(section, experiments)
+    ]
     _place_those_without(sections, experiments, notes)
     lead = notes[0].lead if notes else []
     return Page(
@@ -191,6 +205,13 @@ def _plain(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
+def _is_told(section: Section, experiments: Mapping[str, Experiment]) -> bool:
+    """Whether it is about nothing in particular, or about something that is on the page."""
+    parts = [part for part in section.parts if part.folder]
+    shown = [part for part in parts if part.folder in experiments or Page.embedded(part.image)]
+    return bool(shown) or not parts
+
+
 def _place_those_without(
     sections: list[Section], experiments: Mapping[str, Experiment], notes: Sequence[Notes]
 ) -> None:
@@ -217,7 +238,7 @@ def _nearest(name: str, section_of: Mapping[str, str]) -> str | None:
 
 
 def html_of(page: Page) -> str:
-    """The page as one text."""
+    """The page as one text; links to sections that are not on it are none."""
     import jinja2
 
     environment = jinja2.Environment(
@@ -227,4 +248,6 @@ def html_of(page: Page) -> str:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    return environment.get_template("page.html").render(page=page, slug=slug_of_folder)
+    text = environment.get_template("page.html").render(page=page)
+    ids = set(_ID.findall(text))
+    return _LINK.sub(lambda link: link[0] if link[1] in ids else "<a>", text)
