@@ -60,8 +60,8 @@ def test_a_point_that_has_ended_takes_no_memory(
     kept: list[object] = []
     launch = point_launcher.PointLauncher.launch
 
-    def launch_and_look(*given: Any) -> Any:
-        found = launch(*given)
+    def launch_and_look(*given: Any, **named: Any) -> Any:
+        found = launch(*given, **named)
         kept.extend((each.cfg, each.hydra_cfg, each.return_value) for each in found)
         return found
 
