@@ -3,7 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-TEST_WORKERS ?= 2
+# One more than two cores: many tests wait for processes.
+TEST_WORKERS ?= 3
 SIMGRID_PYTHON ?= /usr/bin/python3
 
 .DEFAULT_GOAL := help
@@ -36,7 +37,7 @@ exactness: $(STAMP)  ## Tokens and logits of every system against Transformers, 
 llamacpp_rpc: $(STAMP)  ## Build llama.cpp with RPC from source, once (5 minutes), for system=llamacpp_rpc
 	$(BIN)/python -m baselines.llamacpp_rpc_build
 
-test: $(STAMP)  ## All tests, TEST_WORKERS=2 at a time
+test: $(STAMP)  ## All tests, TEST_WORKERS=3 at a time
 	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist worksteal
 
 test_product: $(STAMP)  ## Every variant x devices x collective x window x prompt against Transformers (an hour)
