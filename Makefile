@@ -3,7 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-TEST_WORKERS ?= 2
+# One more than two cores: many tests wait for processes.
+TEST_WORKERS ?= 3
 SIMGRID_PYTHON ?= /usr/bin/python3
 
 .DEFAULT_GOAL := help
@@ -42,7 +43,7 @@ reproduce: llamacpp_rpc  ## Every experiment of the ledger again, resumable, the
 report: $(STAMP)  ## One page of all results: results/report.html
 	$(BIN)/python -m tpi_bench task=report
 
-test: $(STAMP)  ## All tests, TEST_WORKERS=2 at a time
+test: $(STAMP)  ## All tests, TEST_WORKERS=3 at a time
 	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist worksteal
 
 test_product: $(STAMP)  ## Every variant x devices x collective x window x prompt against Transformers (an hour)
