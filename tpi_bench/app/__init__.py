@@ -7,6 +7,6 @@ meant. `tasks.py` holds a task each (`task=NAME`), `chat.py` the one that talks,
 searches among them (`advise_asked.py`, `advise_again.py`, `like.py`), `devices.py` makes profiles
 of what `device=` names. A new task is
 its name in `settings.TASKS` and a function in `tasks.py` that `run_task` calls. Tasks of results
-folders need no configuration: `folder_tasks.py` has them, `report_tasks.py` the page and ledger,
+folders need no configuration: `folder_tasks.py` has them, `report_tasks.py` page and ledger,
 `reproduce.py` what runs the whole set (`reproduction.py`: what is left of it, and how long).
 """

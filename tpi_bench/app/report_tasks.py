@@ -107,6 +107,7 @@ def _claim(each: Judged) -> dict[str, Any]:
         "measured": each.measured,
         "values": values,
         "rows": each.entry.folders,
+        "commands": each.commands,
         "missing": list(each.missing),
     }
 

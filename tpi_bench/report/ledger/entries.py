@@ -6,7 +6,7 @@ Numbers are never among them but as thresholds of rules, and as what others publ
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +70,10 @@ class Rule:
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """A claim. `measured` is a sentence with its quantities in braces."""
+    """A claim. `measured` is a sentence with its quantities in braces.
+
+    `made_by` is what is typed for rows of a folder that is not called after its experiment.
+    """
 
     question: int
     claim: str
@@ -80,6 +83,11 @@ class Entry:
     measured: str
     rules: Sequence[Rule]
     note: str = ""
+    made_by: Mapping[str, str] = field(default_factory=dict)
+
+    def command_of(self, folder: str) -> str:
+        """How the rows of a folder are made."""
+        return f"python -m tpi_bench {self.made_by.get(folder, f'+experiment={folder}')}"
 
     @property
     def folders(self) -> list[str]:
@@ -153,12 +161,12 @@ def _rule(written: dict[str, Any], place: str) -> Rule:
 
 
 def _made(cls: type, values: Mapping[str, Any], place: str) -> Any:
-    known = {field.name: field for field in fields(cls)}
+    known = {each.name: each for each in fields(cls)}
     unknown = [name for name in values if name not in known]
     missing = [
         name
-        for name, field in known.items()
-        if name not in values and field.default is MISSING and field.default_factory is MISSING
+        for name, each in known.items()
+        if name not in values and each.default is MISSING and each.default_factory is MISSING
     ]
     if unknown or missing:
         wrong = f"there is no {unknown[0]}" if unknown else f"{missing[0]} is missing"

@@ -46,12 +46,7 @@ class Judged:
     @property
     def commands(self) -> list[str]:
         """How its rows are made again."""
-        return [command_of(folder) for folder in self.entry.folders]
-
-
-def command_of(folder: str) -> str:
-    """How the rows of a folder are made; what differs from this is in its `overrides.json`."""
-    return f"python -m tpi_bench +experiment={folder}"
+        return [self.entry.command_of(folder) for folder in self.entry.folders]
 
 
 def judged(entries: Sequence[Entry], tables: Mapping[str, pd.DataFrame]) -> list[Judged]:
@@ -62,7 +57,7 @@ def judged(entries: Sequence[Entry], tables: Mapping[str, pd.DataFrame]) -> list
 def _judged(entry: Entry, tables: Mapping[str, pd.DataFrame]) -> Judged:
     absent = [name for name in entry.folders if name not in tables]
     if absent:
-        why = f"run {' and '.join(map(command_of, absent))}"
+        why = f"run {' and '.join(map(entry.command_of, absent))}"
         return Judged(entry, NOT_SHOWN, why, "nothing yet", {}, absent)
     values: dict[str, Value] = {}
     place = f"question {entry.question}"
@@ -70,7 +65,7 @@ def _judged(entry: Entry, tables: Mapping[str, pd.DataFrame]) -> Judged:
         try:
             values[name] = value_of(quantity, tables, values)
         except NoRows as error:
-            why = f"{error}; run {command_of(error.folder)}"
+            why = f"{error}; run {entry.command_of(error.folder)}"
             return Judged(entry, NOT_SHOWN, why, "nothing yet", values, [error.folder])
         except ValueError as error:
             raise ValueError(f"{place}, {name}: {error}") from error

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 Draw = Callable[[str, Path], "Drawn"]
 _MOST_ROWS = 400
-_ID, _LINK = re.compile(r'\bid="([^"]+)"'), re.compile(r'<a href="#([^"]+)">')
+_ID, _LINK = re.compile(r'\bid="([^"]+)"'), re.compile(r'<a href="#([^"]+)"')
 _HOST = {
     "host": "host",
     "cpu": "processor",
@@ -250,4 +250,4 @@ def html_of(page: Page) -> str:
     )
     text = environment.get_template("page.html").render(page=page)
     ids = set(_ID.findall(text))
-    return _LINK.sub(lambda link: link[0] if link[1] in ids else "<a>", text)
+    return _LINK.sub(lambda link: link[0] if link[1] in ids else "<a", text)
