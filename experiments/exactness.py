@@ -6,7 +6,7 @@ Run it with `python -m tpi_bench +experiment=exactness`; draw it again from stor
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tpi_bench.report import figures, looks, names
 from tpi_bench.report.drawing import Drawing, compared
@@ -41,7 +41,8 @@ def draw(rows: pd.DataFrame) -> Figure:
         axes.plot(line.index, line, label=label, **style)
     axes.axhline(BOUND, **looks.LIMIT)
     axes.set_yscale("log")
-    axes.annotate("accepted", (0.02, BOUND), xycoords=("axes fraction", "data"), va="bottom")
+    place: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "va": "center", "fontsize": 6}
+    axes.text(1.02, BOUND, "accepted", **place)
     axes.set_ylim(top=3 * BOUND)
     axes.set_xlabel("devices")
     axes.set_xticks(sorted(rows.num_devices.unique()))

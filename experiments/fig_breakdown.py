@@ -154,9 +154,13 @@ def _rows(runs: pd.DataFrame) -> pd.DataFrame:
     rows["paper_links"] = rows.line.map(PAPER_LINKS).where(is_papers)
     rows["held_gb"] = rows.ledger_bytes.where(rows.clock == "virtual", rows.peak_anon_bytes) / 1e9
     rows["window"] = rows.system_window.replace({"False": "off", "None": "off"})
-    rows["place"] = range(len(rows))
+    order = {label: number for number, label in enumerate(looks.SYSTEMS)}
+    rows["place"] = rows.label.map(order).fillna(len(order))
     keys = ["model", "window", "num_devices"]
-    rows = rows.merge(paper_memory(), on=keys, how="left").sort_values("place")
+    rows = rows.merge(paper_memory(), on=keys, how="left")
+    rows["is_wall"] = rows.clock == "wall"
+    keys = ["is_wall", "link_latency_ms", "variant", "place", "num_devices", "repeat"]
+    rows = rows.sort_values(keys, kind="stable")
     is_papers = (rows.clock == "virtual") & (rows.system == "tpi") & ~rows.is_token
     rows["paper_gb"] = rows.paper_gb.where(is_papers)
     return rows

@@ -35,8 +35,6 @@ SOURCES = (
     "fig_comparison_budget",
     "fig_rivals",
     "fig_latency",
-    "fig_standalone",
-    "fig_roofline",
     "fig_precision",
     "fig_scaling",
     "fig_keep",

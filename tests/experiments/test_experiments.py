@@ -132,18 +132,19 @@ TINY = {
     "fig_token": ["model=debug", "system=tpi,pipeline", "device.memory_mb=null"],
     "fig_breakdown": [
         "model=debug",
-        "device=paper_emulated",
+        "model.hidden=128",
+        "model.num_heads=8",
+        "model.num_kv_heads=8",
         "repeat=0",
-        "network=switch",
         "network.link_latency_ms=0.5",
-        "system=tpi,pipeline",
+        "hydra.sweeper.draw=6",  # a case of each grid
     ],
     "fig_standalone": [
         "model=debug",
         "model.weights=float32",
         "repeat=0",
         "network=switch",
-        "device.memory_mb=null",
+        "device.memory_mb=1500",
         "system=tpi,pipeline",
     ],
     "fig_roofline": [
@@ -236,6 +237,7 @@ WITH_PROMPT = ("fig_latency", "fig_rivals", "fig_fidelity", "exactness", "tab_eq
 DRAWN_AGAIN = ("fig_latency", "tab_memory")
 
 OWN_DEVICES = (
+    "fig_breakdown",
     "fig_prima",
     "fig_keep",
     "fig_hybrid",
