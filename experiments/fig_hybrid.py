@@ -30,7 +30,11 @@ def table(rows: pd.DataFrame) -> str:
     text = []
     for key, group in _panels(rows):
         shown = group.pivot_table(
-            index="line", columns="link_latency_ms", values="token_latency_s", sort=False
+            index="line",
+            columns="link_latency_ms",
+            values="token_latency_s",
+            sort=False,
+            aggfunc="median",
         )
         first = group.iloc[0]
         text.append(f"{_title(key)}, {first.model} in {first.weights}: s a token by ms a hop")
@@ -54,27 +58,33 @@ def _gains(group: pd.DataFrame) -> list[str]:
 
 
 def draw(rows: pd.DataFrame) -> Figure:
-    """A panel a network; where there is one latency alone, bars."""
-    panels = list(_panels(rows))
-    labels = list(dict.fromkeys(rows.line))
-    styles = looks.line_styles(labels)
-    figure = figures.new_figure(3.0, num_columns=2)
-    drawn = figure.subplots(1, len(panels), squeeze=False)[0]
-    for axes, (key, group) in zip(drawn, panels, strict=True):
+    """A panel a network; where there is one latency alone, bars. Groups add directly here: with
+    star they are slower, as the table says, and what streams is level lines.
+    """
+    shown = rows[~rows.is_grouped | (rows.system_collective == "direct")]
+    shown = shown[(shown.clock == "wall") | (shown.weights != "float32")]
+    shown = rows if shown.empty else shown
+    panels = list(_panels(shown))
+    styles = looks.line_styles(list(dict.fromkeys(shown.line)))
+    num_rows = -(-len(panels) // 2)
+    figure = figures.new_figure(0.9 + 1.9 * num_rows, num_columns=2)
+    grid = figure.subplots(num_rows, min(2, len(panels)), squeeze=False).ravel()
+    for axes in grid[len(panels) :]:
+        axes.set_axis_off()
+    for axes, (key, group) in zip(grid, panels, strict=False):
         if group.link_latency_ms.nunique() > 1:
             _draw_lines(axes, group, styles)
         else:
             _draw_bars(axes, group, styles)
         first = group.iloc[0]
-        shared = ", sharing cores" if group.devices_share_cores.eq(True).any() else ""
-        what = f"{first.model} {first.weights}, {first.num_devices:.0f} devices{shared}"
-        axes.set_title(f"{_title(key)}\n{what}", fontsize=6)
-    drawn[0].set_ylabel("token latency (s)")
-    lines: dict[str, Any] = {}
-    for axes in drawn:
-        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
-            lines.setdefault(label, handle)
-    figure.legend(lines.values(), lines, loc="outside lower center", ncol=4)
+        shared = " sharing cores" if group.devices_share_cores.eq(True).any() else ""
+        model = f"{names.model_name(first.model)} {first.weights}"
+        what = f"{first.num_devices:.0f} devices{shared}"
+        axes.set_title(f"{_title(key)}: {model}\n{what}", fontsize=7)
+    for axes in grid[::2]:
+        axes.set_ylabel("token latency (s)" if axes.lines else "")
+    handles = figures.handles_of(list(grid))
+    figure.legend(*handles, loc="outside lower center", ncol=5, frameon=False)
     return figure
 
 
@@ -116,7 +126,8 @@ def _title(key: tuple[str, str, float, str]) -> str:
 def _rows(runs: pd.DataFrame) -> pd.DataFrame:
     """Those that succeeded, each with its `line`, and whether it `is_grouped`."""
     rows = succeeded(runs)
-    rows["line"] = [names.system_label(row) for row in rows.to_dict("records")]
+    labels = [names.system_label(row) for row in rows.to_dict("records")]
+    rows["line"] = [label.removesuffix(" window auto") for label in labels]
     rows["is_grouped"] = rows.system == "hybrid"
     return rows
 

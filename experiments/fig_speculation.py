@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from tpi_bench.report import figures, looks, names
 from tpi_bench.report.drawing import Drawing, succeeded
+from tpi_bench.report.rows import BUSY_SHARE, STOLEN_SHARE
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,7 +25,7 @@ _KEY = ["panel", "line", "workload", "link_latency_ms"]
 
 
 def table(rows: pd.DataFrame) -> str:
-    """Means over the repeats, one line a system, text, link latency and way of drafting.
+    """Means over the repeats that nobody disturbed; a line a system, text, link and way of drafting.
 
     `x plain` is how many times as fast as one token a pass of the same system and text.
     """
@@ -126,7 +127,7 @@ def _draw_by_acceptance(axes: Axes, rows: pd.DataFrame, styles: dict) -> None:
         axes.plot(shares, times, **(style | ({"marker": ""} if kind == "none" else {})))
     figures.log_milliseconds(axes)
     first = own.iloc[0]
-    axes.set_xlabel("chance that a drafted token is right", fontsize=7)
+    axes.set_xlabel("chance of a right draft", fontsize=7)
     axes.set_ylabel("token latency (s)", fontsize=7)
     axes.set_title(
         f"{names.model_name(first.model)} in {names.precision_name(first.weights)}, virtual,\n"
@@ -152,6 +153,7 @@ def _rows(runs: pd.DataFrame) -> pd.DataFrame:
     good = succeeded(runs)
     if good.empty or "speculation" not in good:
         return good[:0]
+    good = _undisturbed(good)
     good["panel"] = [
         "measured" if row["clock"] == "wall" else f"virtual {row['weights']}"
         for row in good.to_dict("records")
@@ -167,6 +169,16 @@ def _rows(runs: pd.DataFrame) -> pd.DataFrame:
         for time, own, kind in zip(gains, good.token_latency_s, good.speculation, strict=True)
     ]
     return good
+
+
+def _undisturbed(rows: pd.DataFrame) -> pd.DataFrame:
+    """Without repeats during which others took much of the host, where another repeat is there."""
+    busy = rows[["busy_cores_start", "busy_cores_end"]].max(axis=1) > BUSY_SHARE * rows.cores
+    busy |= rows.steal_share > STOLEN_SHARE
+    keys = ["system", "label", "workload", "speculation", "link_latency_ms", "num_devices"]
+    keys += ["weights", "clock", "acceptance_asked"]
+    other = ~busy.groupby([rows[key] for key in keys], dropna=False).transform("all")
+    return rows[~(busy & other)]
 
 
 def _line(row: dict) -> str:
