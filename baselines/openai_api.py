@@ -204,6 +204,8 @@ class Server:
         if where == self._where and code in (404, 405, *_NOT_UNDERSTOOD):
             others = [name for name in PATHS if name != self.prompt_as]
             advice = f"; try system.prompt_as={' or '.join(others)}"
+        if code == 503:  # llama-server and prima.cpp, until they have loaded
+            advice = "; try again when it is ready"
         raise Explained(f"{where} answered {code}: {reason}{advice}")
 
     def _explained(self) -> _Explaining:

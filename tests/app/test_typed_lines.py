@@ -345,6 +345,26 @@ def test_several_values_without_a_sweep(typed: str, said: str) -> None:
     assert explained(caught.value, [typed]) == f"{typed} has several values; {said}"
 
 
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        (
+            "system=tpi,dllama system.strict=true",
+            "there is no system.strict with system=tpi; it is a setting of system=dllama: "
+            "add system=dllama",
+        ),
+        ("system=tpi,dllama workload.nonsense=1", "there is no workload.nonsense; there are "),
+        ("system=tpi,nonsense", "there is no system=nonsense; "),
+    ],
+)
+def test_what_is_wrong_in_a_sweep_is_said(typed: str, said: str, cache_dir: Path) -> None:
+    """It is a sweep already, so not to add -m."""
+    typed_all = ("-m", "task=measure", "model=debug", "workload.prompt_tokens=4", *typed.split())
+    done = run(*typed_all, cache_dir=cache_dir)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: {said}")
+
+
 def in_shell(*typed: str, streams: str) -> subprocess.CompletedProcess[str]:
     """With standard streams as a service or a script of the shell gives them."""
     command = shlex.join([sys.executable, "-m", "tpi_bench", *typed])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -102,6 +103,27 @@ def test_a_text_of_so_many_tokens(
     assert row.prompt_tokens == 90
     assert row.num_tokens == 24
     assert "a text of 90 tokens stands for the prompt's ids" in row.note
+
+
+def test_beside_our_own_systems_in_turns(
+    server: str, folder: Path, tmp_path: Path, cache_dir: Path
+) -> None:
+    """The experiment of baselines/README.md, at this server and with a smaller model."""
+    readme = (Path(endpoint.__file__).parent / "README.md").read_text()
+    (block,) = re.findall(r"```yaml\n(# @package.*?)```", readme, re.DOTALL)
+    experiment = tmp_path / "mine" / "experiment" / "beside.yaml"
+    experiment.parent.mkdir(parents=True)
+    experiment.write_text(block.replace("http://127.0.0.1:8080", server))
+    typed = ("--config-dir", str(tmp_path / "mine"), "+experiment=beside", "repeat=0,1")
+    sizes = ("model=hf", f"model.path={folder}", "workload.num_new_tokens=4")
+    asked = (f"output_dir={tmp_path / 'rows'}", "workload.prompt_tokens=5")
+    done = run(*typed, *sizes, *asked, cache_dir=cache_dir)
+    assert done.returncode == 0, done.stderr
+    rows = read_runs(tmp_path / "rows")
+    assert list(rows.system) == ["llama-server", "tpi", "llamacpp"] * 2
+    assert list(rows.repeat) == [0, 0, 0, 1, 1, 1]
+    assert set(rows.status) == {"ok"}
+    assert set(rows.prompt_tokens) == {5}
 
 
 @pytest.mark.parametrize(
@@ -346,6 +368,10 @@ def test_a_chat_of_an_exact_length() -> None:
             "wants a key or refuses it (401: bad key); name the environment variable",
         ),
         (httpx2.Response(500, text="a\nb"), "answered 500: a b"),
+        (
+            httpx2.Response(503, json={"error": {"message": "Loading model"}}),
+            "answered 503: Loading model; try again when it is ready",
+        ),
         (stream_of({"error": {"message": "too long"}}), "failed: too long"),
     ],
 )

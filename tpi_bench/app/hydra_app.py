@@ -53,6 +53,7 @@ def start(arguments: Sequence[str], task: TaskFunction, *, sets_logging: bool = 
             return hydra.show_info(given.info, CONFIG_NAME, overrides)
         if given.multirun:
             overrides = [*overrides, SWEEP]
+            return hydra.multirun(CONFIG_NAME, task, overrides, with_log_configuration=sets_logging)
         mode = hydra.get_mode(CONFIG_NAME, overrides) or RunMode.RUN
         run = hydra.run if mode == RunMode.RUN else hydra.multirun
         return run(CONFIG_NAME, task, overrides, with_log_configuration=sets_logging)
