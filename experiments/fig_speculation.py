@@ -25,7 +25,7 @@ _KEY = ["panel", "line", "workload", "link_latency_ms"]
 
 
 def table(rows: pd.DataFrame) -> str:
-    """Means over the repeats that nobody disturbed; a line a system, text, link and way of drafting.
+    """Means of repeats that nobody disturbed, a line a system, text, link and way of drafting.
 
     `x plain` is how many times as fast as one token a pass of the same system and text.
     """
