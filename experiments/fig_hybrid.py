@@ -61,7 +61,7 @@ def draw(rows: pd.DataFrame) -> Figure:
     """A panel a network; where there is one latency alone, bars. Groups add directly here: with
     star they are slower, as the table says, and what streams is level lines.
     """
-    shown = rows[~rows.is_grouped | (rows.system_collective == "direct")]
+    shown = rows[~rows.is_grouped | rows.adds_directly]
     shown = shown[(shown.clock == "wall") | (shown.weights != "float32")]
     shown = rows if shown.empty else shown
     panels = list(_panels(shown))
@@ -124,11 +124,13 @@ def _title(key: tuple[str, str, float, str]) -> str:
 
 
 def _rows(runs: pd.DataFrame) -> pd.DataFrame:
-    """Those that succeeded, each with its `line`, and whether it `is_grouped`."""
+    """Those that succeeded, each with its `line`, whether it `is_grouped`, and `adds_directly`."""
     rows = succeeded(runs)
-    labels = [names.system_label(row) for row in rows.to_dict("records")]
+    cells = rows.to_dict("records")
+    labels = [names.system_label(row) for row in cells]
     rows["line"] = [label.removesuffix(" window auto") for label in labels]
     rows["is_grouped"] = rows.system == "hybrid"
+    rows["adds_directly"] = [row.get("system_collective") == "direct" for row in cells]
     return rows
 
 

@@ -131,7 +131,7 @@ def _draw_by_acceptance(axes: Axes, rows: pd.DataFrame, styles: dict) -> None:
     axes.set_ylabel("token latency (s)", fontsize=7)
     axes.set_title(
         f"{names.model_name(first.model)} in {names.precision_name(first.weights)}, virtual,\n"
-        f"{names.device_name(first.device)}, {latency:g} ms a hop",
+        f"{first.num_devices:.0f} devices, {latency:g} ms a hop",
         fontsize=6.5,
     )
 

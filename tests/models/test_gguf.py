@@ -161,6 +161,9 @@ def with_tokenizer(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path
     return folder, tokenizer
 
 
+_SERVERS: list[object] = []
+
+
 def ask_llamacpp_to_tokenize(path: str, texts: list[str]) -> list[list[int]]:
     """Through the server's HTTP interface, the only one that tokenizes."""
     import xllamacpp
@@ -168,6 +171,7 @@ def ask_llamacpp_to_tokenize(path: str, texts: list[str]) -> list[list[int]]:
     params = server_params(Options(path=path, vocab=300, num_positions=2, num_threads=1))
     params.hostnames = ["127.0.0.1"]
     server = xllamacpp.Server(params)
+    _SERVERS.append(server)  # to end it can hang, and this process ends without
     found = []
     for text in texts:
         connection = http.client.HTTPConnection(server.listening_address.removeprefix("http://"))
