@@ -6,7 +6,8 @@ and beside the whole token. Rows of a prompt: the products again with 32 to 512 
 line through them parts what a matrix costs once from what each row costs. The same taken apart:
 fp32 weights tile by tile, as 8- and 4-bit ones are multiplied, and widening their tiles alone.
 Devices: products alone on several devices at once, which tells what sharing memory and cores costs,
-beside the token, whose rest is messages and waits for the others.
+beside the token, whose rest is messages and waits for the others; and the token once more without
+spans, which tells what keeping them adds.
 
 `bench_engine` says which targets are missed, this says by what. Run it with `python -m tpi_bench
 +experiment=bench_profile`; draw it again with `python -m experiments.bench_profile FOLDER`.
@@ -36,10 +37,11 @@ def shape_times(runs: pd.DataFrame, spans: pd.DataFrame) -> pd.DataFrame:
     """The run table with a row a shape, of points that have a span a matrix (`by_matrix`).
 
     `shape` is "OxI", `shape_s` the median time of one product, `shape_count` how many a token has.
-    Other points keep one row, without them.
+    Other points keep one row, without them. `traced` tells which points kept spans.
     """
     import pandas as pd
 
+    runs = runs.assign(traced=runs.point.isin(set(spans.point)))
     runs = runs.assign(system_rows=pd.to_numeric(runs.system_rows))  # settings are kept as text
     own = runs[runs.system_by_matrix == "True"]
     spans = spans[spans.point.isin(own.point) & (spans.kind == "compute")]
@@ -176,7 +178,8 @@ def by_devices(rows: pd.DataFrame) -> pd.DataFrame:
         token = _tokens(alone, num_devices=devices)
         one = _times(alone[(alone.system == "products") & (alone.num_devices == 1)])
         part = _times(products)
-        shares = alone[(alone.system == "tpi") & (alone.num_devices == devices)]
+        shares = alone[(alone.system == "tpi") & (alone.num_devices == devices) & alone.traced]
+        plain = _tokens(alone, traced=False, num_devices=devices)
         lines.append(
             {
                 "model": model,
@@ -185,6 +188,7 @@ def by_devices(rows: pd.DataFrame) -> pd.DataFrame:
                 "products ms": _spread(part * 1e3),
                 "of one device's": _spread(part / one, "{:.2f}"),
                 "token ms": _spread(token * 1e3),
+                "without spans ms": _spread(plain * 1e3),
                 "of its token": _spread(token / _tokens(alone, num_devices=1), "{:.2f}"),
                 "computing": _spread(shares.compute_share, "{:.0%}"),
                 "messages and waits": _spread(shares.sync_share, "{:.0%}"),
@@ -245,8 +249,8 @@ def _size(shape: str) -> int:
     return math.prod(int(part) for part in shape.split("x"))
 
 
-def _tokens(rows: pd.DataFrame, **wanted: Any) -> pd.Series:
-    own = rows[rows.system == "tpi"]
+def _tokens(rows: pd.DataFrame, traced: bool = True, **wanted: Any) -> pd.Series:
+    own = rows[(rows.system == "tpi") & (rows.traced == traced)]
     for column, value in wanted.items():
         own = own[own[column] == value]
     return _times(own)
@@ -266,7 +270,8 @@ def _straight(points: list[tuple[float, float]]) -> tuple[float, float]:
 
 
 def _spread(values: pd.Series, pattern: str | None = None) -> str:
-    return figures.median_and_range(values.dropna(), pattern or "{:.3g}")
+    found = values.dropna()
+    return figures.median_and_range(found, pattern or "{:.3g}") if len(found) else "-"
 
 
 DRAWING = Drawing(

@@ -22,6 +22,7 @@ USUAL: dict[str, Any] = {
     "limit_token_s": 0.05,
     "compute_share": 0.8,
     "sync_share": 0.1,
+    "traced": True,
 }
 
 
@@ -52,6 +53,7 @@ def test_each_matrix_beside_the_bandwidth_and_the_token() -> None:
         ]
     )
     found = spans({"1000x1000": [5.0, 5.0, 9.0], "100x1000": [1.0] * 6})
+    found = pd.concat([found, found.head(1).assign(point="t")])
     (line,) = bench_profile.by_matrix(bench_profile.shape_times(runs, found)).to_dict("records")
     assert line["1000x1000"] == "0.8"
     assert line["100x1000"] == "0.4"
@@ -104,12 +106,14 @@ def test_devices_beside_one() -> None:
             point("p2", 0.024, system="products", system_rows=1, num_devices=2),
             point("t1", 0.050, system="tpi"),
             point("t2", 0.035, system="tpi", num_devices=2),
+            point("u2", 0.033, system="tpi", num_devices=2, traced=False),
         ]
     ).assign(shape=None)
     lines = bench_profile.by_devices(runs).to_dict("records")
     assert [line["devices"] for line in lines] == ["1", "2"]
     assert lines[1]["of one device's"].startswith("0.60")
     assert lines[1]["of its token"].startswith("0.70")
+    assert [line["without spans ms"] for line in lines] == ["-", "33 [33, 33]"]
 
 
 def test_without_spans_it_says_so(tmp_path: Any) -> None:

@@ -21,8 +21,8 @@ SHAPE = [
     "model.num_layers=12",
     "model.vocab=8000",
 ]
-# What no ledger names: libraries' own threads' stacks and tables of views, and of what passes through
-# the allocator it keeps a share that differs from run to run.
+# What no ledger names: libraries' own threads' stacks and tables of views; the allocator keeps a
+# share of what passed through it, another in each run.
 UNNAMED_BYTES = 10e6
 UNNAMED_SHARE = 0.05
 
