@@ -4,10 +4,10 @@ Star is TPI-LLM's choice, and its argument is link latency: it takes two steps, 
 Critics ask what is left of it at the round trips of a normal LAN, which are 0.2 to 1 ms, and on
 other topologies than a star; and a direct allreduce takes one step, until the up-link fills. Each
 field has the colour of the fastest allreduce, with the token latency of star over its own; a
-pipeline, which has none, stands in the table. 4-bit weights, so that nothing streams. Shown is the
-median gap: during the first, star's port still sends what the prompt left in it. Run it with
-`python -m tpi_bench +experiment=fig_lan`; draw it again with `python -m experiments.fig_lan
-FOLDER`.
+pipeline, which has none, and one device alone stand in the table. 4-bit weights, so that nothing
+streams. Shown is the median gap: during the first, star's port still sends what the prompt left in
+it. Run it with `python -m tpi_bench +experiment=fig_lan`; draw it again with
+`python -m experiments.fig_lan FOLDER`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,11 @@ def table(rows: pd.DataFrame) -> str:
     """A line a network, wire, number of devices and round trip: milliseconds a token of each."""
     import pandas as pd
 
-    return pd.DataFrame(list(_lines(rows))).to_string(index=False)
+    alone = rows[rows.num_devices == 1]
+    lines = pd.DataFrame(list(_lines(rows[rows.num_devices > 1]))).to_string(index=False)
+    if alone.empty:
+        return lines
+    return f"{lines}\none device: {alone.token_s.median() * 1e3:.4g} ms"
 
 
 def _lines(rows: pd.DataFrame) -> Iterator[dict[str, Any]]:
@@ -57,7 +61,7 @@ def _lines(rows: pd.DataFrame) -> Iterator[dict[str, Any]]:
 
 def draw(rows: pd.DataFrame) -> Figure:
     """A map a network and wire: devices by round trip, coloured by the fastest allreduce."""
-    rows = rows[rows.round_trip_ms.notna() & (rows.line != _PIPELINE)]
+    rows = rows[rows.round_trip_ms.notna() & (rows.line != _PIPELINE) & (rows.num_devices > 1)]
     networks, wires = (list(dict.fromkeys(rows[name])) for name in ("network", "wire"))
     lines = list(dict.fromkeys(rows.line))
     colours = {line: looks.light(looks.look_of(line).colour) for line in lines}

@@ -2,13 +2,16 @@
 taken down.
 
 A point, a survey, a small fig_latency over real addresses, and advice on the survey's folder. As
-root the machines are network namespaces, else addresses of loopback (`machines.py`).
+root the machines are network namespaces, else addresses of loopback (`machines.py`). With
+`--twin FOLDER` instead: a survey of two machines, a core each, and fig_twin into that folder.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import shutil
 import subprocess
 import sys
 import time
@@ -36,14 +39,18 @@ FIGURE = (
 )
 ADVICE = ("task=advise", "model=tinyllama_1.1b", "timeout_s=10")
 _WITHIN_S = 300
+_TWIN_WITHIN_S = 1800
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--all", action="store_true", help="every variant, not only the first")
     parser.add_argument("--points", action="store_true", help="no survey, figure and advice")
+    parser.add_argument("--twin", type=Path, metavar="FOLDER", help="only fig_twin, into FOLDER")
     parser.add_argument("arguments", nargs="*", help="of tpi_bench, for the points")
     asked = parser.parse_args()
+    if asked.twin is not None:
+        return _twin(asked.twin.absolute(), asked.arguments)
     variants = VARIANTS if asked.all else VARIANTS[:1]
     start_s = time.monotonic()
     with Machines(3) as machines:
@@ -110,6 +117,33 @@ def _advice(machines: Machines) -> bool:
         [*ADVICE, f"device={machines.folder / 'survey'}/", f"output_dir={folder}"],
         lambda: (folder / "advice.json").is_file(),
     )
+
+
+def _twin(folder: Path, arguments: list[str]) -> int:
+    """The same points on two machines and in virtual time, which knows the survey alone."""
+    with Machines(2) as machines:
+        survey = machines.folder / "survey"
+        where = ["testbed=cluster", f"testbed.address={machines.address}", "testbed.num_devices=2"]
+        steps = {
+            "survey": ["task=survey", *where, f"output_dir={survey}"],
+            "fig_twin": [
+                *("+experiment=fig_twin", f"--config-dir={survey}", f"device={survey}/devices/"),
+                *("testbed.num_devices=2", "testbed.threads_per_device=1", f"output_dir={folder}"),
+                *arguments,
+            ],
+        }
+        for name, typed in steps.items():
+            print(f"\npython -m tpi_bench {' '.join(typed)}", flush=True)
+            command = machines.command(0, [sys.executable, "-m", "tpi_bench", *typed])
+            env = {**os.environ, "RAY_ADDRESS": machines.address}
+            done = subprocess.run(command, check=False, timeout=_TWIN_WITHIN_S, env=env)
+            if done.returncode:
+                print(f"{name} ended with status {done.returncode}", file=sys.stderr)
+                return done.returncode
+        shutil.copytree(survey, folder / "survey", dirs_exist_ok=True)
+        left = machines.left_over()
+    print(f"left running on the machines: {len(left)}")
+    return 1 if left else 0
 
 
 def _cluster(machines: Machines) -> list[str]:

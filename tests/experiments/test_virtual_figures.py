@@ -89,9 +89,11 @@ def test_the_fastest_allreduce(wire: str) -> None:
                 system_collective="direct",
             ),
             row(1.0, label="pipeline", system="pipeline"),
+            row(0.7, label="pipeline", system="pipeline", num_devices=1),
         ]
     )
-    line = fig_lan.DRAWING.text(runs).split("\n")[1]
+    _, line, alone = fig_lan.DRAWING.text(runs).split("\n")
+    assert alone == "one device: 700 ms"
     assert line.split()[-3:] == ["TPI", "direct", "1000"]
     assert " 4 " in line  # milliseconds of a round trip of 4 hops
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers.calibration import PLAIN, keep
 from tests.helpers.settings import settings_of
 from tpi_bench import run
 from tpi_bench.contract.job import Job, Outcome
@@ -194,6 +195,31 @@ def test_an_allreduce_is_held_against_its_closed_form(tmp_path: Path) -> None:
         cache_dir=tmp_path,
     )
     assert found.limit_network_s == pytest.approx(2 * 4e-3 + 4 * 96 * 32 / 300e6)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "num_threads"),
+    [
+        (["system=tpi"], 6),
+        (["system=pipeline"], 2),
+        (["system=edgeshard", "network=switch", "network.link_latency_ms=50"], 2),  # takes one
+        (["system=hybrid", "testbed.num_devices=4", "system.group_size=2"], 4),
+    ],
+)
+def test_memory_is_read_by_as_many_as_work_at_once(
+    arguments: list[str], num_threads: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stages of a pipeline take turns: none has more than its own two threads can read."""
+    asked: list = []
+    monkeypatch.setattr(limits, "available_cpus", lambda: list(range(8)))
+    monkeypatch.setattr(limits, "in_helper", lambda fn, *given: asked.append(given))
+    keep(tmp_path, t2=PLAIN)
+    typed = ["model=debug", "workload.prompt_tokens=1", "testbed.num_devices=3", "network=none"]
+    settings = settings_of(
+        *typed, "testbed.threads_per_device=2", *arguments, f"cache_dir={tmp_path}"
+    )
+    limits.host_limits(settings.testbed, settings.system, prepare(settings).job)
+    assert [given[0] for given in asked] == [num_threads]
 
 
 def test_a_host_is_as_fast_as_it_was_ever_seen() -> None:

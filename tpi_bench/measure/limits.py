@@ -32,7 +32,8 @@ def host_limits(testbed: Testbed, system: System, job: Job) -> HostLimits | None
     """What this host can do right now; None where the testbed knows its devices' rates, and where
     it is another program that computes.
 
-    With as many threads as the devices have together: one alone does not reach what memory gives.
+    With as many threads as the devices that compute at once have together: one alone does not reach
+    what memory gives, and the stages of a pipeline have no more than one of them has.
     """
     if testbed.rates(job) is not None or system.place(job):
         return None
@@ -51,10 +52,19 @@ def host_limits(testbed: Testbed, system: System, job: Job) -> HostLimits | None
         found = testbed.at_devices(job, measure_limits, arguments)
         assert found is not None
         return HostLimits.of_devices(found)
-    num_threads = min(len(available_cpus()), job.num_devices * job.threads_per_device)
+    num_threads = min(len(available_cpus()), _at_once(system, job) * job.threads_per_device)
     touched = max(_CACHED_BYTES, sum(size.layers + size.head for size in sizes))
     extents = _streamed_extents(system, job)
     return in_helper(measure_limits, num_threads, extents, _message_bytes(job), touched)
+
+
+def _at_once(system: System, job: Job) -> int:
+    """How many devices read weights at the same time; those of a library work in turns."""
+    if job.plan is None:
+        return 1 if system.is_library else job.num_devices
+    shards = enumerate(job.plan.shards)
+    working = {rank for rank, own in shards if any(shard.layer >= 0 for shard in own)}
+    return max(len(working.intersection(team)) for team in job.plan.teams)
 
 
 def _message_bytes(job: Job) -> int | None:

@@ -205,7 +205,7 @@ class Limits(Row):
 
     memory_bps: float = column(
         "bytes/s",
-        "memory bandwidth, of the host with the devices' threads or of the slowest profile",
+        "memory bandwidth, of the host with threads as compute at once, or of the slowest profile",
     )
     disk_bps: float = column("bytes/s", "disk bandwidth, of the host or the slowest profile")
     limit_memory_s: float = column("s", "a token's weight bytes over memory bandwidth")
