@@ -140,7 +140,7 @@ def taken_apart(rows: pd.DataFrame) -> pd.DataFrame:
         for count in sorted(own.system_rows.unique()):
             found = own[own.system_rows == count]
             wide, narrow = found[found.weights == "float32"], found[found.weights == weights]
-            if not {"in_tiles", "widening"} <= set(narrow.part) & set(found.part):
+            if "in_tiles" not in set(wide.part) or "widening" not in set(narrow.part):
                 continue
             whole = _times(wide[wide.part == "product"])
             more = {
