@@ -42,6 +42,8 @@ def shape_times(runs: pd.DataFrame, spans: pd.DataFrame) -> pd.DataFrame:
     import pandas as pd
 
     runs = runs.assign(traced=runs.point.isin(set(spans.point)))
+    if "system_part" in runs:  # widening multiplies nothing: a limit of products is not its
+        runs["beats_limit"] = runs.beats_limit.where(runs.system_part != "widening", False)
     runs = runs.assign(system_rows=pd.to_numeric(runs.system_rows))  # settings are kept as text
     own = runs[runs.system_by_matrix == "True"]
     spans = spans[spans.point.isin(own.point) & (spans.kind == "compute")]
