@@ -27,12 +27,30 @@ MB = 1_000_000
 
 
 def test_limit_takes_the_disk_behind_the_rest() -> None:
-    def limit(memory_s: float, disk_s: float) -> float:
-        return limits.token_limit_s(limits.TokenTimes(memory_s, 1.0, disk_s), network_s=2.0)
+    def limit(memory_s: float, disk_s: float, channel_s: float = 0.0) -> float:
+        return limits.token_limit_s(limits.TokenTimes(memory_s, 1.0, disk_s), 2.0, channel_s)
 
     assert limit(2.0, 2.5) == 3.0
     assert limit(2.0, 5.0) == 5.0
     assert limit(9.0, 5.0) == 9.0
+    assert limit(2.0, 2.5, channel_s=2.9) == 3.0  # computing may overlap what others send
+    assert limit(2.0, 2.5, channel_s=7.0) == 7.0
+
+
+@pytest.mark.parametrize("wire", ["auto", "q8"])
+@pytest.mark.parametrize(("num_devices", "latency_ms"), [(4, 0.25), (8, 1)])
+def test_no_token_beats_a_channel_that_all_share(
+    num_devices: int, latency_ms: float, wire: str, tmp_path: Path
+) -> None:
+    """Who has all messages computes while others' are on the channel: the two do not add up."""
+    row = run(
+        *("testbed=virtual", "model=llama2_7b", "model.weights=q4", "system=tpi_direct"),
+        *("workload.prompt_tokens=2", "workload.num_new_tokens=4", f"system.wire={wire}"),
+        *("network=wifi", "network.bandwidth_mbps=300", f"network.link_latency_ms={latency_ms}"),
+        *(f"testbed.num_devices={num_devices}", f"cache_dir={tmp_path}"),
+    ).row
+    assert row.limit_token_s <= row.token_latency_s
+    assert not row.beats_limit
 
 
 def test_devices_of_one_host_share_its_memory_and_disk() -> None:

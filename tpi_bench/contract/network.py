@@ -169,15 +169,23 @@ class NetworkConfig:
         return round(self.hops * self.link_latency_ms * 1e6)
 
     def least_s(self, traffic: Traffic, one_way_s: float) -> float:
-        """What the links cost a token at least, where a bit travels `one_way_s`.
-
-        Each device's link passes one byte after another, and then they travel. Wi-Fi's channel
-        passes all bytes, while others travel.
+        """What the links cost a token at least, of devices that compute in no time, where a bit
+        travels `one_way_s`.
         """
-        latency_s, s_per_byte = traffic.latencies * one_way_s, self._least_s_per_byte
-        if self.topology == "wifi":
-            return max(latency_s, traffic.all_bytes * s_per_byte)
-        return latency_s + traffic.serial_bytes * s_per_byte
+        return max(self.path_s(traffic, one_way_s), self.channel_s(traffic))
+
+    def path_s(self, traffic: Traffic, one_way_s: float) -> float:
+        """What passes links on a token's critical path, which no computing on it overlaps.
+
+        Each device's link passes one byte after another, and then they travel. On Wi-Fi some pass
+        while others travel.
+        """
+        serial_bytes = 0.0 if self.topology == "wifi" else traffic.serial_bytes
+        return traffic.latencies * one_way_s + serial_bytes * self._least_s_per_byte
+
+    def channel_s(self, traffic: Traffic) -> float:
+        """What all bytes take on a channel that everyone shares, while devices may compute."""
+        return traffic.all_bytes * self._least_s_per_byte if self.topology == "wifi" else 0.0
 
     @property
     def _least_s_per_byte(self) -> float:

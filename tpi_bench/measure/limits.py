@@ -100,15 +100,16 @@ def point_limits(
     one_way_s = testbed.one_way_s(job, outcome.round_trips_ns)
     if host is not None and host.round_trip_s / 2 < one_way_s:  # NaN where links are emulated
         one_way_s = host.round_trip_s / 2  # the run's own few were made at a bad moment
-    network_s = job.network.least_s(passes.traffic(system.traffic(job)), one_way_s)
-    network_s, times = network_s * passes.per_token, times.scaled(passes.per_token)
+    traffic, share = passes.traffic(system.traffic(job)), passes.per_token
+    path_s = job.network.path_s(traffic, one_way_s) * share
+    channel_s, times = job.network.channel_s(traffic) * share, times.scaled(share)
     return Limits(
         memory_bps=min(rates.memory_bps),
         disk_bps=min(rates.disk_bps),
         limit_memory_s=times.memory_s,
         limit_disk_s=times.disk_s,
-        limit_network_s=network_s,
-        limit_token_s=token_limit_s(times, network_s),
+        limit_network_s=max(path_s, channel_s),
+        limit_token_s=token_limit_s(times, path_s, channel_s),
         limit_spread=0.0 if host is None else host.spread,
         busy_cores_probe=math.nan if host is None else host.busy_cores,
         beats_limit=None,  # its speed is not known here
@@ -271,7 +272,10 @@ def _in_turn(
     return sum(of_a_team(values[rank] for rank in team) for team in teams)
 
 
-def token_limit_s(times: TokenTimes, network_s: float) -> float:
-    """Nothing can be faster, whatever overlaps: memory, memory in turn with links, or disk."""
+def token_limit_s(times: TokenTimes, path_s: float, channel_s: float) -> float:
+    """Nothing can be faster, whatever overlaps: memory, memory in turn with the links of the
+    critical path, a channel that all share (on which a message may pass while those who have
+    theirs compute), or disk.
+    """
     memory_s = 0.0 if math.isnan(times.memory_s) else times.memory_s
-    return max(memory_s, times.critical_memory_s + network_s, times.disk_s)
+    return max(memory_s, times.critical_memory_s + path_s, channel_s, times.disk_s)

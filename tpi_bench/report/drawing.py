@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -84,7 +85,10 @@ class Drawing:
         except ValueError as error:
             print(f"error: {error}", file=sys.stderr)
             sys.exit(1 if isinstance(error, CannotWrite) else 2)  # as the program's own
-        print(shown, *drawn, sep="\n")  # whoever reads may go: that is no folder's fault
+        try:
+            print(shown, *drawn, sep="\n", flush=True)
+        except BrokenPipeError:  # whoever reads has gone, and has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
     def _refuse_another(self, folder: Path) -> None:
         """A figure of this experiment beside rows of another would be wrong, and stay there."""
