@@ -76,3 +76,21 @@ def test_rows_of_another_experiment_are_refused(config: str, tmp_path: Path) -> 
         f"{tmp_path}\n"
     )
     assert sorted(tmp_path.iterdir()) == kept
+
+
+def test_a_reader_that_leaves_is_no_failure(tmp_path: Path) -> None:
+    """`python -m experiments.tab_overview FOLDER | head -1`: no traceback, and the figure is there."""
+    shutil.copytree(ROOT / "results" / "tab_overview", tmp_path / "tab_overview")
+    (tmp_path / "tab_overview" / "tab_overview.png").unlink()
+    code = (
+        "import os, runpy, sys\n"
+        "reader, writer = os.pipe()\n"
+        "os.close(reader)\n"
+        "os.dup2(writer, 1)\n"
+        "sys.argv = ['experiments.tab_overview', sys.argv[1]]\n"
+        "runpy.run_module('experiments.tab_overview', run_name='__main__')\n"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "tab_overview")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / "tab_overview" / "tab_overview.png").is_file()
