@@ -79,7 +79,7 @@ def test_rows_of_another_experiment_are_refused(config: str, tmp_path: Path) -> 
 
 
 def test_a_reader_that_leaves_is_no_failure(tmp_path: Path) -> None:
-    """`python -m experiments.tab_overview FOLDER | head -1`: no traceback, and the figure is there."""
+    """`python -m experiments.NAME FOLDER | head -1`: no traceback, and the figure is there."""
     shutil.copytree(ROOT / "results" / "tab_overview", tmp_path / "tab_overview")
     (tmp_path / "tab_overview" / "tab_overview.png").unlink()
     code = (
