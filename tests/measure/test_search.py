@@ -55,6 +55,32 @@ def run_of(times: dict[Way, float], failing: Sequence[Way] = ()) -> Run:
     return run
 
 
+def of_system(system: str, number: int, token_s: float, bound_s: float) -> tuple[Bounded, float]:
+    settings = (("number", number),)
+    way = Way(
+        team=(0,), weights="q4", system=system, scheme="layers", settings=settings, shares=None
+    )
+    return (way, Bound(token_s=bound_s, weights_s=bound_s, links_s=0, disk_s=0)), token_s
+
+
+def test_kinds_far_above_their_bounds_do_not_take_all_the_time() -> None:
+    """Twenty ways whose bounds promise 1 s and that take 6, and one of 3 s at a bound of 2."""
+    loose = [of_system("prima", number, 6.0, 1.0 + number / 100) for number in range(20)]
+    others = [of_system("tpi", number, bound + 1, bound) for number, bound in ((0, 2.0), (1, 4.0))]
+    times = {way: token_s for (way, _), token_s in loose + others}
+    bounded = [each for each, _ in loose + others]
+    effort = Effort(num_points=5)
+    found = search(bounded, run_of(times), effort)
+    assert [tried.way.system for tried in found.tried][:2] == ["prima", "tpi"]
+    assert found.best[0].token_s == 3.0
+    assert found.over_bounds["prima"] > 5
+    assert found.left  # it is told that the other nineteen might have been better
+    changed = search(
+        bounded, run_of(times), Effort(num_points=1), num_best=1, over_bounds=found.over_bounds
+    )
+    assert changed.best[0].token_s == 3.0
+
+
 @pytest.mark.parametrize("seed", range(12))
 def test_nothing_among_the_best_is_skipped(seed: int) -> None:
     """The ten best choices, and the best of each group, are those of all ways together."""

@@ -147,18 +147,17 @@ class Adviser:
                 and bound.token_s < self._best_s
                 and bound.lacking_bytes <= 0
             ]
-            bounded.sort(key=lambda each: each[1].token_s)
             hopeful.append((changed, bounded))
-        hopeful.sort(key=lambda each: each[1][0][1].token_s if each[1] else math.inf)
+        hopeful.sort(key=lambda each: min((b.token_s for _, b in each[1]), default=math.inf))
         for changed, bounded in hopeful:
             if bounded and effort.is_over:
                 continue
             also = {"name": "advise_change", **changed.settings}
             run = self._run("what would help", changed.household, also)
-            then = search(bounded, run, effort, num_best=1)
+            then = search(bounded, run, effort, num_best=1, over_bounds=found.over_bounds)
             if then.tried or not bounded:  # else time is over
                 point = then.best[0].record.run.point if then.best else None
-                yield Change(words=changed.words, point=point)
+                yield Change(words=changed.words, point=point, num_left=len(then.left))
 
     def _weights_gb(self, weights: str) -> float:
         values = self.config.num_layers * self.config.layer_parameters

@@ -1,4 +1,7 @@
-"""Which ways are run: those of the least bound first, until no other can be among the best.
+"""Which ways are run: the most promising first, until no other can be among the best.
+
+Promising is a low bound, times what ways of its kind have taken over theirs at least: bounds of
+some kinds are far from what they take, and all of these would be run before others otherwise.
 
 What can be skipped is skipped for good: a way whose bound is above the tenth best that was found
 cannot be one of the ten, and if it is above the best of its precision and of its number of devices,
@@ -13,7 +16,7 @@ import itertools
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from tpi_bench.measure.bounds import Bound
@@ -95,6 +98,16 @@ class Found:
         """The best of each choice, from the fastest on."""
         return best_choices(self.tried)
 
+    @property
+    def over_bounds(self) -> dict[str, float]:
+        """What ways of each kind took over their bounds, at least."""
+        found: dict[str, float] = {}
+        for each in self.tried:
+            if math.isfinite(each.token_s) and each.bound.token_s > 0:
+                ratio = each.token_s / each.bound.token_s
+                found[each.way.kind] = min(ratio, found.get(each.way.kind, math.inf))
+        return found
+
 
 def best_of_each(tried: Sequence[Tried], key: Callable[[Tried], object]) -> list[Tried]:
     """One of each key, from the fastest on; none that gave no answer."""
@@ -140,15 +153,18 @@ def search(
     effort: Effort,
     on_tried: Callable[[Tried], None] = lambda tried: None,
     num_best: int = NUM_BEST,
+    over_bounds: Mapping[str, float] | None = None,
 ) -> Found:
     """Run what may be among the best.
 
     Where ten are asked for, each kind of way is run once first, to know what there is to beat.
+    `over_bounds` is what kinds took over their bounds in another search.
     """
     found = Found(num_ways=len(bounded))
     found.lacking = [each for each in bounded if each[1].lacking_bytes > 0]
     unrun = [each for each in bounded if each[1].lacking_bytes <= 0]
-    unrun.sort(key=lambda each: (each[1].token_s, len(each[0].team)))
+    known = dict(over_bounds or {})
+    unrun = _by_promise(unrun, known)
     batch = _first_of_each_kind(unrun) if num_best > 1 else unrun[:1]
     while batch and len(found.tried) < effort.num_points and not effort.is_over:
         batch = batch[: effort.num_points - len(found.tried)]
@@ -159,6 +175,7 @@ def search(
                 break
         done = {id(tried.way) for tried in found.tried}
         unrun = [each for each in unrun if id(each[0]) not in done]
+        unrun = _by_promise(unrun, known | found.over_bounds)
         bar = _Bar(found.tried, num_best)
         batch = _next(unrun, bar) if num_best > 1 else _first(unrun, bar, 1)
     bar = _Bar(found.tried, num_best)
@@ -171,8 +188,18 @@ def search(
     return found
 
 
+def _by_promise(unrun: Sequence[Bounded], over_bounds: Mapping[str, float]) -> list[Bounded]:
+    """From the least expected time on; of equals, the one with fewest devices."""
+
+    def expected(each: Bounded) -> tuple[float, int]:
+        way, bound = each
+        return bound.token_s * over_bounds.get(way.kind, 1.0), len(way.team)
+
+    return sorted(unrun, key=expected)
+
+
 def _first(unrun: Sequence[Bounded], bar: _Bar, count: int) -> list[Bounded]:
-    """The least bounds that are within reach."""
+    """The most promising that are within reach."""
     within = (each for each in unrun if not bar.is_out_of_reach(*each))
     return list(itertools.islice(within, count))
 
@@ -183,7 +210,7 @@ def groups_of(way: Way) -> tuple[object, object]:
 
 
 def _next(unrun: Sequence[Bounded], bar: _Bar) -> list[Bounded]:
-    """The least bounds, and beside them that of each group whose best is not certain."""
+    """The most promising, and beside them that of each group whose best is not certain."""
     found = _first(unrun, bar, _AT_ONCE)
     least: dict[object, Bounded] = {}
     for way, bound in unrun:
@@ -195,7 +222,7 @@ def _next(unrun: Sequence[Bounded], bar: _Bar) -> list[Bounded]:
 
 
 def _first_of_each_kind(unrun: Sequence[Bounded]) -> list[Bounded]:
-    """The least bound of each system, each precision and each number of devices."""
+    """The most promising of each system, each precision and each number of devices."""
     first: dict[object, Bounded] = {}
     for each in unrun:
         way = each[0]

@@ -57,10 +57,14 @@ class Kind:
 
 @dataclass(kw_only=True)
 class Change:
-    """Something that could be done to the household, and the best way then."""
+    """Something that could be done to the household, and the best way then that was found.
+
+    `num_left` ways were not run that may be better still.
+    """
 
     words: str
     point: str | None  # none: its bound says that it does not help
+    num_left: int = 0
 
 
 @dataclass(kw_only=True)

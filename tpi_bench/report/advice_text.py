@@ -141,7 +141,8 @@ def _changes_text(advice: Advice, rows: Rows) -> str:
     for change in sorted(advice.changes, key=lambda change: rows.token_s(change.point)):
         changed_s = rows.token_s(change.point)
         if not changed_s < 0.99 * best_s:
-            lines.append([f"  {change.words}", "-", "no gain"])
+            left = f"no gain found, with {change.num_left} ways left for lack of time"
+            lines.append([f"  {change.words}", "-", left if change.num_left else "no gain"])
             continue
         run = rows.runs[change.point or ""]
         gain = f"{best_s / changed_s:.2f} times as fast" if math.isfinite(best_s) else "it fits"
