@@ -105,6 +105,8 @@ def _draw_errors(axes: Axes, rows: pd.DataFrame, cases: list[str]) -> None:
     axes.barh(places, high - low, left=low, height=0.8, color="0.75", label="wall-clock range")
     for number, (cost, marker) in enumerate(figures.with_markers(COSTS)):
         each = rows[rows.cost == cost]
+        if each.empty:
+            continue
         ratio = each.virtual_ms / each.wall_ms
         ends = [ratio - each.interval_low_ms / each.wall_ms, each.interval_high_ms / each.wall_ms]
         ends[1] = ends[1] - ratio
