@@ -33,7 +33,7 @@ def drawing(title: str | None, drawn: list[Figure] | None = None) -> Drawing:
 def test_points_that_beat_their_limit_are_named(tmp_path: Path) -> None:
     drawn: list[Figure] = []
     rows = pd.DataFrame({"beats_limit": [True, False, None, True], "status": "ok"})
-    words = "2 of 4 points are faster than their limit, which was probed on a busier host"
+    words = "2 of 4 points are faster than their limit, which was probed at a slower moment"
     assert words in drawing(None).text(rows)
     for title in (None, "What it shows"):
         assert len(drawing(title, drawn).save(rows, tmp_path)) == 2

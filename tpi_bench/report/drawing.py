@@ -107,7 +107,7 @@ def _beaten_limits(rows: pd.DataFrame) -> list[str]:
     beaten = rows[rows.beats_limit.eq(True)]  # nothing in rows of points that failed
     if beaten.empty:
         return []
-    why = "was probed on a busier host"
+    why = "was probed at a slower moment"
     if "clock" in beaten and (beaten.clock == "virtual").all():  # its rates are given
         why = "is too high for them"
     words = f"{len(beaten)} of {len(rows)} points are faster than their limit, which {why}"

@@ -221,7 +221,7 @@ class Limits(Row):
         "", "cores that others kept busy during the quietest of the probes of memory and disk"
     )
     beats_limit: bool | None = column(
-        "", "faster than the limit by more than this spread: the host was busier when it was probed"
+        "", "faster than the limit by more than this spread: the host was slower when it was probed"
     )
     raw_round_trip_s: float = column(
         "s",

@@ -168,7 +168,7 @@ def _notes(run: RunRow) -> list[str]:
             "the limits were measured: the host can do more"
         )
     if run.beats_limit:
-        notes.append("faster than its limit, so the host was busier when the limit was measured")
+        notes.append("faster than its limit, so the host was slower when the limit was measured")
     if run.devices_share_cores:
         notes.append(f"{run.num_devices} devices share {run.cores} cores; real devices would not")
     return notes
@@ -192,7 +192,7 @@ def point_line(run: RunRow, swept: Sequence[str] = ()) -> str:
         return f"{where}: {run.status}: {run.error}"
     where += f": {run.token_latency_s * 1e3:.1f} ms a token, TTFT {run.ttft_s * 1e3:.1f} ms"
     if run.beats_limit:
-        where += ", faster than its limit (the host was busy when that was measured)"
+        where += ", faster than its limit (the host was slower when that was measured)"
     if run.was_disturbed or run.probe_was_disturbed:
         where += ", measured on a busy host"
     if run.tokens_equal is not None:
