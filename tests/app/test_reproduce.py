@@ -77,8 +77,8 @@ def test_it_says_how_long_it_takes_before_it_begins(programs: Programs, given: l
     assert programs.typed == []
     minutes = [seconds_of(load(COMMITTED / name).runs) / 60 for name in STORED]
     assert re.search(rf"^  fig_window +{minutes[0]:.1f} min$", shown, re.MULTILINE)
-    assert "about 1 minute, for 2 of 2 experiments\n" in shown
-    assert 30 < 60 * sum(minutes) < 90
+    assert 0 < 60 * sum(minutes) < 90
+    assert "about 1 minute, for 2 of 2 experiments\n" in shown  # never none
     assert "disk: up to 4 GB of models and block files in " in shown
     assert "GB are free there" in shown
 

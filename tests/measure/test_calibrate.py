@@ -82,7 +82,10 @@ def test_no_reading_and_no_arithmetic_is_left_out(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(host_rates, "_MEMORY_BYTES", 2 << 18)
     monkeypatch.setattr(host_rates, "_MATRIX_BYTES", 1 << 18)
     flops, nbytes = 2 * (1 << 16), 1 << 18
-    for few_s, many_s, row_s, before_s in ((2.16, 3.28, 0.01, 2.0), (1.0, 12.2, 0.1, 0.5)):
+    for few_s, many_s, row_s, before_s in (
+        *((2.16, 3.28, 0.01, 2.0), (1.0, 12.2, 0.1, 0.5)),
+        (2.16, 1.28, 0.01, 2.0),  # disturbed: all that many rows take
+    ):
         times = iter([[1.2], [2.6], [2 * (few_s + 0.1)], [2 * (many_s + 0.1)]])
         monkeypatch.setattr(host_rates, "_times", lambda fn, times=times: next(times))
         found = host_rates._products("float32", 0.1)

@@ -145,7 +145,7 @@ def told(
     left = [step for step in steps if states[step.name] != "done"]
     if not left:
         return "\n".join([*lines, "nothing is left to run"])
-    minutes = round(total / 60)
+    minutes = max(1, round(total / 60))
     lines.append(
         f"about {minutes} minute{'s' * (minutes != 1)}{rest}, "
         f"for {len(left)} of {len(steps)} experiments"

@@ -98,6 +98,8 @@ def _products(held: str, overhead_s: float) -> dict[str, float]:
     reading_s, eight_s, few_s = (call_s(number, len(matrices)) for number in (1, FEW, few))
     many_s = call_s(many, min(_FEW_MATRICES, len(matrices)))  # their bytes count for little
     row_s = (many_s - few_s) / (many - few)
+    if row_s <= 0:  # something else ran meanwhile: a row costs no more than this
+        row_s = many_s / many
     before_s = max(few_s - few * row_s, few_s / 2)
     flops = 2 * matrices[0].shape[0] * matrices[0].shape[1]
     further_s = max((eight_s - reading_s) / (FEW - 1), reading_s / _MOST_ROWS)
