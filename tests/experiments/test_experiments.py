@@ -103,6 +103,14 @@ TINY = {
         "testbed.threads_per_device=1",
         "hydra.sweeper.draw=6",  # a case of each grid
     ],
+    "bench_waits": [
+        "model=debug",
+        "repeat=0",
+        "model.weights=float32",
+        "workload.prompt_tokens=3",
+        "testbed.threads_per_device=1",
+        "device.memory_mb=400",
+    ],
     "bench_virtual": [
         "model=debug",
         "model.hidden=128",
@@ -246,6 +254,7 @@ OWN_DEVICES = (
     "tab_case_study",
     "bench_engine",
     "bench_profile",
+    "bench_waits",
 )
 
 

@@ -42,7 +42,7 @@ REPORT = DeviceReport(
     clock_error_ns=5.0,
     memory_bps=6.0,
     disk_bps=7.0,
-    spans=[Span("compute", "attn", 1, 2), Span("read", "ffn_0", 3, 4)],
+    spans=[Span("compute", "attn", 1, 2, 1, 0), Span("read", "ffn_0", 3, 4)],
 )
 GENERATION = Generation(
     token_ids=[5, 6], request_ns=10, token_ns=[20, 30], account=[{"compute": 3}, {"sync": 4}]
@@ -96,6 +96,8 @@ def test_a_result_there_and_back(generation: Generation | None) -> None:
         "key": "attn",
         "start_ns": 1,
         "end_ns": 2,
+        "cpu_ns": 1,
+        "core_wait_ns": 0,
     }
 
 

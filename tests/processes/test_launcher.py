@@ -55,6 +55,14 @@ def test_loads_run_behind_compute_and_allreduce(
     assert len(reads) > 50
     assert len(hidden) > 0.8 * len(reads)
     assert overlaps(busy, busy) > 5 * sum(span.end_ns - span.start_ns for span in waits)
+    for span in busy:  # what a thread ran and waited for a core is part of its span
+        assert span.cpu_ns is not None
+        took_ns = span.end_ns - span.start_ns
+        assert 0 <= span.cpu_ns + (span.core_wait_ns or 0) < took_ns + 1_000_000
+    received = [span for span in busy if span.key == "recv"]
+    slept = [(s.cpu_ns or 0) + (s.core_wait_ns or 0) for s in received]
+    assert sum(slept) < 0.7 * sum(s.end_ns - s.start_ns for s in received)
+    assert all(span.cpu_ns is None and span.core_wait_ns is None for span in reads)
 
 
 def test_a_tokens_time_adds_up(checkpoints: dict[str, Path], cache_dir: Path) -> None:

@@ -33,6 +33,13 @@ def test_a_device_is_a_process_and_a_kind_a_track() -> None:
     assert processes == ["TPI star, device 0 (p1234567)", "TPI star, device 1 (p1234567)"]
 
 
+def test_what_a_span_had_of_the_cores() -> None:
+    counted = SPANS.assign(cpu_ns=[1_500_000, None, 300_000], core_wait_ns=[None, None, 200_000])
+    events = chrome_trace(RUNS, counted)["traceEvents"]
+    found = [event["args"] for event in events if event["ph"] == "X"]
+    assert found == [{"cpu_ms": 1.5}, {}, {"cpu_ms": 0.3, "core_wait_ms": 0.2}]
+
+
 def test_without_spans() -> None:
     with pytest.raises(ValueError, match=r"no spans were kept; .* testbed.trace=true"):
         chrome_trace(RUNS, SPANS[:0])

@@ -140,7 +140,15 @@ def test_what_is_run_again(
 
 
 def test_spans_are_a_table_where_there_are_any() -> None:
-    span = SpanRow(rank=1, kind="compute", key="attn", start_ns=1, end_ns=1 << 60)
+    span = SpanRow(
+        rank=1,
+        kind="compute",
+        key="attn",
+        start_ns=1,
+        end_ns=1 << 60,
+        cpu_ns=1 << 59,
+        core_wait_ns=None,
+    )
     table = tables_of([Record(run=RUN, spans=[span])])["spans"]
     assert table.to_pylist() == [{"point": "a"} | vars(span)]
 

@@ -62,12 +62,18 @@ class BlockReadError(Explained):
 
 @dataclass(frozen=True)
 class Span:
-    """Something that took from `start_ns` to `end_ns` on this device's clock."""
+    """Something that took from `start_ns` to `end_ns` on this device's clock.
+
+    Of that time its thread ran for `cpu_ns`, and for `core_wait_ns` was ready but had no core; the
+    rest it slept. None where nobody counts: in virtual time, of reads, and off Linux.
+    """
 
     kind: str
     key: str
     start_ns: int
     end_ns: int
+    cpu_ns: int | None = None
+    core_wait_ns: int | None = None
 
 
 @dataclass(frozen=True)
@@ -90,10 +96,18 @@ class SpanLog:
     totals_ns: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     spans: list[Span] = field(default_factory=list)
 
-    def add(self, kind: str, key: str, start_ns: int, end_ns: int) -> None:
+    def add(
+        self,
+        kind: str,
+        key: str,
+        start_ns: int,
+        end_ns: int,
+        cpu_ns: int | None = None,
+        core_wait_ns: int | None = None,
+    ) -> None:
         self.totals_ns[kind] += end_ns - start_ns
         if self.trace:
-            self.spans.append(Span(kind, key, start_ns, end_ns))
+            self.spans.append(Span(kind, key, start_ns, end_ns, cpu_ns, core_wait_ns))
 
 
 def kind_of(key: Key) -> str:

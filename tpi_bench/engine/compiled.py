@@ -40,7 +40,7 @@ class Kernel:
         if num_threads == 1:
             self._alone(task)
         else:
-            _in_parallel()(self._address, task, num_threads, 0)
+            in_parallel()(self._address, task, num_threads, 0)
 
 
 @functools.cache
@@ -114,7 +114,7 @@ def _compile(function: Callable[[Any], None]) -> Any:
 
 
 @functools.cache
-def _in_parallel() -> Callable[[int, int, int, int], None]:
+def in_parallel() -> Callable[[int, int, int, int], None]:
     """OpenMP's `GOMP_parallel(function, argument, num_threads, flags)`, of torch's own OpenMP.
 
     So kernels share the threads that torch keeps awake between its operators. GNU's and LLVM's

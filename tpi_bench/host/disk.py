@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import math
 import mmap
 import os
@@ -42,7 +43,9 @@ class DirectReader:
     """All reads of one device; `read`, `notice` and `wait` belong to one thread."""
 
     def __init__(self, num_threads: int = 4) -> None:
-        self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="reader")
+        self._pool = ThreadPoolExecutor(
+            num_threads, thread_name_prefix="reader", initializer=_on_any_core()
+        )
         self._files: dict[str, _OpenFile] = {}
         self._aio: KernelAio | None = None
         with contextlib.suppress(OSError):  # threads do it where the kernel does not
@@ -111,6 +114,13 @@ class DirectReader:
         self._pool.shutdown(wait=True)
         for file in self._files.values():
             os.close(file.number)
+
+
+def _on_any_core() -> Callable[[], None] | None:
+    """Lets a thread use the cores that this one may use now, and may be bound to one of later."""
+    if not hasattr(os, "sched_setaffinity"):
+        return None
+    return functools.partial(os.sched_setaffinity, 0, os.sched_getaffinity(0))
 
 
 def _open(path: str) -> _OpenFile:

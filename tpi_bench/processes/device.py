@@ -30,6 +30,7 @@ from tpi_bench.engine.rank import run_rank
 from tpi_bench.host.disk import DirectReader, disk_bytes_read
 from tpi_bench.host.machine import share_cores
 from tpi_bench.host.memory import MemoryPeak, MemorySampler, pss_bytes
+from tpi_bench.processes.binding import bind_threads
 from tpi_bench.processes.caps import Cap, CapTooSmall, Limit, is_out_of_memory
 from tpi_bench.processes.control import (
     Answered,
@@ -134,6 +135,8 @@ def _run(rank: int, job: Job, cap: Cap, control: Control, key: bytes, tls: Tls |
     ).start()
     try:
         reader.open(block.path for block in job.blocks_of(rank))
+        if spins and job.program.uses_torch:
+            bind_threads(job.threads_per_device)
         on_token = functools.partial(_tell_token, control) if job.stream else None
         next_turn = functools.partial(_next_turn, control, turns) if job.talks else None
         served = [] if rank else round_trips_ns(setup.services, job.network)

@@ -18,6 +18,7 @@ from tpi_bench.contract.blocks import BlockFile
 from tpi_bench.contract.runtime import Key, ReadHandle, SpanLog, check_message, kind_of
 from tpi_bench.host.disk import DirectReader
 from tpi_bench.host.memory import anonymous_area
+from tpi_bench.host.thread_clock import ThreadClock, ThreadTimes
 from tpi_bench.processes.mesh import Mesh, sleep_until
 
 T = TypeVar("T")
@@ -39,6 +40,7 @@ class WallRuntime:
         self.rank = rank
         self.world_size = world_size
         self.log = SpanLog(trace=trace)
+        self._clock = ThreadClock() if trace else None
         self.ledger_bytes: dict[str, int] = defaultdict(int)
         self.bytes_sent = 0
         self.bytes_received = 0
@@ -60,17 +62,17 @@ class WallRuntime:
             pass
 
     def send(self, dst: int, buffer: torch.Tensor) -> None:
-        start = time.monotonic_ns()
+        begun = self._now()
         self.bytes_sent += buffer.nbytes
         self._mesh.send(dst, as_bytes(buffer))
-        self.log.add("sync", "send", start, time.monotonic_ns())
+        self._ended("sync", "send", begun)
 
     def recv(self, src: int, out: torch.Tensor) -> None:
-        start = time.monotonic_ns()
+        begun = self._now()
         self._mesh.recv(src, as_bytes(out))
         self.bytes_received += out.nbytes
         self.num_steps += 1
-        self.log.add("sync", "recv", start, time.monotonic_ns())
+        self._ended("sync", "recv", begun)
         self._reader.notice()
 
     def address(self, rank: int) -> str:
@@ -78,9 +80,9 @@ class WallRuntime:
 
     def compute(self, key: Key, fn: Callable[[], T]) -> T:
         self.is_computing = True
-        start = time.monotonic_ns()
+        begun = self._now()
         result = fn()
-        self.log.add(kind_of(key), str(key[0]), start, time.monotonic_ns())
+        self._ended(kind_of(key), str(key[0]), begun)
         self.is_computing = False
         self.num_steps += 1
         self._reader.notice()
@@ -100,10 +102,10 @@ class WallRuntime:
         self.ledger_bytes[kind] += nbytes
 
     def read(self, block: BlockFile, out: torch.Tensor) -> ReadHandle:
-        start = time.monotonic_ns()
+        begun = self._now()
         note = functools.partial(self._note_read, block.key)
         handle = self._reader.read(block.extent, out.numpy(), note)
-        self.log.add("load_wait", "request", start, time.monotonic_ns())
+        self._ended("load_wait", "request", begun)
         return handle
 
     def _note_read(self, key: str, start_ns: int, end_ns: int) -> None:
@@ -115,9 +117,22 @@ class WallRuntime:
         return torch.from_numpy((reader.map_anew if anew else reader.map)(block.extent))
 
     def waiting(self, handle: ReadHandle, key: str) -> None:
-        start = time.monotonic_ns()
+        begun = self._now()
         handle.wait()
-        self.log.add("load_wait", key, start, time.monotonic_ns())
+        self._ended("load_wait", key, begun)
+
+    def _now(self) -> tuple[int, ThreadTimes | None]:
+        """The time, and where spans are kept what this thread has had of the cores."""
+        times = self._clock.look() if self._clock else None
+        return time.monotonic_ns(), times
+
+    def _ended(self, kind: str, key: str, begun: tuple[int, ThreadTimes | None]) -> None:
+        (start_ns, before), (end_ns, after) = begun, self._now()
+        if before is None or after is None:
+            self.log.add(kind, key, start_ns, end_ns)
+            return
+        cpu_ns = after.cpu_ns - before.cpu_ns
+        self.log.add(kind, key, start_ns, end_ns, cpu_ns, after.waited_since(before))
 
 
 def as_bytes(tensor: torch.Tensor) -> np.ndarray:

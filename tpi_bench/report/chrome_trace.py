@@ -36,7 +36,7 @@ def chrome_trace(runs: pd.DataFrame, spans: pd.DataFrame) -> dict[str, Any]:
         tracks = own.kind.map({kind: track for track, kind in enumerate(kinds)})
         begins = (own.start_ns - starts[point]) / 1e3
         lengths = (own.end_ns - own.start_ns) / 1e3
-        cells = zip(own.key, own.kind, tracks, begins, lengths, strict=True)
+        cells = zip(own.key, own.kind, tracks, begins, lengths, _cores(own), strict=True)
         events += [
             {
                 "name": str(key),
@@ -46,10 +46,22 @@ def chrome_trace(runs: pd.DataFrame, spans: pd.DataFrame) -> dict[str, Any]:
                 "tid": int(track),
                 "ts": float(begin),
                 "dur": float(length),
+                "args": cores,
             }
-            for key, kind, track, begin, length in cells
+            for key, kind, track, begin, length, cores in cells
         ]
     return {"traceEvents": events, "displayTimeUnit": "ms"}
+
+
+def _cores(spans: pd.DataFrame) -> list[dict[str, float]]:
+    """What the thread of each span had of the cores, where that was counted."""
+    if "cpu_ns" not in spans:  # of earlier rows
+        return [{}] * len(spans)
+    cells = zip(spans.cpu_ns / 1e6, spans.core_wait_ns / 1e6, strict=True)
+    return [
+        {name: ms for name, ms in (("cpu_ms", ran), ("core_wait_ms", waited)) if ms == ms}
+        for ran, waited in cells
+    ]
 
 
 def _named(what: str, process: int, track: int, label: str) -> dict[str, Any]:

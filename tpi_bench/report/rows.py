@@ -478,6 +478,12 @@ class SpanRow(Row):
     key: str = column("", "which computation, message or block")
     start_ns: int = column("ns", "on the clock that all devices share; of nodes, the master's")
     end_ns: int = column("ns", "on the clock that all devices share")
+    cpu_ns: int | None = column(
+        "ns", "of it, its first thread ran; empty in virtual time and for `read`"
+    )
+    core_wait_ns: int | None = column(
+        "ns", "of it, that thread was ready and others had the cores; empty off Linux too"
+    )
 
 
 @dataclass(kw_only=True)
