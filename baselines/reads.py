@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from tpi_bench.contract.job import Job, Output
+from tpi_bench.contract.network import Traffic
 from tpi_bench.contract.request import Generation
 from tpi_bench.contract.setting import setting
 from tpi_bench.contract.system import Streaming, System
@@ -69,6 +70,10 @@ class ReadsSystem(TpiSystem):
     def variant(self) -> str:
         words = [super().variant, "" if self.through == "window" else "no window"]
         return " ".join(word for word in words if word)
+
+    def traffic(self, job: Job) -> Traffic:
+        """Each device reads for itself."""
+        return Traffic()
 
     def run_device(self, rt: Runtime, job: Job, output: Output) -> Generation | None:
         reads = (_ThroughWindow if self.through == "window" else _ThroughNothing)(rt, job)

@@ -36,35 +36,49 @@ def core_times(runs: pd.DataFrame, spans: pd.DataFrame) -> pd.DataFrame:
     """The run table with what the devices of a point had of the cores, in s a token.
 
     `computing_cpu_s` and `messages_cpu_s` are CPU time of all devices, `core_wait_s` how long they
-    were ready without a core, `master_core_wait_s` that of the master, `decode_s` the whole. Told
-    are the first threads of devices, which are all where a device has one, from the first token of
-    the answer to its last.
+    were ready without a core, `master_core_wait_s` that of the master. Told are the first threads
+    of devices, which are all where a device has one, from the first token to the last. A device
+    that has a core for itself polls a while before it sleeps, and what it polls is CPU time too.
     """
     import pandas as pd
 
-    counts, found = dict(zip(runs.point, runs.num_tokens, strict=True)), []
-    told = spans[spans.core_wait_ns.notna()]
+    ended, found = succeeded(runs), []
+    counts = dict(zip(ended.point, ended.num_tokens, strict=True))
+    told = spans[spans.core_wait_ns.notna() & spans.point.isin(ended.point)]
     for point, own in told.groupby("point", sort=False):
-        is_last = (own["rank"] == 0) & own.key.isin(_LAST_OF_TOKEN)
-        ends, number = own[is_last].end_ns.sort_values(), int(counts[point])
-        if number < 2 or len(ends) < number:
+        number = int(counts[point])
+        within = _last_tokens(own, number)
+        if number < 2 or within.empty:
             continue
-        first, last = ends.iloc[-number], ends.iloc[-1]
-        within = own[(own.end_ns > first) & (own.end_ns <= last)]
         is_sync, scale = within.kind == "sync", 1e9 * (number - 1)
         waited = within.core_wait_ns
         found.append(
             {
                 "point": point,
-                "decode_s": (last - first) / scale,
                 "computing_cpu_s": within[~is_sync].cpu_ns.sum() / scale,
                 "messages_cpu_s": within[is_sync].cpu_ns.sum() / scale,
                 "core_wait_s": waited.sum() / scale,
                 "master_core_wait_s": waited[within["rank"] == 0].sum() / scale,
             }
         )
-    columns = ["decode_s", "computing_cpu_s", "messages_cpu_s", "core_wait_s", "master_core_wait_s"]
+    columns = ["computing_cpu_s", "messages_cpu_s", "core_wait_s", "master_core_wait_s"]
     return runs.merge(pd.DataFrame(found, columns=["point", *columns]), on="point", how="left")
+
+
+def _last_tokens(own: pd.DataFrame, number: int) -> pd.DataFrame:
+    """Spans of a point from the first of its last tokens, so many, to the last.
+
+    Devices that multiply each for itself (`system=products`) come to their last tokens on their own
+    time.
+    """
+    marks = own[own.key.isin(_LAST_OF_TOKEN)]
+    if set(marks.key) == {"products"}:
+        order = marks.sort_values("end_ns").groupby("rank").cumcount(ascending=False)
+        return marks.loc[order.index[order < number - 1]]
+    ends = marks[marks["rank"] == 0].end_ns.sort_values()
+    if len(ends) < number:
+        return own.head(0)
+    return own[(own.end_ns > ends.iloc[-number]) & (own.end_ns <= ends.iloc[-1])]
 
 
 def streamed(rows: pd.DataFrame) -> pd.DataFrame:
@@ -84,7 +98,6 @@ def streamed(rows: pd.DataFrame) -> pd.DataFrame:
     times = [part.groupby(keys).token_latency_p50_s.median() for part in parts.values()]
     found = pd.concat(times, axis=1, keys=list(parts))
     found["streamed_bytes"] = parts["token_s"].groupby(keys).streamed_bytes.first()
-    found["compute_s"] = parts["token_s"].groupby(keys).computing_cpu_s.median()
     found["core_wait_s"] = parts["token_s"].groupby(keys).core_wait_s.median()
     return found.dropna(subset="token_s").reset_index()
 
@@ -104,8 +117,8 @@ def shared(rows: pd.DataFrame) -> pd.DataFrame:
     used = found.computing_cpu_s + found.messages_cpu_s
     return found.assign(
         other_cpu_s=found.computing_cpu_s - found.products_cpu_s,
-        rest_s=found.decode_s * cores - used,
-        busy_share=used / (found.decode_s * cores),
+        rest_s=found.token_latency_s * cores - used,
+        busy_share=used / (found.token_latency_s * cores),
     )
 
 
@@ -136,7 +149,7 @@ def _streamed_lines(rows: pd.DataFrame) -> pd.DataFrame:
                 "token ms": _spread(own.token_s * 1e3),
                 "reads / token": _spread(own.nothing_s / own.token_s, "{:.0%}"),
                 "window / token": _spread(own.window_s / own.token_s, "{:.0%}"),
-                "waits for a core ms": _spread(own.core_wait_s * 1e3),
+                "master thread waits for a core ms": _spread(own.core_wait_s * 1e3),
             }
         )
     return pd.DataFrame(lines)
@@ -152,7 +165,7 @@ def _shared_lines(rows: pd.DataFrame) -> pd.DataFrame:
             {
                 "allreduce": collective if devices > 1 else "none",
                 "devices": f"{devices:.0f}",
-                "token ms": _spread(own.decode_s * 1e3),
+                "token ms": _spread(own.token_latency_s * 1e3),
                 **{name: _spread(own[column] * 1e3) for column, name in _CPU.items()},
                 "cores busy": _spread(own.busy_share, "{:.0%}"),
                 "waits for a core": _spread(own.core_wait_s * 1e3),
@@ -220,7 +233,8 @@ def _draw_shared(axes: Axes, rows: pd.DataFrame) -> None:
             bottom += height
     words = [f"{devices:.0f}\n{collective if devices > 1 else ''}" for collective, devices in cases]
     axes.set_xticks(range(len(cases)), words)
-    axes.set_xlabel("devices of one thread on two cores")
+    cores = found.cores.max() if len(found) else 0
+    axes.set_xlabel(f"devices of one thread on {cores:.0f} cores")
     axes.set_ylabel("time of the cores, a token (ms)")
     if cases:
         axes.legend()

@@ -28,7 +28,9 @@ CLAIMS = yaml.load(  # the loader in C, as it is read by each worker
 
 @functools.cache
 def runs_of(folder: str) -> pd.DataFrame:
-    return read_runs(ROOT / "results" / folder)
+    """Of a folder's runs, or a table that a command of its own has kept."""
+    path = ROOT / "results" / folder
+    return pd.read_csv(path) if path.suffix == ".csv" else read_runs(path)
 
 
 @functools.cache

@@ -27,7 +27,7 @@ def test_help_is_quick_and_names_the_groups() -> None:
     assert (
         time.monotonic() - start < 10
     )  # loose here; the imports it must not make are in test_house
-    assert "pipeline, prima, products, reads, tpi, tpi_auto, tpi_direct" in done.stdout
+    assert "pipeline, prima, products, reads, reads_free, tpi, tpi_auto, tpi_direct" in done.stdout
     assert "+experiment=fig_latency" in done.stdout
     for status, words in MEANINGS.items():
         assert f"\n{int(status):<5}{words}\n" in done.stdout

@@ -8,10 +8,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import psutil
 import pytest
 
-from tests.cluster_demo import beside_processes, driver_cost, scanner
+from tests.cluster_demo import beside_processes, driver_cost, rows, scanner
 from tests.cluster_demo.driver_cost import Look
 
 
@@ -55,6 +56,20 @@ def test_a_demo_that_is_ended_takes_its_machines_down() -> None:
     assert demo.wait(20) == 128 + signal.SIGTERM
     assert not Path(folder).exists()
     assert not any(psutil.pid_exists(int(pid)) for pid in pids)
+
+
+def test_what_is_printed_is_kept_as_rows(tmp_path: Path) -> None:
+    rows.Rows(None).add(fault="node")
+    path = tmp_path / "new" / "faults.csv"
+    kept = rows.Rows(path)
+    kept.add(fault="node", took_s=1.5, left=0)
+    kept.add(fault="link", took_s=2.5, left=0)
+    first, second = pd.read_csv(path).to_dict("records")
+    assert (first["fault"], first["took_s"], second["fault"]) == ("node", 1.5, "link")
+    assert first["commit"]
+    assert first["ended"] <= second["ended"]
+    with pytest.raises(SystemExit, match=r"faults.csv is there already; name another file"):
+        rows.Rows(path)
 
 
 def test_ratios_are_taken_in_turns() -> None:

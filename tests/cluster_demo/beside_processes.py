@@ -13,6 +13,7 @@ import tempfile
 from collections import defaultdict
 from collections.abc import Sequence
 
+from tests.cluster_demo import rows
 from tests.cluster_demo.driver import Driver
 from tests.cluster_demo.machines import Machines
 
@@ -21,15 +22,21 @@ POINT = (
     *("prompt=What is the capital of France?", "testbed.num_devices=2"),
 )
 SYSTEMS = ("tpi", "tpi_direct", "pipeline")
+KEPT = (
+    *("token_latency_s", "token_latency_p50_s", "ttft_s", "link_round_trip_s"),
+    *("busy_cores_start", "steal_share"),
+)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("arguments", nargs="*", help="of tpi_bench, for all points")
+    rows.add_argument(parser)
     asked = parser.parse_args()
     found: dict[tuple[str, str], list[float]] = defaultdict(list)
     trips: dict[str, list[float]] = defaultdict(list)
+    kept = rows.Rows(asked.rows)
     with Machines(2) as machines, tempfile.TemporaryDirectory(prefix="tpi_bench-") as scratch:
         driver = Driver(machines)
         try:
@@ -43,6 +50,8 @@ def main() -> int:
                             raise RuntimeError(f"{' '.join(typed)}: {said}")
                         found[system, way].append(said["row"]["token_latency_s"])
                         trips[way].append(said["row"]["link_round_trip_s"])
+                        cells = {name: said["row"][name] for name in KEPT}
+                        kept.add(system=system, way=way, repeat=repeat, **cells)
         finally:
             driver.close()
     print("\n".join(lines_of(found, trips, list(ways))))

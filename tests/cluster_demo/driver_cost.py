@@ -20,6 +20,7 @@ from pathlib import Path
 
 import psutil
 
+from tests.cluster_demo import rows
 from tests.cluster_demo.machines import Machines
 
 TRIVIAL = (
@@ -45,7 +46,9 @@ def main() -> int:
     parser.add_argument("--points", type=int, default=10_000)
     parser.add_argument("--workers", default="1,2", help="cores of the machine, tried in turns")
     parser.add_argument("--seconds", type=float, default=3600.0, help="then none is begun any more")
+    rows.add_argument(parser)
     asked = parser.parse_args()
+    kept = rows.Rows(asked.rows)
     print(
         f"{'workers':>7}{'points':>8}{'wall s':>8}{'points/s':>9}{'driver CPU ms a point':>22}"
         f"{'worker ms a point':>18}  memory of the driver, MB at points"
@@ -54,7 +57,10 @@ def main() -> int:
     for num_points in sizes_to(asked.points):
         for workers in (int(text) for text in asked.workers.split(",")):
             if time.monotonic() - begun_s < asked.seconds:
-                print(line_of(workers, looks(workers, num_points)), flush=True)
+                found = looks(workers, num_points)
+                print(line_of(workers, found), flush=True)
+                for look in found:
+                    kept.add(workers=workers, asked_points=num_points, repeat=0, **vars(look))
     return 0
 
 

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests.cluster_demo import rows
 from tests.cluster_demo.driver import Driver
 from tests.cluster_demo.machines import Machines
 
@@ -315,16 +316,19 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--times", type=int, default=5, help="how often each is tried")
     parser.add_argument("--only", default="", help="names, with commas: " + ", ".join(names()))
+    rows.add_argument(parser)
     asked = parser.parse_args()
     chosen = [name for name in asked.only.split(",") if name] or names()
     unknown = set(chosen) - set(names())
     if unknown:
         parser.error(f"--only={','.join(sorted(unknown))} is unknown; choose {', '.join(names())}")
     print(f"{'fault':8}{'tries':>6}{'named':>7}{'after s':>20}{'left':>6}   the last row says")
-    all_right = True
+    all_right, kept = True, rows.Rows(asked.rows)
     for name, tries in results(chosen, asked.times):
         print(line_of(name, tries), flush=True)
         all_right &= all(each.is_right and not each.left for each in tries)
+        for repeat, each in enumerate(tries):
+            kept.add(fault=name, repeat=repeat, **{**vars(each), "left": len(each.left)})
         for each in tries:
             if each.left or not each.is_right:
                 print(f"  not as it should be: {each}", flush=True)

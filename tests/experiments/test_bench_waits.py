@@ -24,6 +24,7 @@ USUAL: dict[str, Any] = {
     "streamed_bytes": 0.0,
     "limit_token_s": 0.005,
     "token_latency_p50_s": 0.01,
+    "token_latency_s": 0.01,
 }
 
 
@@ -40,7 +41,13 @@ def spans_of(point: str, cells: list[tuple[int, str, str, float, float, float]])
 
 def test_what_devices_do_with_the_cores() -> None:
     """Of 10 ms the master runs 3 and waits 2 for a core, a worker runs 4; products are 4."""
-    runs = pd.DataFrame([USUAL | {"point": "t"}, USUAL | {"point": "p", "system": "products"}])
+    runs = pd.DataFrame(
+        [
+            USUAL | {"point": "t"},
+            USUAL | {"point": "p", "system": "products"},
+            USUAL | {"point": "lost", "status": "device_lost", "num_tokens": None},
+        ]
+    )
     token = [
         (0, "compute", "attn", 5.0, 2.0, 0.0),
         (0, "sync", "recv", 8.0, 1.0, 2.0),
@@ -48,9 +55,13 @@ def test_what_devices_do_with_the_cores() -> None:
         (1, "compute", "attn", 6.0, 4.0, 1.0),
     ]
     alone = [(0, "compute", "products", 4.0, 1.0, 0.0), (1, "compute", "products", 4.0, 3.0, 0.0)]
-    rows = bench_waits.core_times(runs, pd.concat([spans_of("t", token), spans_of("p", alone)]))
+    rows = bench_waits.core_times(
+        runs,
+        pd.concat(
+            [spans_of(name, own) for name, own in (("t", token), ("p", alone), ("lost", alone))]
+        ),
+    )
     (line,) = bench_waits.shared(rows).to_dict("records")
-    assert line["decode_s"] == pytest.approx(0.010)
     assert line["products_cpu_s"] == pytest.approx(0.004)
     assert line["other_cpu_s"] == pytest.approx(0.002)
     assert line["messages_cpu_s"] == pytest.approx(0.001)

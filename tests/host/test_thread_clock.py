@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import time
@@ -12,34 +11,37 @@ import pytest
 from tpi_bench.host import thread_clock
 from tpi_bench.host.thread_clock import ThreadClock
 
+IS_COUNTED = ThreadClock().core_wait_ns(10**9) is not None
 TWO_ON_ONE_CORE = """
 import os, time
 from tpi_bench.host.thread_clock import ThreadClock
 os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 child = os.fork()
-clock, until = ThreadClock(), time.monotonic() + 0.6
-before = clock.look()
-while time.monotonic() < until:
+clock, start = ThreadClock(), time.monotonic_ns()
+before = clock.cpu_ns()
+clock.core_wait_ns(10**9)
+while time.monotonic_ns() < start + 600_000_000:
     pass
-after = clock.look()
+ran = clock.cpu_ns() - before
+waited = clock.core_wait_ns(time.monotonic_ns() - start - ran)
 if not child:
     os._exit(0)
 os.waitpid(child, 0)
-print((after.cpu_ns - before.cpu_ns) / 1e9, after.waited_since(before) / 1e9)
+print(ran / 1e9, waited / 1e9)
 """
 
 
 def test_asleep_is_neither() -> None:
     clock = ThreadClock()
-    before = clock.look()
+    before = clock.cpu_ns()
+    clock.core_wait_ns(10**9)
     time.sleep(0.1)
-    after = clock.look()
-    assert after.cpu_ns - before.cpu_ns < 50e6
-    waited = after.waited_since(before)
+    assert clock.cpu_ns() - before < 50e6
+    waited = clock.core_wait_ns(100_000_000)
     assert waited is None or waited < 50e6  # others may have the core when it wakes
 
 
-@pytest.mark.skipif(not os.path.exists("/proc/self/schedstat"), reason="the kernel counts no waits")
+@pytest.mark.skipif(not IS_COUNTED, reason="the kernel counts no waits")
 def test_who_shares_a_core_waits_for_it() -> None:
     command = [sys.executable, "-c", TWO_ON_ONE_CORE]
     said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
@@ -48,8 +50,16 @@ def test_who_shares_a_core_waits_for_it() -> None:
     assert waited > 0.15
 
 
+@pytest.mark.skipif(not IS_COUNTED, reason="the kernel counts no waits")
+def test_no_more_than_it_was_off_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    counted = iter([7_000_000, 14_000_000, 14_500_000])
+    monkeypatch.setattr(ThreadClock, "_counted_ns", lambda _: next(counted))
+    clock = ThreadClock()
+    assert clock.core_wait_ns(1_000) == 0  # not even asked
+    assert clock.core_wait_ns(2_000_000) == 2_000_000
+    assert clock.core_wait_ns(2_000_000) == 500_000
+
+
 def test_where_nobody_counts_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(thread_clock, "_SCHEDSTAT", "/proc/nothing")
-    clock = ThreadClock()
-    assert clock.look().core_wait_ns is None
-    assert clock.look().waited_since(clock.look()) is None
+    assert ThreadClock().core_wait_ns(10**9) is None

@@ -64,8 +64,9 @@ class BlockReadError(Explained):
 class Span:
     """Something that took from `start_ns` to `end_ns` on this device's clock.
 
-    Of that time its thread ran for `cpu_ns`, and for `core_wait_ns` was ready but had no core; the
-    rest it slept. None where nobody counts: in virtual time, of reads, and off Linux.
+    Of that time its thread ran for `cpu_ns`, and for `core_wait_ns` was ready but had no core (what
+    it waited just before the span may be in it); the rest it slept. None where nobody counts: in
+    virtual time, of reads, and off Linux.
     """
 
     kind: str

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import functools
 import math
 import mmap
 import os
@@ -26,6 +25,7 @@ import numpy as np
 from tpi_bench.contract.blocks import Extent
 from tpi_bench.contract.runtime import BlockReadError
 from tpi_bench.host.aio import KernelAio, ReadRequest
+from tpi_bench.host.cores import on_any_core
 
 _PIECE_BYTES = 2 << 20
 _SMALL_BYTES = 64 << 10  # a read that is waited for now, and does not wait for those read ahead
@@ -44,7 +44,7 @@ class DirectReader:
 
     def __init__(self, num_threads: int = 4) -> None:
         self._pool = ThreadPoolExecutor(
-            num_threads, thread_name_prefix="reader", initializer=_on_any_core()
+            num_threads, thread_name_prefix="reader", initializer=on_any_core()
         )
         self._files: dict[str, _OpenFile] = {}
         self._aio: KernelAio | None = None
@@ -114,13 +114,6 @@ class DirectReader:
         self._pool.shutdown(wait=True)
         for file in self._files.values():
             os.close(file.number)
-
-
-def _on_any_core() -> Callable[[], None] | None:
-    """Lets a thread use the cores that this one may use now, and may be bound to one of later."""
-    if not hasattr(os, "sched_setaffinity"):
-        return None
-    return functools.partial(os.sched_setaffinity, 0, os.sched_getaffinity(0))
 
 
 def _open(path: str) -> _OpenFile:

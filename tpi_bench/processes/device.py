@@ -135,7 +135,7 @@ def _run(rank: int, job: Job, cap: Cap, control: Control, key: bytes, tls: Tls |
     ).start()
     try:
         reader.open(block.path for block in job.blocks_of(rank))
-        if spins and job.program.uses_torch:
+        if spins and job.blocks:  # libraries run as their users run them
             bind_threads(job.threads_per_device)
         on_token = functools.partial(_tell_token, control) if job.stream else None
         next_turn = functools.partial(_next_turn, control, turns) if job.talks else None

@@ -23,6 +23,7 @@ import numpy as np
 
 from tpi_bench.contract.network import NetworkConfig
 from tpi_bench.contract.runtime import DeviceLost
+from tpi_bench.host.cores import on_any_core
 from tpi_bench.processes.links import DownLink, Flight, UpLink
 from tpi_bench.processes.tls import TlsSocket
 
@@ -234,6 +235,7 @@ class _Outbox:
         self._queue: deque[memoryview] = deque()
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
+        self._on_any_core = on_any_core()
 
     def send(self, data: memoryview, flight: Flight) -> None:
         """Send a frame after all before it. Raises OSError if the peer is gone."""
@@ -259,6 +261,7 @@ class _Outbox:
             thread.join(1.0)
 
     def _drain(self) -> None:
+        self._on_any_core()
         poll = select.poll()
         poll.register(self._connection, select.POLLOUT)
         while True:

@@ -18,7 +18,7 @@ from tpi_bench.contract.blocks import BlockFile
 from tpi_bench.contract.runtime import Key, ReadHandle, SpanLog, check_message, kind_of
 from tpi_bench.host.disk import DirectReader
 from tpi_bench.host.memory import anonymous_area
-from tpi_bench.host.thread_clock import ThreadClock, ThreadTimes
+from tpi_bench.host.thread_clock import ThreadClock
 from tpi_bench.processes.mesh import Mesh, sleep_until
 
 T = TypeVar("T")
@@ -121,18 +121,18 @@ class WallRuntime:
         handle.wait()
         self._ended("load_wait", key, begun)
 
-    def _now(self) -> tuple[int, ThreadTimes | None]:
-        """The time, and where spans are kept what this thread has had of the cores."""
-        times = self._clock.look() if self._clock else None
-        return time.monotonic_ns(), times
+    def _now(self) -> tuple[int, int]:
+        """The time, and where spans are kept how long this thread has run."""
+        return time.monotonic_ns(), self._clock.cpu_ns() if self._clock else 0
 
-    def _ended(self, kind: str, key: str, begun: tuple[int, ThreadTimes | None]) -> None:
-        (start_ns, before), (end_ns, after) = begun, self._now()
-        if before is None or after is None:
+    def _ended(self, kind: str, key: str, begun: tuple[int, int]) -> None:
+        (start_ns, ran_ns), (end_ns, now_ran_ns) = begun, self._now()
+        if self._clock is None:
             self.log.add(kind, key, start_ns, end_ns)
             return
-        cpu_ns = after.cpu_ns - before.cpu_ns
-        self.log.add(kind, key, start_ns, end_ns, cpu_ns, after.waited_since(before))
+        cpu_ns = now_ran_ns - ran_ns
+        waited_ns = self._clock.core_wait_ns(end_ns - start_ns - cpu_ns)
+        self.log.add(kind, key, start_ns, end_ns, cpu_ns, waited_ns)
 
 
 def as_bytes(tensor: torch.Tensor) -> np.ndarray:
