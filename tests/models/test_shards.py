@@ -211,10 +211,11 @@ def test_jobs_carry_blocks_in_execution_order(checkpoints: dict[str, Path], tmp_
     assert [b.key for b in job.blocks[1]] == layers
 
 
-def _peak_of_sharding(cache_dir: Path) -> tuple[int, int]:
-    """Shard a layer of the Llama 2-13B shape and tell this process's peak resident bytes."""
+def _peak_of_sharding(cache_dir: Path) -> tuple[int, int, int]:
+    """Shard a layer of the Llama 2-13B shape: this process's resident bytes before, at peak."""
     import resource
 
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     config = ModelConfig(
         num_layers=1,
         hidden=5120,
@@ -235,11 +236,11 @@ def _peak_of_sharding(cache_dir: Path) -> tuple[int, int]:
         "float32",
     )
     largest = 13824 // 2 * 2 * 5120 * 4  # gate and up of one device
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, largest
+    return before, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, largest
 
 
 def test_the_sharder_streams(tmp_path: Path) -> None:
     """1.27 GB of weights pass through a process that stays near what torch alone takes."""
-    peak, largest = in_helper(_peak_of_sharding, tmp_path)
+    before, peak, largest = in_helper(_peak_of_sharding, tmp_path)
     assert peak < 400e6 + 2 * largest  # what is promised
-    assert peak < 500e6  # what streaming gives: less than two slices
+    assert peak - before < largest  # what streaming gives: slices of what one device gets
