@@ -7,6 +7,9 @@ STAMP := $(VENV)/.installed
 TEST_WORKERS ?= 3
 SIMGRID_PYTHON ?= /usr/bin/python3
 
+# Without compiled sources each of the hundreds of processes that tests start would compile them.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help install fig_latency bench exactness llamacpp_rpc reproduce report test test_product test_report cluster_demo validate_network columns lint types check clean clean_cache test_cluster
 

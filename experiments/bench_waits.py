@@ -99,7 +99,9 @@ def streamed(rows: pd.DataFrame) -> pd.DataFrame:
     found = pd.concat(times, axis=1, keys=list(parts))
     found["streamed_bytes"] = parts["token_s"].groupby(keys).streamed_bytes.first()
     found["core_wait_s"] = parts["token_s"].groupby(keys).core_wait_s.median()
-    return found.dropna(subset="token_s").reset_index()
+    found = found.dropna(subset="token_s").reset_index()
+    order = found.weights.map(list(PRECISIONS).index)
+    return found.assign(order=order).sort_values(["memory_mb", "order"], ascending=[False, True])
 
 
 def shared(rows: pd.DataFrame) -> pd.DataFrame:

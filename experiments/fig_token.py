@@ -129,7 +129,8 @@ def _draw_token(axes: Axes, token: pd.DataFrame, colours: dict[str, Any]) -> Non
     for (rank, kind), own in token.groupby(["rank", "kind"]):
         bars = list(zip(own.start_s * 1e3, (own.end_s - own.start_s) * 1e3, strict=True))
         place = (rank + 0.28, 0.14) if kind == _IN_BACKGROUND else (rank - 0.3, 0.55)
-        axes.broken_barh(bars, place, color=colours[kind], linewidth=0)
+        label = f"device {rank} {_KINDS[kind]}"  # which a page tells
+        axes.broken_barh(bars, place, color=colours[kind], linewidth=0, label=label)
     devices = sorted(token["rank"].unique())
     axes.set_yticks(devices, [f"{rank}" for rank in devices])
     axes.set_ylim(max(devices) + 0.5, -0.5)

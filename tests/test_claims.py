@@ -10,6 +10,7 @@ others published, a count).
 from __future__ import annotations
 
 import functools
+import importlib
 import re
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from tpi_bench.report.folder import read_runs
+from tpi_bench.report.folder import ResultsFolder, read_runs
 
 ROOT = Path(__file__).resolve().parents[1]
 CLAIMS = yaml.load(  # the loader in C, as it is read by each worker
@@ -27,10 +28,18 @@ CLAIMS = yaml.load(  # the loader in C, as it is read by each worker
 
 
 @functools.cache
-def runs_of(folder: str) -> pd.DataFrame:
-    """Of a folder's runs, or a table that a command of its own has kept."""
+def runs_of(folder: str, with_spans: bool = False) -> pd.DataFrame:
+    """Of a folder's runs, or a table that a command of its own has kept.
+
+    With what its drawing makes of their spans, where a claim says `spans: true`.
+    """
     path = ROOT / "results" / folder
-    return pd.read_csv(path) if path.suffix == ".csv" else read_runs(path)
+    if path.suffix == ".csv":
+        return pd.read_csv(path)
+    figure = ResultsFolder(path).figure
+    if with_spans and figure:
+        return importlib.import_module(figure).DRAWING.stored(path)
+    return read_runs(path)
 
 
 @functools.cache
@@ -39,7 +48,7 @@ def words_of(document: str) -> str:
 
 
 def value_of(claim: dict[str, Any]) -> float:
-    runs = runs_of(claim["folder"])
+    runs = runs_of(claim["folder"], claim.get("spans", False))
     column = claim.get("column", "token_latency_s")
     return float(by_repeat(runs, claim, column).median())
 

@@ -228,7 +228,7 @@ def test_a_kernel_is_there(weights: str) -> None:
 
 
 FEATURES = [
-    "+avxvnni,+avx2,+fma,+avx,+f16c",
+    pytest.param("+avxvnni,+avx2,+fma,+avx,+f16c", marks=pytest.mark.product),
     "+avx2,+fma,+avx,+f16c",
     pytest.param("+avx,+f16c", marks=pytest.mark.product),  # as they were ten years ago
     "",

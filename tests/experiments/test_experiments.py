@@ -110,6 +110,7 @@ TINY = {
         "workload.prompt_tokens=3",
         "testbed.threads_per_device=1",
         "device.memory_mb=400",
+        "hydra.sweeper.draw=5",  # a case of each grid, and one more
     ],
     "bench_virtual": [
         "model=debug",

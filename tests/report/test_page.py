@@ -112,6 +112,19 @@ def test_bars_and_fields_tell_theirs() -> None:
     ]
 
 
+def test_a_timeline_tells_from_when_to_when() -> None:
+    """Boxes of a timeline, and no mark for a surface of another shape."""
+    figure = figures.new_figure(2.0)
+    axes = figure.subplots()
+    axes.broken_barh([(1.0, 2.5), (5.0, 1.0)], (0.0, 0.5), label="device 0 computes")
+    axes.fill_between([0, 1, 2], [0, 1, 0], label="a surface")
+    axes.set_xlabel("time (ms)")
+    assert marks(svg_of(figure, "three", "").svg) == [
+        "device 0 computes: time (ms) 1 to 3.5",
+        "device 0 computes: time (ms) 5 to 6",
+    ]
+
+
 def test_figures_of_a_page_share_letters_and_nothing_else() -> None:
     made = []
     for name in ("one", "two"):

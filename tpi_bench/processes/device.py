@@ -115,7 +115,7 @@ def _run(rank: int, job: Job, cap: Cap, control: Control, key: bytes, tls: Tls |
     _tell(control, Entered(limit))
     torch.set_num_threads(job.threads_per_device)
     torch.inference_mode().__enter__()
-    spins = not share_cores(job.num_beside(rank) * job.threads_per_device)
+    has_cores = _may_be_awake() and not share_cores(job.num_beside(rank) * job.threads_per_device)
     if job.cpus and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, job.cpus[rank])
     services = Services(job.program.server(job, rank))
@@ -125,7 +125,7 @@ def _run(rank: int, job: Job, cap: Cap, control: Control, key: bytes, tls: Tls |
     memory, disk_before = MemorySampler(), disk_bytes_read()
     secret = hmac.digest(key, bytes.fromhex(setup.secret), "sha256")
     sockets = connect_mesh(rank, setup.ports, listener, secret, _CONNECT_S, job.hosts, tls)
-    mesh = Mesh(rank, sockets, job.network, is_watched=True, spins=spins)
+    mesh = Mesh(rank, sockets, job.network, is_watched=True, spins=has_cores)
     reader = DirectReader()
     others = addresses(setup.services)
     rt = WallRuntime(rank, job.num_devices, mesh, reader, trace=job.trace, addresses=others)
@@ -135,7 +135,7 @@ def _run(rank: int, job: Job, cap: Cap, control: Control, key: bytes, tls: Tls |
     ).start()
     try:
         reader.open(block.path for block in job.blocks_of(rank))
-        if spins and job.blocks:  # libraries run as their users run them
+        if has_cores and job.blocks:  # libraries run as their users run them
             bind_threads(job.threads_per_device)
         on_token = functools.partial(_tell_token, control) if job.stream else None
         next_turn = functools.partial(_next_turn, control, turns) if job.talks else None
@@ -161,6 +161,11 @@ def _run(rank: int, job: Job, cap: Cap, control: Control, key: bytes, tls: Tls |
         clocks=result.clocks,
     )
     _tell(control, done)
+
+
+def _may_be_awake() -> bool:
+    """Whether its cores are its own while it waits: as OpenMP's threads are told."""
+    return os.environ.get("OMP_WAIT_POLICY", "").upper() != "PASSIVE"
 
 
 def _report(

@@ -1,4 +1,6 @@
-"""Where a pointer finds which value on a drawn figure: points of lines, bars, fields of maps."""
+"""Where a pointer finds which value on a drawn figure: points of lines, bars, spans of time, fields
+of maps.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 
 POINTS = 72  # of an inch, the unit of matplotlib's SVG
 _RADIUS = 5.0
+_BOX_CORNERS = 5  # of a path that comes back to where it began
 _APART = 3.0  # points; of marks that are nearer a pointer finds the first
 
 
@@ -120,9 +123,11 @@ class _Panel:
                 yield self._box(box.get_points().flatten(), self._words(_label(bars), said))
 
     def _collection(self, collection: Any) -> Iterator[Mark]:
-        from matplotlib.collections import PathCollection, QuadMesh
+        from matplotlib.collections import PathCollection, PolyCollection, QuadMesh
 
-        if isinstance(collection, PathCollection):
+        if isinstance(collection, PolyCollection) and _label(collection):
+            yield from self._spans(collection)
+        elif isinstance(collection, PathCollection):
             points: Any = collection.get_offsets()
             for x, y in points:
                 yield from self._point(_label(collection), x, y, self._axes.transData)
@@ -133,6 +138,16 @@ class _Panel:
             for row, column in np.ndindex(values.shape):
                 ends = (*corners[row, column], *corners[row + 1, column + 1])
                 yield from self._field(ends, values[row, column])
+
+    def _spans(self, collection: Any) -> Iterator[Mark]:
+        """Bars from one value to another, as those of a timeline; what is no box has no mark."""
+        for path in collection.get_paths():
+            if len(path.vertices) != _BOX_CORNERS:
+                continue
+            (begin, low), (end, high) = path.get_extents().get_points()
+            corners = self._axes.transData.transform([(begin, low), (end, high)]).flatten()
+            said = f"{self._axis('x', begin)} to {end:.4g}"
+            yield self._box(corners, self._words(_label(collection), said))
 
     def _image(self, image: Any) -> Iterator[Mark]:
         """What is written in its fields, else their values; those of colours alone tell nothing."""
