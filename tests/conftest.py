@@ -19,7 +19,7 @@ from tests.helpers.calibration import PLAIN, keep
 from tests.helpers.models_zoo import VARIANTS, WIDE, Variant, make_checkpoint
 from tests.helpers.slowest import pytest_terminal_summary  # noqa: F401
 from tpi_bench.app.kept_files import files_are_kept
-from tpi_bench.host import fork, helper
+from tpi_bench.host import fork, helper, page_cache
 from tpi_bench.host.machine import available_cpus
 from tpi_bench.measure import noise, point
 
@@ -90,6 +90,12 @@ def own_turns(tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = tmp_path_factory.mktemp("runtime")
     folder.chmod(0o700)
     os.environ["XDG_RUNTIME_DIR"] = str(folder)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def memory_stays_as_it_is() -> None:
+    """Putting it together takes half a second, and whoever runs tests as root need not pay it."""
+    page_cache._COMPACT = Path("/dev/null")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import mmap
 import os
 import sys
@@ -63,3 +64,30 @@ def test_looks_at_shared_memory_are_rare_when_they_are_dear(
     assert sampler.interval_s >= 2.0
     assert sampler.due_in_s() > 1.9
     assert sampler.peaks[0] > 1e6
+
+
+def test_free_memory_in_large_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three of 2 MB and one of 4 MB in one zone, one of 2 MB in another."""
+    told = tmp_path / "buddyinfo"
+    told.write_text(
+        "Node 0, zone    DMA32     16     22     24     20     21   14   11   10   11    1    0\n"
+        "Node 0, zone   Normal  21671   6398   9587  18151  20669 7929 3388  827  257    3    1\n"
+    )
+    monkeypatch.setattr(page_cache, "_FREE_PIECES", told)
+    monkeypatch.setattr(page_cache.mmap, "PAGESIZE", 4096)
+    assert page_cache.large_free_bytes() == (2 + 6 + 4) * 2**20
+    monkeypatch.setattr(page_cache, "_FREE_PIECES", tmp_path / "nothing")
+    assert math.isnan(page_cache.large_free_bytes())
+
+
+def test_a_cold_start_puts_free_memory_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = tmp_path / "compact_memory"
+    monkeypatch.setattr(page_cache, "_COMPACT", asked)
+    page_cache.begin([], "warm")
+    assert not asked.exists()
+    page_cache.begin([], "cold")
+    assert asked.read_text() == "1"
+    monkeypatch.setattr(page_cache, "_COMPACT", tmp_path / "no folder" / "x")
+    assert page_cache.compact() is False

@@ -106,7 +106,12 @@ def begin_page_cache(testbed: Testbed, job: Job, mode: str) -> PageCache:
         said, cached_bytes = found[0][0], sum(nbytes for _, nbytes in found)
     elif said is None:
         said, cached_bytes = page_cache.begin(job.opened_files, mode)
-    return PageCache(cache=said, cached_bytes_start=cached_bytes, page_cache=None)
+    return PageCache(
+        cache=said,
+        cached_bytes_start=cached_bytes,
+        large_free_bytes=page_cache.large_free_bytes() if testbed.measures_here else math.nan,
+        page_cache=None,
+    )
 
 
 def _asked(
@@ -212,6 +217,7 @@ def _how_it_was_read(cached: PageCache, job: Job, devices: Sequence[DeviceReport
     return PageCache(
         cache=cached.cache,
         cached_bytes_start=cached.cached_bytes_start,
+        large_free_bytes=cached.large_free_bytes,
         page_cache=", ".join(sorted(modes)) or unread,
     )
 

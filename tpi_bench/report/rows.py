@@ -271,6 +271,9 @@ class PageCache(Row):
         "", "`cold`: dropped before the run, if the system can; `warm`: left; `virtual`: none"
     )
     cached_bytes_start: float = column("bytes", "of the point's files in the cache at the start")
+    large_free_bytes: float = column(
+        "bytes", "free memory in pieces of 2 MB at least, which mapped files are fast in"
+    )
     page_cache: str | None = column("", "how files were read, as `read_mode` of the devices")
 
 
