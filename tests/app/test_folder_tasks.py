@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from tests.helpers.command_line import ROOT, run, run_here
@@ -37,9 +38,33 @@ def test_as_json(tmp_path: Path) -> None:
     assert {ratio for ratio in ratios if ratio is not None} == {1.0}
 
 
+def test_what_is_missing_in_b_is_no_pass(tmp_path: Path) -> None:
+    """The other way round it is something new."""
+    fewer = tmp_path / "fewer"
+    fewer.mkdir()
+    runs = pd.read_parquet(Path(STORED) / "runs.parquet")
+    runs[runs.config_hash != runs.config_hash.iloc[0]].to_parquet(fewer / "runs.parquet")
+    for name in ("tokens", "devices"):
+        pd.read_parquet(Path(STORED) / f"{name}.parquet").to_parquet(fewer / f"{name}.parquet")
+    compare = ("task=compare", "fail_above=5%")
+    status, shown, _ = typed(*compare, f"a={STORED}", f"b={fewer}")
+    assert status == 1
+    assert shown.strip().endswith("or failed; 1 that a has are missing in b")
+    status, shown, _ = typed(*compare, f"a={STORED}", f"b={fewer}", "report=json")
+    found = json.loads(shown)
+    assert (status, found["exit_reason"], found["fail_above"]) == (1, "slower", 0.05)
+    assert typed(*compare, f"a={fewer}", f"b={STORED}")[0] == 0
+
+
+def test_how_it_is_used() -> None:
+    status, shown, _ = typed("task=compare", "--help")
+    assert (status, shown.split()[:2]) == (0, ["usage:", "python"])
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
+        ([f"a={STORED}", f"b={STORED}", "fail_above=5"], "fail_above=5 would be 500%; write "),
         (["a=x"], "b is missing. Usage: python -m tpi_bench task=compare a=DIR b=DIR"),
         ([], "a and b is missing"),
         (["a=nowhere", f"b={STORED}"], "a=nowhere: "),

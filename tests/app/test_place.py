@@ -72,8 +72,8 @@ def test_a_sweep_is_locked_and_taken_up_as_it_was(cache_dir: Path, tmp_path: Pat
         for dtype in ("float32", "bfloat16")
         for memory, status in (("0.1", "oom"), ("10", "ok"))
     ]
-    assert all(line.startswith("failed: ") for line in done.stderr.splitlines())
-    assert done.stderr.count("failed: model.dtype=float32 device.memory_mb=0.1: oom: ") == 1
+    assert all(line.startswith("without a result: ") for line in done.stderr.splitlines())
+    assert done.stderr.count("result: model.dtype=float32 device.memory_mb=0.1: oom: ") == 1
     runs = pd.read_parquet(folder / "runs.parquet")
     assert "model.dtype=bfloat16" in runs.overrides[3]
     assert "output_dir" not in runs.overrides[3]
@@ -104,6 +104,9 @@ def test_a_sweep_is_locked_and_taken_up_as_it_was(cache_dir: Path, tmp_path: Pat
         "points": 4,
         "failed": 2,
         "left_out": 0,
+        "ok": 2,
+        "oom": 2,
+        "timeout": 0,
         "results": str(folder),
     }
     assert state_of(folder / "points") == before
@@ -153,6 +156,16 @@ def test_a_sweep_of_which_all_fails_has_its_table(cache_dir: Path, tmp_path: Pat
     report = json.loads(done.stdout)
     assert (report["exit_reason"], report["failed"]) == ("points_failed", 2)
     assert "[1/2] testbed.num_devices=20: error: " in done.stderr
+
+
+def test_a_sweep_of_which_nothing_fits_has_no_answer(cache_dir: Path, tmp_path: Path) -> None:
+    """Where some do, that others do not is one."""
+    sweep = ["-m", *VIRTUAL, "report=json", f"results_dir={tmp_path}"]
+    done = run(*sweep, "device.memory_mb=0.1,0.2", cache_dir=cache_dir)
+    report = report_of(done)
+    assert done.returncode == 5
+    assert (report["exit_reason"], report["ok"], report["oom"]) == ("points_failed", 0, 2)
+    assert "failed: " not in done.stderr
 
 
 def test_a_sweep_that_is_stopped_says_which_rows_there_are(

@@ -185,6 +185,7 @@ def test_a_reader_that_leaves_is_no_failure_of_a_device(
     command = (
         f"{sys.executable} -m tpi_bench model=hf model.path={checkpoints['gqa']} "
         f"workload.prompt_ids=[1,2,3] workload.num_new_tokens=200 cache_dir={cache_dir} | head -c 1"
+        "; echo ${PIPESTATUS[0]} >&2"
     )
     done = subprocess.run(
         ["bash", "-c", command], capture_output=True, text=True, cwd=ROOT, timeout=60, check=False
@@ -192,3 +193,5 @@ def test_a_reader_that_leaves_is_no_failure_of_a_device(
     assert len(done.stdout) == 1
     assert "device_lost" not in done.stderr
     assert "Traceback" not in done.stderr
+    assert "Error executing job" not in done.stderr
+    assert done.stderr.split()[-1] == "0"

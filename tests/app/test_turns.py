@@ -40,7 +40,7 @@ def test_who_shall_not_wait_is_refused(
         assert done.returncode == 1
         report = report_of(done)
         assert report["error"].startswith(f"this host is measured by process {os.getpid()} (")
-        assert report["exit_reason"] == "error"
+        assert report["exit_reason"] == "busy"
     assert not list(tmp_path.rglob("points/*.json"))
 
 

@@ -13,8 +13,10 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from tpi_bench.app.place import InUse
 from tpi_bench.contract.plan import DoesNotFit
 from tpi_bench.host.cache import CacheError
+from tpi_bench.measure.turns import HostBusy
 from tpi_bench.report.folder import CannotWrite
 from tpi_bench.report.rows import RunRow
 from tpi_bench.report.text import error_report, in_one_line
@@ -46,7 +48,8 @@ MEANINGS = {
     ExitStatus.USAGE: "what was typed cannot be run; nothing was started",
     ExitStatus.OUT_OF_MEMORY: "a device ran out of memory, or would have",
     ExitStatus.TIMEOUT: "it took longer than timeout_s, or a device hung",
-    ExitStatus.POINTS_FAILED: "a sweep came to its end, but some of its points failed",
+    ExitStatus.POINTS_FAILED: "a sweep came to its end, but some of its points failed (that some "
+    "do not fit or take too long is an answer, that all do is not)",
     ExitStatus.STOPPED: "stopped by Ctrl-C or SIGTERM",
 }
 
@@ -131,4 +134,13 @@ def say_failure(message: str, status: ExitStatus, **more: Any) -> None:
 def fail_of(report: str, error: BaseException) -> NoReturn:
     """The same of an error; `verbosity=debug` shows where it came from."""
     _LOG.debug("where it came from:", exc_info=error)
-    fail(report, one_line(error), status_of_error(error))
+    message, status = one_line(error), status_of_error(error)
+    more = {"exit_reason": "busy"} if isinstance(error, (HostBusy, InUse)) else {}
+    tell(report, message, status, **more)
+    raise Failed(message, status)
+
+
+def end_unread() -> NoReturn:
+    """Whoever read our output has gone, as `head` does, and has seen enough."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(ExitStatus.OK)

@@ -172,25 +172,31 @@ class Sweep(WatchesSweep):
 
 
 def finish(folder: Path, figure: str | None, report: str, num_left_out: int = 0) -> ExitStatus:
-    """Write tables and figure, print the table; the status says whether all points have answers."""
+    """Write tables and figure, print the table; the status says whether all points have answers.
+
+    That a point does not fit, or takes too long, is one, but not of a sweep that has no other.
+    """
     results = ResultsFolder(folder)
     results.write_tables()
     runs = [record.run for record in results.records()]
     failed = [run for run in runs if run.status != "ok"]
     differing = [run for run in runs if run.differs_from_oracle]
     is_good = all(run.is_answer for run in runs) and not differing and not num_left_out
+    is_good &= len(failed) < len(runs)
     shown = sys.stderr if report == "json" else sys.stdout  # there only the object
     figure = figure if len(failed) < len(runs) else None
     written = [folder / "runs.csv", *_show(results, figure, shown)]
     swept = dict(zip((run.point for run in runs), varying(map(overrides_of, runs)), strict=True))
     for run in failed:
-        _LOG.warning("failed: %s", point_line(run, swept[run.point]))
+        what = "without a result" if run.is_answer else "failed"
+        _LOG.warning("%s: %s", what, point_line(run, swept[run.point]))
     for run in differing:
         _LOG.warning("not the oracle's tokens: %s", point_line(run, swept[run.point]))
     _LOG.info("\n".join(map(str, written)))
     status = ExitStatus.OK if is_good else ExitStatus.POINTS_FAILED
     if report == "json":
         counts = {"points": len(runs), "failed": len(failed), "left_out": num_left_out}
+        counts |= {kind: sum(r.status == kind for r in runs) for kind in ("ok", "oom", "timeout")}
         said = {"status": "ok" if is_good else "error", "exit_reason": status.reason, "text": None}
         print(json.dumps(said | counts | {"results": str(folder)}))
     return status

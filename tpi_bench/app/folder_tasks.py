@@ -38,6 +38,9 @@ class FolderTask:
     def start(self, typed: Sequence[str]) -> ExitStatus:
         """Raises ValueError where an argument is unknown, missing or makes no sense."""
         given: dict[str, str] = {}
+        if {"--help", "-h"} & set(typed):
+            print(f"usage: {self.usage}")
+            return ExitStatus.OK
         for text in typed:
             key, has_value, value = text.partition("=")
             if key == "task":
@@ -49,9 +52,9 @@ class FolderTask:
             known = (*self.needed, *self.more, "report")
             if key not in known:
                 name = key or text
-                raise ValueError(
-                    f"there is no {name} here; {did_you_mean(name, known)} Usage: {self.usage}"
-                )
+                names = did_you_mean(name, known)
+                stop = "" if names.endswith(("?", ".")) else "."
+                raise ValueError(f"there is no {name} here; {names}{stop} Usage: {self.usage}")
             given[key] = value
         missing = [key for key in self.needed if not given.get(key)]
         if missing:
@@ -71,11 +74,14 @@ def _compare(given: Mapping[str, str]) -> ExitStatus:
     a, b = (_stored(given[letter], letter) for letter in ("a", "b"))
     fail_above = _share(given["fail_above"]) if "fail_above" in given else None
     found = compared_runs(a.runs, b.runs)
-    failed = fail_above is not None and bool(found.worse(fail_above))
+    failed = fail_above is not None and bool(found.worse(fail_above) or found.only_a)
     status = ExitStatus.ERROR if failed else ExitStatus.OK
     if given.get("report") == "json":
-        said = {"status": "error" if failed else "ok", "exit_reason": status.reason}
-        print(json.dumps(said | comparison_report(found, fail_above)))
+        reason = "slower" if failed else status.reason
+        said = {"status": "error" if failed else "ok", "exit_reason": reason}
+        print(
+            json.dumps({**said, "fail_above": fail_above, **comparison_report(found, fail_above)})
+        )
     else:
         print(comparison_text(found, fail_above))
     return status
@@ -132,6 +138,11 @@ def _share(typed: str) -> float:
         value = float(typed.removesuffix("%")) / (100 if typed.endswith("%") else 1)
     except ValueError:
         value = math.nan
+    if value > 1 and not typed.endswith("%"):
+        raise ValueError(
+            f"fail_above={typed} would be {value:.0%}; write fail_above={typed}% for "
+            f"{value / 100:.2g} of a point's time, or {value:.0%} if that is what is meant"
+        )
     if not 0 <= value < math.inf:
         raise ValueError(
             f"fail_above={typed} is not allowed; it is a share, as 5% or 0.05, by which a point "

@@ -8,7 +8,6 @@ Results go to standard output, everything else to standard error; bad input is o
 from __future__ import annotations
 
 import importlib.metadata
-import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -20,7 +19,14 @@ from yaml import YAMLError
 from tpi_bench.app import hydra_app
 from tpi_bench.app.advise_asked import with_advice_defaults
 from tpi_bench.app.arguments import for_hydra, options_last, plain_text
-from tpi_bench.app.errors import HYDRA_ERRORS, ExitStatus, fail_of, say_failure, status_text
+from tpi_bench.app.errors import (
+    HYDRA_ERRORS,
+    ExitStatus,
+    end_unread,
+    fail_of,
+    say_failure,
+    status_text,
+)
 from tpi_bench.app.folder_tasks import folder_task
 from tpi_bench.app.place import ResultsPlace
 from tpi_bench.app.resolvers import register
@@ -54,9 +60,8 @@ def main() -> None:
         if report_of(arguments) == "json":
             say_failure("stopped", ExitStatus.STOPPED, **place.so_far())
         sys.exit(ExitStatus.STOPPED)
-    except BrokenPipeError:  # whoever read our output has gone, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(ExitStatus.ERROR)
+    except BrokenPipeError:
+        end_unread()
     except (*HYDRA_ERRORS, YAMLError, ValueError, OSError) as error:
         said = explained(error, arguments)
         fail_of(report_of(arguments), ValueError(said) if said else error)

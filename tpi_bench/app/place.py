@@ -93,7 +93,8 @@ class ResultsPlace:
         """For the JSON object of a program that was stopped: the rows that exist, if any do."""
         records = [] if self._folder is None else ResultsFolder(self._folder).records()
         if not records:
-            return {}
+            is_begun = self._folder is not None and (self._folder / ARGUMENTS_FILE).is_file()
+            return {"results": str(self._folder)} if is_begun else {}
         failed = sum(record.run.status != "ok" for record in records)
         return {"results": str(self._folder), "points": len(records), "failed": failed}
 

@@ -20,6 +20,7 @@ from tpi_bench.app.arguments import as_typed
 from tpi_bench.app.compose import build_settings
 from tpi_bench.app.errors import (
     ExitStatus,
+    end_unread,
     fail,
     fail_of,
     one_line,
@@ -71,7 +72,7 @@ def run_task(cfg: DictConfig, records: Records | None = None) -> str | None:
             return _one_of_several(settings)
         _run(settings, records)
     except BrokenPipeError:
-        raise
+        end_unread()
     except (ValueError, OSError, HelperDied, HostBusy, InUse) as error:
         fail_of(cfg.report, error)
     except Exception as error:

@@ -193,6 +193,7 @@ def comparison_text(found: Comparison, fail_above: float | None) -> str:
         worse = found.worse(fail_above)
         parts.append(
             f"{len(worse)} of {len(found.lines)} slower by more than {fail_above:.0%}, or failed"
+            + (f"; {len(found.only_a)} that a has are missing in b" if found.only_a else "")
             + "".join(f"\n  {line.name}: {line.verdict}" for line in worse)
         )
     return "\n".join(parts)

@@ -55,7 +55,7 @@ def run_report(
 def error_report(message: str, exit_reason: str) -> dict[str, Any]:
     """The same object when nothing could be run."""
     return {
-        "status": "error",
+        "status": {"out_of_memory": "oom", "timeout": "timeout"}.get(exit_reason, "error"),
         "exit_reason": exit_reason,
         "text": None,
         "results": None,
