@@ -105,6 +105,11 @@ def test_what_cannot_be_run_is_a_value_error_of_one_line(arguments: list[str], w
     assert words in str(caught.value)
 
 
+def test_settings_are_text() -> None:
+    with pytest.raises(ValueError, match=r"\['system=tpi'\] is no text; give settings as they"):
+        run(["system=tpi"])  # type: ignore[arg-type]
+
+
 def test_a_device_that_fails_is_a_result() -> None:
     result = run(*MODELLED, TOKENS, "testbed.num_devices=2", "testbed.fail_rank=1")
     assert result.status == "device_lost"

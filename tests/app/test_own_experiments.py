@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.command_line import run
+from tests.helpers.command_line import ROOT, run
 from tpi_bench import load
 
 WRONG = {
@@ -59,3 +59,31 @@ def test_a_setting_of_what_is_chosen_so(typed_too: str, cache_dir: Path, tmp_pat
     done = run(*typed(tmp_path, "mine", "device: raspberry_pi_5"), typed_too, cache_dir=cache_dir)
     assert done.returncode == 2
     assert done.stderr.startswith("error: device: raspberry_pi_5 stands in a YAML where ")
+
+
+def test_a_figure_is_called_as_its_module(
+    cache_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else it would be drawn once, and refused when it is drawn again."""
+    text = (ROOT / "experiments" / "fig_window.py").read_text()
+    (tmp_path / "my_figure.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    arguments = typed(tmp_path, "mine", "figure: my_figure\ntestbed:\n  num_devices: 1")
+    done = run(
+        "-m", "task=measure", "testbed=virtual", "model=debug", *arguments, cache_dir=cache_dir
+    )
+    assert done.returncode == 2
+    assert "its DRAWING is called fig_window; it must have the module's name, my_fig" in done.stderr
+
+
+def test_a_profile_that_was_copied_has_the_name_of_its_file(
+    cache_dir: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "device").mkdir()
+    text = (ROOT / "conf" / "device" / "raspberry_pi_5.yaml").read_text()
+    (tmp_path / "device" / "slow_pi.yaml").write_text(text)
+    own = ["--config-dir", str(tmp_path), "task=measure", "testbed=virtual", "model=debug"]
+    done = run(*own, "device=[raspberry_pi_5,slow_pi]", cache_dir=cache_dir)
+    assert done.returncode == 2
+    assert "the first line must be '# @package device.slow_pi', and the name slow_pi" in done.stderr
+    assert "Traceback" not in done.stderr

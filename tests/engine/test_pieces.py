@@ -345,3 +345,23 @@ def test_a_message_is_contiguous(checkpoints: dict[str, Path], cache_dir: Path) 
         answer_of(job)
     with pytest.raises(ValueError, match=words):
         as_bytes(torch.zeros(3, 2).T)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"), [(None, "NoneType"), (torch.zeros(2, 3), r"\(2, 3\)"), (1.5, "float")]
+)
+def test_what_adds_up_gives_what_is_due(
+    given: Any, said: str, checkpoints: dict[str, Path], cache_dir: Path
+) -> None:
+    """A forgotten `return` is one line that names the rank."""
+
+    class Forgetful(TpiSystem):
+        def run_device(self, rt: Any, job: Job, output: Any) -> None:
+            model = DeviceModel(rt, job)
+            model.layers(torch.zeros(1, job.config.hidden), 0, lambda partial: given)
+
+    request = Request(prompt_ids=PROMPT, num_new_tokens=NUM_NEW)
+    job = make_job(Forgetful(), checkpoints["gqa"], cache_dir, num_devices=1, request=request)
+    words = rf"rank 0: what adds up partial sums gave {said} where a tensor of shape \(1, "
+    with pytest.raises(ValueError, match=words):
+        answer_of(job)

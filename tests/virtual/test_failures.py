@@ -109,3 +109,26 @@ def test_more_than_the_memory_is_out_of_memory() -> None:
     assert list(world.failed) == [1]
     assert world.runtimes[0].ledger_bytes == {"kv_cache": 600_000_000, "window": 900_000_000}
     assert world.scheduler.now_ns == MS
+
+
+@pytest.mark.parametrize("peer", [1, 3, -1])
+def test_messages_go_to_another_rank_that_there_is(peer: int) -> None:
+    """As in processes: not to oneself, and not around the end of a list."""
+    words = rf"rank 1 exchanges a message with rank {peer}; there are 0 to 2, and no messages to"
+    for does in ("send", "recv"):
+
+        def program(rt: VirtualRuntime, does: str = does) -> None:
+            if rt.rank == 1:
+                getattr(rt, does)(peer, torch.zeros(1))
+
+        with pytest.raises(ValueError, match=words):
+            world_of(IDEAL, IDEAL, IDEAL, network=PAPER).run(program)
+
+
+def test_a_message_is_a_tensor() -> None:
+    def program(rt: VirtualRuntime) -> None:
+        if rt.rank == 0:
+            rt.send(1, [0.0])  # type: ignore[arg-type]
+
+    with pytest.raises(ValueError, match=r"a message must be a tensor, not of type list"):
+        world_of(IDEAL, IDEAL, network=PAPER).run(program)

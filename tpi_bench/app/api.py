@@ -111,7 +111,13 @@ def _without_status(command: Callable[[], None]) -> None:
 
 
 def _typed(arguments: Sequence[str]) -> list[str]:
-    """As the command line reads them: a prompt is text, whatever is in it."""
+    """As the command line reads them: a prompt is text, whatever is in it.
+
+    Raises ValueError for what is no text.
+    """
+    for each in arguments:
+        if not isinstance(each, str):
+            raise ValueError(f'{each!r} is no text; give settings as they are typed: "system=tpi"')
     return for_hydra(arguments, sys.stdin.read)
 
 

@@ -111,6 +111,12 @@ def _take_memory(group: dict[str, Any]) -> Any:
 def _devices_in_order(profiles: dict[str, Any], overrides: Sequence[str]) -> list[Any]:
     """The composed profiles, as often and in the order that the command line names them."""
     names = [name_of(choice) for choice in chosen_devices(overrides)] or list(profiles)
+    for name in names:
+        if name not in profiles:
+            raise ValueError(
+                f"device={name}: its file says that it is one of {', '.join(profiles)}; the first "
+                f"line must be '# @package device.{name}', and the name {name}"
+            )
     return [profiles[name] for name in names]
 
 

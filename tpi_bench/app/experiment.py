@@ -228,6 +228,11 @@ def drawing_of(figure: str) -> Drawing:
             f"figure={figure}: its DRAWING is of type {type(drawing).__name__}; it must be a "
             "Drawing of tpi_bench.report.drawing"
         )
+    if drawing.name != figure.rpartition(".")[2]:
+        raise ValueError(
+            f"figure={figure}: its DRAWING is called {drawing.name}; it must have the module's "
+            f"name, {figure.rpartition('.')[2]}, by which figures are found again"
+        )
     return drawing
 
 

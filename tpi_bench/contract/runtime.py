@@ -43,12 +43,25 @@ class DeviceLost(RuntimeError):
 
 
 def check_message(buffer: torch.Tensor) -> None:
-    """A message is memory as it lies there. Raises ValueError for a tensor with gaps or turns."""
+    """A message is memory as it lies there. Raises ValueError for a tensor with gaps or turns, and
+    for what is none.
+    """
+    if not hasattr(buffer, "is_contiguous"):
+        raise ValueError(f"a message must be a tensor, not of type {type(buffer).__name__}")
     if not buffer.is_contiguous():
         raise ValueError(
             f"a message must be a contiguous tensor, but one of shape {tuple(buffer.shape)} has "
             f"strides {tuple(buffer.stride())}; send tensor.contiguous(), and receive into a new "
             "tensor"
+        )
+
+
+def check_peer(rank: int, peer: int, world_size: int) -> None:
+    """Raises ValueError for a rank that there is not, or oneself."""
+    if not 0 <= peer < world_size or peer == rank:
+        raise ValueError(
+            f"rank {rank} exchanges a message with rank {peer}; there are 0 to {world_size - 1}, "
+            "and no messages to oneself"
         )
 
 

@@ -163,6 +163,12 @@ class DeviceModel:
             )
             self.window.release(index)
             whole = combine(partial)
+            if not isinstance(whole, torch.Tensor) or whole.shape != x.shape:
+                found = tuple(getattr(whole, "shape", ())) or type(whole).__name__
+                raise ValueError(
+                    f"rank {self._rt.rank}: what adds up partial sums gave {found} where a tensor "
+                    f"of shape {tuple(x.shape)} is due"
+                )
             x = self._rt.compute(residual, functools.partial(torch.add, x, whole))
         return x
 

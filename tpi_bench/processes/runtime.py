@@ -15,7 +15,14 @@ import numpy as np
 import torch
 
 from tpi_bench.contract.blocks import BlockFile
-from tpi_bench.contract.runtime import Key, ReadHandle, SpanLog, check_message, kind_of
+from tpi_bench.contract.runtime import (
+    Key,
+    ReadHandle,
+    SpanLog,
+    check_message,
+    check_peer,
+    kind_of,
+)
 from tpi_bench.host.disk import DirectReader
 from tpi_bench.host.memory import anonymous_area
 from tpi_bench.host.thread_clock import ThreadClock
@@ -63,12 +70,15 @@ class WallRuntime:
 
     def send(self, dst: int, buffer: torch.Tensor) -> None:
         begun = self._now()
-        self.bytes_sent += buffer.nbytes
-        self._mesh.send(dst, as_bytes(buffer))
+        check_peer(self.rank, dst, self.world_size)
+        data = as_bytes(buffer)
+        self.bytes_sent += data.nbytes
+        self._mesh.send(dst, data)
         self._ended("sync", "send", begun)
 
     def recv(self, src: int, out: torch.Tensor) -> None:
         begun = self._now()
+        check_peer(self.rank, src, self.world_size)
         self._mesh.recv(src, as_bytes(out))
         self.bytes_received += out.nbytes
         self.num_steps += 1

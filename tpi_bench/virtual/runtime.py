@@ -28,6 +28,7 @@ from tpi_bench.contract.runtime import (
     ReadHandle,
     SpanLog,
     check_message,
+    check_peer,
     kind_of,
 )
 from tpi_bench.host.disk import map_file, read_file
@@ -125,6 +126,7 @@ class VirtualRuntime:
 
     def send(self, dst: int, buffer: torch.Tensor) -> None:
         check_message(buffer)
+        check_peer(self.rank, dst, self.world_size)
         scheduler = self._scheduler
         start = scheduler.now_ns + self._step_ns
         receiver = self.world.runtimes[dst]
@@ -146,6 +148,7 @@ class VirtualRuntime:
 
     def recv(self, src: int, out: torch.Tensor) -> None:
         check_message(out)
+        check_peer(self.rank, src, self.world_size)
         scheduler = self._scheduler
         start = scheduler.now_ns + self._step_ns
         inbox = self._inbox[src]
