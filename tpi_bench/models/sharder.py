@@ -29,6 +29,7 @@ from tpi_bench.models.checkpoints import CHUNK_BYTES
 from tpi_bench.models.quantised import held_rows, packed_rows, unpack
 
 _WEIGHTS_OF_ELEMENTS = {"int8": "q8", "uint8": "q4"}
+_MUCH_BYTES = 2e9  # takes a disk some seconds, and room that people miss
 
 
 def shard_folder(
@@ -101,6 +102,8 @@ def _write_missing(
     }
     total = sum(layouts[name].block(shards[name], name).weight_bytes for name in layouts)
     cache.require_space(folder, total + (1 << 20), "dividing the model over the devices")
+    if total > _MUCH_BYTES and not sys.stderr.isatty():  # where no bar is shown
+        print(f"writing {total / 1e9:.1f} GB of block files to {folder}, once", file=sys.stderr)
     with cache.progress(total, f"writing {len(layouts)} block files") as bar:
         try:
             for name, layout in layouts.items():

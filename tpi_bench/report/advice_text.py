@@ -111,7 +111,9 @@ def _long_ttft(line: Line, rows: Rows) -> str:
 
 
 def _kinds_text(advice: Advice, rows: Rows) -> str:
-    """The best of each kind beside the best of all."""
+    """The best that was run of each kind beside the best of all; the search leaves out what cannot
+    beat that, so a kind may have better ways than the one shown.
+    """
     parts = []
     titles = {"devices": "By number of devices", "weights": "By precision", "system": "By system"}
     for of, title in titles.items():
@@ -121,7 +123,7 @@ def _kinds_text(advice: Advice, rows: Rows) -> str:
             if kind.of == of
         ]
         if len(lines) > 1:
-            parts.append(f"{title}, the best of each:\n{aligned(lines)}")
+            parts.append(f"{title}, the best that was run of each:\n{aligned(lines)}")
     return "\n".join(parts)
 
 
@@ -141,7 +143,7 @@ def _changes_text(advice: Advice, rows: Rows) -> str:
     for change in sorted(advice.changes, key=lambda change: rows.token_s(change.point)):
         changed_s = rows.token_s(change.point)
         if not changed_s < 0.99 * best_s:
-            left = f"no gain found, with {change.num_left} ways left for lack of time"
+            left = f"no gain found, {change.num_left} left out for lack of time"
             lines.append([f"  {change.words}", "-", left if change.num_left else "no gain"])
             continue
         run = rows.runs[change.point or ""]
