@@ -111,7 +111,7 @@ def _serve() -> None:
                     name: getattr(row, name)
                     for name in (
                         *("device", "note", "memory_bps", "link_round_trip_s", "cache", "tls"),
-                        "token_latency_s",
+                        *("token_latency_s", "busy_cores_start", "steal_share"),
                     )
                 },
                 "links": [vars(link) for link in result.record.links],
