@@ -272,7 +272,7 @@ class PageCache(Row):
     )
     cached_bytes_start: float = column("bytes", "of the point's files in the cache at the start")
     large_free_bytes: float = column(
-        "bytes", "free memory in pieces of 2 MB at least, which mapped files are fast in"
+        "bytes", "free memory of this host in pieces of 2 MB at least, at the start"
     )
     page_cache: str | None = column("", "how files were read, as `read_mode` of the devices")
 
