@@ -2,6 +2,8 @@
 
 Its weights are a GGUF file made from the same checkpoint (`tpi_bench/models/gguf/`), in the model's
 own dtype or quantised. `llamacpp_bindings.py` opens the file and asks llama.cpp for tokens.
+`workload.speculation=lookup` is its own (`ngram-simple`), which drafts what followed the last two
+tokens where they last stood in the text.
 """
 
 from __future__ import annotations
@@ -51,6 +53,7 @@ class LlamaCppSystem(System):
     )
 
     talks: ClassVar[bool] = False
+    speculations: ClassVar[tuple[str, ...]] = ("none", "lookup")
     max_devices: ClassVar[int | None] = 1
     is_library: ClassVar[bool] = True
     stand_in: ClassVar[str | None] = "system=mmap"
@@ -102,7 +105,7 @@ class LlamaCppSystem(System):
 
     def _options(self, job: Job) -> Options:
         assert job.checkpoint_path is not None
-        cache_type = self.kv_cache
+        cache_type, speculation = self.kv_cache, job.request.speculation
         if cache_type == "auto":
             cache_type = "F32" if self._weight_type(job.weights) == "F32" else "F16"
         return Options(
@@ -114,6 +117,7 @@ class LlamaCppSystem(System):
             flash_attention=self.flash_attention,
             cache_type=cache_type,
             prefill_chunk=job.request.prefill_chunk,
+            draft_tokens=None if speculation is None else speculation.draft_tokens,
         )
 
     def _weight_type(self, model_weights: str) -> str:

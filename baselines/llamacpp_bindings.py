@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 # llama.cpp's defaults: tokens of a prompt that are taken in at once, and that are computed at once.
 _BATCH, _COMPUTED_BATCH = 2048, 512
+_LOOKED_UP = 2  # last tokens that are searched for in the text, as Transformers does
 _NUM_SEEDS = (1 << 32) - 1  # the last 32-bit number asks llama.cpp for a random seed
 _MAX_SOCKET_NAME = 100  # the kernel's limit is 104 to 108 characters
 
@@ -37,6 +38,7 @@ class Options:
     """How a model is opened. `cache_type` is what the KV cache holds, F32 or F16.
 
     `prefill_chunk` is how many tokens of a prompt are computed at once, None: llama.cpp's own.
+    `draft_tokens` are looked up in the text and checked in one pass, None: no speculation.
     """
 
     path: str
@@ -47,6 +49,7 @@ class Options:
     flash_attention: bool = False
     cache_type: str = "F32"
     prefill_chunk: int | None = None
+    draft_tokens: int | None = None
 
     @property
     def context_length(self) -> int:
@@ -80,6 +83,11 @@ def open_model(options: Options) -> OpenModel:
     """Load a GGUF file."""
     if installed_binding() == "xllamacpp":
         return _ServerModel(options)
+    if options.draft_tokens:
+        raise ValueError(
+            "workload.speculation=lookup needs llama.cpp's server, which llama-cpp-python has not; "
+            "run pip install xllamacpp"
+        )
     return _PythonModel(options)
 
 
@@ -132,6 +140,8 @@ class _Stream:
         self._limit = limit
         self._output = output
         self._error: Exception | None = None
+        self._drafted, self._right = 0, 0  # of this request so far, as it counts them
+        self._num_more = 0  # tokens to come of the same pass
 
     def take(self, message: str) -> bool:
         """Called by the server; True ends the stream. What is raised here it would swallow."""
@@ -154,13 +164,33 @@ class _Stream:
         if sent is None:
             raise RuntimeError(f"llama.cpp failed: {message.get('error', message)}")
         for token in sent["tokens"]:
-            self.result.token_ns.append(now_ns)
+            self._stamp(sent.get("timings", {}), now_ns)
             self.result.token_ids.append(token)
             if self._output.on_token:
                 self._output.on_token(token)
             self.is_done = should_stop(self._request, self.result, self._limit)
         # At the limit the server ends by itself, and is then idle.
         return self.is_done and len(self.result.token_ids) < self._limit
+
+    def _stamp(self, counted: dict[str, Any], now_ns: int) -> None:
+        """The time of a token. With speculation several come of one pass, all at its time: as many
+        more as llama.cpp's count of those that were right has grown by.
+        """
+        result = self.result
+        drafted, right = counted.get("draft_n", 0), counted.get("draft_n_accepted", 0)
+        if self._num_more and drafted == self._drafted:
+            self._num_more -= 1
+            result.token_ns.append(result.token_ns[-1])
+            result.accepted[-1] += 1
+            return
+        if drafted < self._drafted:  # another request, which goes on behind an end
+            self._drafted, self._right = 0, 0
+        if result.token_ids and self._request.speculation is not None:
+            result.proposed.append(drafted - self._drafted)
+            result.accepted.append(0)
+        self._num_more = right - self._right
+        self._drafted, self._right = drafted, right
+        result.token_ns.append(now_ns)
 
 
 def _read_ahead(path: Path) -> None:
@@ -203,6 +233,11 @@ def server_params(options: Options) -> CommonParams:
     params.cache_type_k = params.cache_type_v = cache_type
     params.cache_ram_mib = 0  # no prompts are kept
     params.ctx_shift = False
+    if options.draft_tokens:
+        kinds, lookup = xllamacpp.common_speculative_type, params.speculative.ngram_simple
+        params.speculative.types = [kinds.COMMON_SPECULATIVE_TYPE_NGRAM_SIMPLE]
+        lookup.size_n, lookup.size_m, lookup.min_hits = _LOOKED_UP, options.draft_tokens, 1
+        params.speculative.draft.n_max = options.draft_tokens
     params.warmup = False  # every system's warm-up is the workload's
     params.verbosity = 1  # errors, on standard error
     params.n_threads_http = 1
@@ -221,6 +256,7 @@ def _request_body(request: Request, limit: int, so_far: list[int]) -> dict[str, 
         "stream": True,
         "return_tokens": True,
         "verbose": True,  # the token ids are there
+        "timings_per_token": request.speculation is not None,  # and how many were drafted
         "sse_ping_interval": -1,
         "cache_prompt": bool(so_far),
     }

@@ -7,16 +7,18 @@ FOLDER`.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tpi_bench.report import figures, looks, names
+from tpi_bench.report.advice import Advice
 from tpi_bench.report.drawing import Drawing, succeeded
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-_MOST = 10
 _LIMITS = {
     "limit_memory_s": "reading weights from memory",
     "limit_network_s": "links",
@@ -45,7 +47,10 @@ def draw(rows: pd.DataFrame) -> Figure:
     for number, (name, words) in enumerate(_LIMITS.items()):
         heights = [place + 0.22 * (number - 1) for place in places]
         axes.barh(heights, rows[name], height=0.18, color=colours[name], label=words)
-    labels = [f"{row['way']}, {row['weights']}\n{row['device']}" for row in rows.to_dict("records")]
+    labels = [
+        f"{row['place']:.0f}  {row['way']}, {row['weights']}\n{row['device']}"
+        for row in rows.to_dict("records")
+    ]
     axes.set_yticks(places, labels, fontsize=6)
     axes.invert_yaxis()
     axes.set_xlabel("seconds a token, and what of it at least")
@@ -60,29 +65,23 @@ def draw(rows: pd.DataFrame) -> Figure:
 
 
 def _rows(runs: pd.DataFrame) -> pd.DataFrame:
-    """The best of each system on each set of devices in each precision, with its name as `way`."""
-    good = succeeded(runs[runs.experiment != "advise_change"])
-    if good.empty:
-        return good
-    good = good[good.prompt_tokens == good.prompt_tokens.min()]
-    good = good.assign(
-        way=[names.system_name(row) for row in good.to_dict("records")],
-        team=[_team(str(device)) for device in good.device],
-    )
-    best = good.sort_values("token_latency_s").drop_duplicates(["label", "team", "weights"])
-    return best.head(_MOST)
+    """Those of the table of the best, in its order, each with its name as `way`."""
+    best = succeeded(runs[runs.place.notna()]).sort_values("place")
+    return best.assign(way=[names.system_name(row) for row in best.to_dict("records")])
 
 
-def _team(device: str) -> str:
-    """The devices whatever their order, of `a, 2 x b, a`."""
-    found: list[str] = []
-    for part in device.split(", "):
-        count, times, name = part.partition(" x ")
-        found += [name] * int(count) if times else [part]
-    return " ".join(sorted(found))
+@dataclass(frozen=True, kw_only=True)
+class AdviceDrawing(Drawing):
+    """Shows what `advice.json` beside the rows calls the best."""
+
+    def stored(self, folder: Path) -> pd.DataFrame:
+        """The run table with the `place` among the best, from 1 on; NaN of all others."""
+        runs, best = super().stored(folder), Advice.load(folder).best
+        places = {line.point: number for number, line in enumerate(best, start=1)}
+        return runs.assign(place=runs.point.map(places))
 
 
-DRAWING = Drawing(
+DRAWING = AdviceDrawing(
     name="fig_advise",
     rows=_rows,
     table=table,

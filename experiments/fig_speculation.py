@@ -76,15 +76,17 @@ def draw(rows: pd.DataFrame) -> Figure:
 def _draw_acceptance(axes: Axes, rows: pd.DataFrame) -> None:
     """Bars by text; above each, the tokens that a pass gave."""
     drafted = rows[rows.speculation != "none"]
-    kinds = list(dict.fromkeys(zip(drafted.speculation, drafted.is_library, strict=True)))
+    drafted = drafted.assign(library=drafted.label.where(drafted.is_library, ""))
+    kinds = list(dict.fromkeys(zip(drafted.speculation, drafted.library, strict=True)))
     texts = list(dict.fromkeys(drafted.workload))
     width = 0.8 / max(1, len(kinds))
-    for number, (kind, is_library) in enumerate(kinds):
-        own = drafted[(drafted.speculation == kind) & (drafted.is_library == is_library)]
+    for number, (kind, library) in enumerate(kinds):
+        own = drafted[(drafted.speculation == kind) & (drafted.library == library)]
         means = own.groupby("workload")[["acceptance", "tokens_per_pass"]].mean().reindex(texts)
         places = [i + (number - (len(kinds) - 1) / 2) * width for i in range(len(texts))]
-        name = "Transformers'" if is_library else _WORDS[kind]
-        axes.bar(places, means.acceptance, width * 0.95, label=name, color=str(0.3 + 0.25 * number))
+        name = f"{library}, its own" if library else _WORDS[kind]
+        colour = looks.look_of(library).colour if library else str(0.3 + 0.25 * number)
+        axes.bar(places, means.acceptance, width * 0.95, label=name, color=colour)
         for place, (share, tokens) in zip(places, means.to_numpy(), strict=True):
             axes.text(place, share, f"{tokens:.1f}", ha="center", va="bottom", fontsize=6)
     axes.set_xticks(range(len(texts)), texts)

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from experiments.fig_advise import DRAWING
 from tests.helpers.advising import SMALL, asked
 from tests.helpers.command_line import report_of, run, run_module
+from tpi_bench.app.advise_again import commands
 from tpi_bench.app.api import settings_of
 from tpi_bench.report.advice import Advice, Rows
 from tpi_bench.report.advice_text import advice_text
@@ -59,6 +61,8 @@ def test_what_is_told_is_made_of_what_is_stored(
     rows = Rows.of(Record(run=row, devices=results.device_rows(row)) for row in results.rows)
     assert advice_text(Advice.load(folder), rows) == done.stdout.rstrip("\n")
     assert (folder / "fig_advise.png").stat().st_size > 10_000
+    shown = DRAWING.rows(DRAWING.stored(folder))  # the ten of the table, and in its order
+    assert list(shown.point) == [line.point for line in Advice.load(folder).best]
     again = run_module("experiments.fig_advise", str(folder))
     assert again.returncode == 0, again.stderr
     best = results.runs[results.runs.experiment == "advise"].token_latency_s.min()
@@ -80,17 +84,24 @@ def test_its_command_gives_the_same_again(
     assert sum(latencies) / len(latencies) == pytest.approx(row.token_latency_s, rel=1e-12)
 
 
-def test_its_command_for_real_processes_is_one(
-    told: tuple[subprocess.CompletedProcess[str], Path], tmp_path: Path
-) -> None:
-    """Of a model that has weights, as they must be the user's."""
-    command = told[0].stdout.partition("For real, ")[2].split("\n")[1]
-    words = shlex.split(command)[3:]
-    assert "model=hf" in words
-    words = [word for word in words if not word.startswith("model=")]
-    words = [word.replace("model.path=DIR", "model=debug") for word in words]
-    settings = settings_of([*words, "workload.prompt_tokens=4"])
-    assert settings.testbed.clock == "wall"
+def test_its_commands_for_real_devices(cache_dir: Path) -> None:
+    """Of a model that has weights, as they must be the user's; on machines in the team's order."""
+    home = asked(*TYPED, "system=tpi_direct", cache_dir=cache_dir)
+    way = next(way for way, _ in home.bounded() if way.team == (1, 0))
+    found = commands(home.base, way.changes(home.household), home.household, way)
+    for where, clue in (
+        ("processes of one machine", "network=switch"),
+        ("machines", "nodes=[B,A]"),
+    ):
+        (command,) = (text for words, text in found.items() if where in words)
+        words = shlex.split(command)[3:]
+        assert "model=hf" in words
+        assert any(word.endswith(clue) for word in words)
+        words = [word for word in words if not word.startswith("model=")]
+        words = [word.replace("model.path=DIR", "model=debug") for word in words]
+        settings = settings_of([*words, "workload.prompt_tokens=4"])
+        assert settings.testbed.clock == "wall"
+        assert settings.num_devices == 2
 
 
 @pytest.mark.parametrize("number", range(0, 60, 7))

@@ -76,6 +76,15 @@ def test_its_numbers_can_be_changed_as_a_profiles() -> None:
     assert old.used_cores == 2
 
 
+@pytest.mark.parametrize(
+    "typed", ["[old-pc(4,8,20,0.5)]", "old_pc(4,8,20", "[2*my pc(4,8,20,0.5)]"]
+)
+def test_what_is_no_description_says_how_one_is_written(typed: str) -> None:
+    """Else Hydra's parser would tell of tokens."""
+    with pytest.raises(ValueError, match=r"is no device; one is described as NAME\(cores, memory"):
+        with_devices(f"device={typed}")
+
+
 def test_calibrated_elsewhere(tmp_path: Path) -> None:
     folder = keep(tmp_path / "home", "annas-laptop.json", "pi.json")
     anna, pi, phone = profiles(f"device=[{folder}/,phone_2024]")

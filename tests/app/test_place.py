@@ -22,6 +22,7 @@ from tpi_bench.host.locks import Lock
 from tpi_bench.measure import attempt, point
 from tpi_bench.measure.prepare import Prepared
 from tpi_bench.report.folder import CannotWrite, ResultsFolder
+from tpi_bench.report.json_keys import COMMON, SWEEP
 from tpi_bench.report.rows import Record
 
 VIRTUAL = [
@@ -97,6 +98,7 @@ def test_a_sweep_is_locked_and_taken_up_as_it_was(cache_dir: Path, tmp_path: Pat
     said = done.stderr.splitlines()
     assert len([line for line in said if line.startswith(kept)]) == 1
     assert not [line for line in said if re.match(r"\[\d/4\]", line)]  # none a point
+    assert report_of(done).keys() == (COMMON | SWEEP).keys() - {"error"}
     assert report_of(done) == {
         "status": "ok",
         "exit_reason": "ok",

@@ -26,6 +26,7 @@ from tests.helpers.running import make_job, run_ok
 from tpi_bench.contract.job import Output
 from tpi_bench.contract.model import Model, ModelConfig
 from tpi_bench.contract.request import Request, Sampling
+from tpi_bench.contract.speculation import Speculation
 from tpi_bench.models.checkpoints import FolderCheckpoint
 from tpi_bench.models.gguf.writer import write_gguf
 from tpi_bench.models.hf_config import read_config
@@ -44,6 +45,36 @@ def test_tokens_are_those_of_transformers(
         assert found.token_ids == oracle(checkpoints[name], prompt, NUM_NEW)[0]
         assert found.token_ns == sorted(found.token_ns)
         assert found.warmup_ttft_ns is not None
+
+
+def test_it_drafts_by_itself(checkpoints: dict[str, Path], cache_dir: Path) -> None:
+    """Its own lookup: the tokens are plain greedy's, and each pass has its own and those right."""
+    prompt, asked = (5, 6, 7) * 6, Speculation(kind="lookup", draft_tokens=3)
+    folder = checkpoints["qwen2"]  # whose answer to this repeats some of it
+    given: dict[str, Any] = {"prompt_ids": prompt, "speculation": asked}
+    found = generate(LlamaCppSystem(), folder, cache_dir, **given)
+    assert found.token_ids == oracle(folder, prompt, NUM_NEW)[0]
+    assert len(found.proposed) + sum(found.accepted) == NUM_NEW - 1
+    assert 0 < sum(found.accepted) < sum(found.proposed)
+    pairs = zip(found.accepted, found.proposed, strict=True)
+    assert all(right <= drafted <= 3 for right, drafted in pairs)
+    assert len(set(found.token_ns)) == len(found.proposed) + 1
+
+
+def test_which_tokens_came_in_one_pass() -> None:
+    """By llama.cpp's count of what it has drafted, and of what of it was right."""
+    asked = Speculation(kind="lookup", draft_tokens=4)
+    request = Request(prompt_ids=(1,), num_new_tokens=20, speculation=asked)
+    stream = llamacpp_bindings._Stream(LocalRuntime(0, {(0, 0): None}), request, 20, Output())
+    passes = [(0, 0)] + [(4, 4)] * 5 + [(8, 8)] * 5 + [(12, 9)] * 2 + [(12, 9)] + [(16, 9)]
+    for drafted, right in passes:
+        counted = {"draft_n": drafted, "draft_n_accepted": right} if drafted else {}
+        message = {"__verbose": {"tokens": [7], "timings": counted}}
+        assert not stream.take(json.dumps(message))
+    stream.check(0)
+    assert stream.result.proposed == [4, 4, 4, 0, 4]
+    assert stream.result.accepted == [4, 4, 1, 0, 0]
+    assert len(set(stream.result.token_ns)) == 6
 
 
 def test_the_whole_context_can_be_used(checkpoints: dict[str, Path], cache_dir: Path) -> None:

@@ -162,6 +162,14 @@ def test_it_says_what_else_is_worth_knowing() -> None:
     assert "  mapped  " in line
 
 
+@pytest.mark.parametrize(("token_s", "told"), [(0.54, True), (0.56, False)])
+def test_ways_that_are_not_told_apart_are_not_ranked(token_s: float, told: bool) -> None:
+    near = replace(ADVICE.best[0], point="near", long_point=None)
+    advice = replace(ADVICE, best=[ADVICE.best[0], near])
+    text = advice_text(advice, Rows.of([*RECORDS, record("near", token_s)]))
+    assert ("The first 2 are within a tenth of each other" in text) == told
+
+
 def test_a_longer_prompt_may_have_no_room() -> None:
     failed = replace(RECORDS[1], run=replace(RECORDS[1].run, status="oom", ttft_s=math.nan))
     text = advice_text(ADVICE, Rows.of([RECORDS[0], failed, *RECORDS[2:]]))

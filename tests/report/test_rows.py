@@ -12,7 +12,7 @@ import pyarrow.parquet as parquet
 import pytest
 
 from tests.helpers.command_line import sweep
-from tpi_bench.report import columns
+from tpi_bench.report import columns, json_keys
 from tpi_bench.report.columns import TABLES, columns_of
 from tpi_bench.report.folder import ResultsFolder, read_runs, tables_of
 from tpi_bench.report.rows import (
@@ -25,6 +25,7 @@ from tpi_bench.report.rows import (
     Speed,
     TokenRow,
 )
+from tpi_bench.report.text import error_report, run_report
 
 SETTINGS = {"window": "2", "collective": "star"}
 RUN = replace(
@@ -187,6 +188,15 @@ def test_the_list_in_the_readme_is_the_declared_one() -> None:
     text = columns.README.read_text()
     assert columns.with_columns(text) == text
     assert columns.markdown() in text
+    assert json_keys.markdown() in text
+
+
+def test_the_keys_of_json_are_those_that_are_told() -> None:
+    """Of a point with everything that a point may have."""
+    whole = replace(RUN, tokens_equal=True, max_logit_diff=0.0, num_proposed=1, error="lost")
+    report = run_report(Record(run=whole), "error")
+    assert report.keys() == (json_keys.COMMON | json_keys.POINT).keys() - {"overrides"}
+    assert error_report("no", "usage").keys() <= report.keys()
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -254,6 +255,21 @@ def test_the_charge_is_the_files(tmp_path: Path, clock: FakeClock) -> None:
         entry["typical_ns"] = 1234
     path.write_text(json.dumps(entries))
     assert MeasuredCosts(path, DEVICE, 1).run(KEY, clock.taking(1), DEVICE)[1] == 1234
+
+
+def test_what_was_timed_long_ago_is_timed_again(
+    tmp_path: Path, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A shared host is not as fast as it was; what has been timed since is kept."""
+    path, start_s = tmp_path / "costs.json", time.time()
+    learned(path, clock).save()
+    monkeypatch.setattr(costs_module.time, "time", lambda: start_s + 590)
+    assert MeasuredCosts(path, DEVICE, 1).run(KEY, clock.taking(1), DEVICE)[1] == 200
+    monkeypatch.setattr(costs_module.time, "time", lambda: start_s + 610)
+    later = MeasuredCosts(path, DEVICE, 1)
+    assert [later.run(KEY, clock.taking(ns), DEVICE)[1] for ns in (70, 80)] == [70, 80]
+    later.save()
+    assert MeasuredCosts(path, DEVICE, 1).run(KEY, clock.taking(1), DEVICE)[1] == 80
 
 
 @pytest.mark.parametrize(

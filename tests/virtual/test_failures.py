@@ -103,7 +103,7 @@ def test_more_than_the_memory_is_out_of_memory() -> None:
             rt.sleep(MS)
             rt.alloc("window", 300_000_000)
 
-    expected = r"needs 1.50 GB \(kv_cache 0.60, window 0.90\), but small has 1.2 GB"
+    expected = r"needs 1.5 GB \(kv_cache 0.6, window 0.9\), but small has 1.2 GB"
     with pytest.raises(OutOfMemory, match=expected):
         world.run(program)
     assert list(world.failed) == [1]

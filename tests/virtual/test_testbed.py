@@ -17,6 +17,7 @@ from tpi_bench.contract.model import ModelConfig
 from tpi_bench.contract.network import NetworkConfig
 from tpi_bench.contract.testbed import Rates
 from tpi_bench.engine.tpi import TpiSystem
+from tpi_bench.host.interpreter import GROWTH_BYTES, free_of_caps
 from tpi_bench.virtual.testbed import VirtualTestbed
 
 
@@ -99,6 +100,21 @@ def test_profiles_are_loaded_one_a_device_and_capped(tmp_path: Path) -> None:
     assert testbed.free_bytes(capped, None) == (500_000_000, 700_000_000)
     with pytest.raises(ValueError, match="names 2 devices"):
         testbed.profiles([source, source], 3, None, tmp_path)
+
+
+def test_of_a_cap_the_interpreter_takes_its_part(tmp_path: Path) -> None:
+    """As on real devices, where asked; and one that leaves nothing is refused."""
+    plain, twin = VirtualTestbed(), VirtualTestbed(counts_interpreter=True)
+    (whole,) = plain.profiles([IDEAL], 1, [400_000_000], tmp_path)
+    (left,) = twin.profiles([IDEAL], 1, [400_000_000], tmp_path)
+    assert whole.memory_bytes == 400_000_000
+    assert (left.memory_bytes,) == pytest.approx(free_of_caps([400_000_000]), abs=1)
+    assert GROWTH_BYTES < 400_000_000 - left.memory_bytes < 1_000_000_000
+    assert twin.profiles([IDEAL], 1, None, tmp_path) == plain.profiles([IDEAL], 1, None, tmp_path)
+    with pytest.raises(
+        ValueError, match=r"device\.memory_mb=9 is not above the \d+ MB that Python"
+    ):
+        twin.profiles([IDEAL], 1, [9_000_000], tmp_path)
 
 
 def test_only_measured_costs_of_other_devices_need_this_host() -> None:

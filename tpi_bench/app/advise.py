@@ -27,7 +27,7 @@ from tpi_bench.host import cache
 from tpi_bench.measure.settings import Settings
 from tpi_bench.report.advice import Advice, Rows, advice_report
 from tpi_bench.report.advice_text import advice_text, seconds_text
-from tpi_bench.report.folder import ResultsFolder, read_runs
+from tpi_bench.report.folder import ResultsFolder
 from tpi_bench.report.rows import Record
 
 if TYPE_CHECKING:
@@ -110,7 +110,11 @@ def _not_twice(
 
 def _notes(settings: Settings, found: Any) -> list[str]:
     """What must be known of the numbers."""
-    notes = ["virtual time with modelled cost, by the devices' profiles; measure before you buy"]
+    notes = [
+        "virtual time with modelled cost, by the devices' profiles; measure before you buy",
+        "all memory of a device is given to the model; where a system and other programs need some "
+        "of it, say what is left: device.NAME.memory_gb=",
+    ]
     if all(text in settings.overrides for text in GIGABIT):
         notes.append(
             "the network is taken as a gigabit switch, 0.1 ms a hop; say another with network= and "
@@ -131,7 +135,8 @@ def _finish(settings: Settings, results: ResultsFolder, advice: Advice, rows: Ro
     drawn: list[Path] = []
     if advice.best and settings.figure is not None:
         with results.writing():
-            drawn = drawing_of(settings.figure).save(read_runs(folder), folder)
+            drawing = drawing_of(settings.figure)
+            drawn = drawing.save(drawing.stored(folder), folder)
     if settings.report == "json":
         status = ExitStatus.OK if advice.best else ExitStatus.OUT_OF_MEMORY
         said = {"status": "ok" if advice.best else "oom", "exit_reason": status.reason}

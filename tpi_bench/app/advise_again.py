@@ -1,8 +1,9 @@
-"""The commands that run the best way again: in virtual time, and on real processes."""
+"""The commands that run the best way again: in virtual time, on processes, on the machines."""
 
 from __future__ import annotations
 
 import shlex
+import string
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -24,30 +25,33 @@ def commands(
     texts = kept_texts(base, changes)
     listed = as_typed(changes["device"])
     others = [text for text in texts_of(changes) if not text.startswith("device=")]
-    is_alone = len(way.team) == 1
-    real = "on that device itself" if is_alone else "as processes of one machine, links emulated"
-    return {
-        "Again in virtual time": shlex.join([*_COMMAND, *texts, listed, *others]),
-        f"For real, {real}": shlex.join(_processes(base, changes, household, way)),
+    again = {"Again in virtual time": shlex.join([*_COMMAND, *texts, listed, *others])}
+    real = _real(base, changes, household, way)
+    if len(way.team) == 1:
+        alone = [*real, "testbed.num_devices=1"]
+        return again | {"For real, on that device itself": shlex.join(alone)}
+    emulated = [*real, f"testbed.num_devices={len(way.team)}", *_emulated(household)]
+    called = [string.ascii_uppercase[device] for device in way.team]
+    nodes = ["testbed=cluster", "testbed.address=ADDRESS:6379"]
+    nodes += texts_of({"testbed.nodes": called})
+    where = f"on the machines themselves ({', '.join(called)} are their addresses; see README)"
+    return again | {
+        "For real, as processes of one machine, links emulated": shlex.join(emulated),
+        f"For real, {where}": shlex.join([*real, *nodes]),
     }
 
 
-def _processes(
-    base: Settings, changes: Mapping[str, Any], household: Household, way: Way
-) -> list[str]:
-    """`testbed=processes` knows no profiles, and emulates a switch."""
+def _real(base: Settings, changes: Mapping[str, Any], household: Household, way: Way) -> list[str]:
+    """What real devices are told; they know no profiles."""
     from tpi_bench.measure.ways import proportions_of
 
     words = [*_COMMAND, *_model(base)]
     words += [text for text in base.overrides if text.startswith("system")]
     chosen = {key: value for key, value in changes.items() if not key.startswith("device")}
     words += [text for text in texts_of(chosen) if text.startswith(("system", "model."))]
-    words.append(f"testbed.num_devices={len(way.team)}")
-    if len(way.team) > 1:
-        if way.shares is not None:
-            shares = proportions_of(household, way.team, way.shares)
-            words += texts_of({"testbed.proportions": shares})
-        words += _emulated(household)
+    if len(way.team) > 1 and way.shares is not None:
+        shares = proportions_of(household, way.team, way.shares)
+        words += texts_of({"testbed.proportions": shares})
     if way.setting("window") == "auto":
         memory_mb = [round(household.profiles[device].memory_gb * 1e3) for device in way.team]
         words += texts_of({"device.memory_mb": memory_mb if len(memory_mb) > 1 else memory_mb[0]})

@@ -143,6 +143,11 @@ def _expanded(part: str, text: str) -> Iterator[str]:
                 "task=calibrate names, one a machine, called as the machine"
             )
         yield from (_encoded(str(path)) for path in files)
+    elif "(" in part or ")" in part:
+        raise ValueError(
+            f"{text}: {part} is no device; one is described as NAME(cores, memory in GB, GB/s of "
+            "memory, GB/s of the disk), NAME in letters, digits and _, as old_pc(4,8,20,0.5)"
+        )
     else:
         yield part
 

@@ -19,7 +19,7 @@ from tpi_bench.host.cache import CacheError
 from tpi_bench.measure.turns import HostBusy
 from tpi_bench.report.folder import CannotWrite
 from tpi_bench.report.rows import RunRow
-from tpi_bench.report.text import error_report, in_one_line
+from tpi_bench.report.text import error_report, in_one_line, place_of
 
 HYDRA_ERRORS = (HydraException, OmegaConfBaseException)
 _LOG = logging.getLogger(__name__)
@@ -94,7 +94,7 @@ def one_line(error: BaseException) -> str:
     lines = [line for line in lines if not line.startswith(("See https", "Set the environment"))]
     text = in_one_line("\n".join(lines))
     text = text.replace("In 'config': ", "").replace("', Avail", "'; avail")
-    return text or type(error).__name__
+    return (text or type(error).__name__) + place_of(error)
 
 
 class Failed(SystemExit):

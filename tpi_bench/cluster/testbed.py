@@ -38,7 +38,7 @@ from tpi_bench.contract.network import NetworkConfig
 from tpi_bench.contract.setting import setting
 from tpi_bench.contract.system import System
 from tpi_bench.contract.testbed import Machines, Testbed
-from tpi_bench.processes.caps import GROWTH_BYTES, free_of_caps
+from tpi_bench.host.interpreter import GROWTH_BYTES, free_of_caps
 from tpi_bench.processes.launcher import run_job
 
 T = TypeVar("T")

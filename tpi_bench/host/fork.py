@@ -51,6 +51,18 @@ class HelperDied(RuntimeError):
     """The helper process ended without an answer."""
 
 
+def ended(fn: Callable[..., Any], status: int | None) -> HelperDied:
+    """Of a helper that was to call `fn`.
+
+    An error that torch raises in C++ inside a greenlet is a segmentation fault: it notes where it
+    is raised, and the stack of a greenlet has no end that it could find.
+    """
+    words = f"{fn.__name__} ended with exit status {status}"
+    if status == -signal.SIGSEGV:
+        words += ", as errors of torch do in virtual time; testbed=processes tells which it is"
+    return HelperDied(words)
+
+
 class InterpreterLost(HelperDied):
     """The interpreter that processes are forked from ended while it was to fork one."""
 
@@ -109,7 +121,7 @@ def in_helper(fn: Callable[..., T], *args: Any, timeout_s: float | None = None) 
         kind, value = ours.recv()
     except EOFError:
         process.join()
-        raise HelperDied(f"{fn.__name__} ended with exit status {process.exitcode}") from None
+        raise ended(fn, process.exitcode) from None
     finally:
         process.join(0.5)
         if process.is_alive():

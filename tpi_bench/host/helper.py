@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
-from tpi_bench.host.fork import HelperDied, called_here, result_of
+from tpi_bench.host.fork import called_here, ended, result_of
 from tpi_bench.host.worker import Worker
 
 
@@ -42,7 +42,7 @@ class SharedHelper:
             except (EOFError, OSError):  # it had just ended, or dies of this call
                 status = self.end()
                 if is_last:
-                    raise HelperDied(f"{fn.__name__} ended with exit status {status}") from None
+                    raise ended(fn, status) from None
             else:
                 break
         return result_of(fn, kind, value)

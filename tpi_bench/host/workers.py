@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-from tpi_bench.host.fork import HelperDied, InterpreterLost, result_of
+from tpi_bench.host.fork import HelperDied, InterpreterLost, ended, result_of
 from tpi_bench.host.worker import IDLE_STATUS, Worker
 
 _IN_HAND = 2  # calls of a worker: the one that it is busy with, and the next
@@ -122,8 +122,7 @@ class Workers:
         status = hand.worker.end()
         if hand.calls and status != IDLE_STATUS:
             victim = hand.calls.popleft()
-            error = HelperDied(f"{fn.__name__} ended with exit status {status}")
-            found[victim.place] = Answer(error=error)
+            found[victim.place] = Answer(error=ended(fn, status))
         left.give_back(hand.calls)
         hand.calls.clear()
 

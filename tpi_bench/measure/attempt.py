@@ -13,7 +13,7 @@ from tpi_bench.measure.prepare import prepare
 from tpi_bench.measure.record import failure_record
 from tpi_bench.measure.settings import Settings
 from tpi_bench.report.rows import Record
-from tpi_bench.report.text import in_one_line
+from tpi_bench.report.text import in_one_line, place_of
 
 
 def attempted(settings: Settings, run: Callable[[Job], Outcome] | None = None) -> Record:
@@ -32,4 +32,4 @@ def attempted(settings: Settings, run: Callable[[Job], Outcome] | None = None) -
 
 
 def _reason(error: Exception) -> str:
-    return in_one_line(str(error)) or type(error).__name__
+    return (in_one_line(str(error)) or type(error).__name__) + place_of(error)

@@ -20,23 +20,17 @@ import errno
 import math
 import sys
 import threading
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from tpi_bench.contract.job import Job
 from tpi_bench.host import cgroups
 from tpi_bench.host.cgroups import MemoryGroup
-from tpi_bench.host.fork import in_helper
 from tpi_bench.host.memory import resident_bytes, status_bytes
 
 NO_CAP = "none"
 RESERVED = "limit on anonymous memory (RLIMIT_DATA)"
 NOT_ENFORCED = "not enforced on this system"
-# What a device takes beside what it starts with and what its ledger names: scratch of torch and of
-# the kernels, threads, sockets, and pages of the interpreter that it changes. Seen were 2 to 5 MB
-# with a small model and 14 to 28 with one of 1.1B parameters.
-GROWTH_BYTES = 40_000_000
 _STACK_BYTES = 1 << 20
 
 
@@ -80,17 +74,6 @@ class Limit:
 
     limit_bytes: float = math.nan
     base_bytes: int = 0
-
-
-def free_of_caps(memory_bytes: Sequence[int] | None) -> tuple[int, ...] | None:
-    """Of caps, what the interpreter, its libraries and what these grow by leave.
-
-    Below 0 where a device could not even start.
-    """
-    if memory_bytes is None:
-        return None
-    base = round(in_helper(resident_bytes)[0]) + GROWTH_BYTES
-    return tuple(nbytes - base for nbytes in memory_bytes)
 
 
 class Caps:

@@ -18,8 +18,8 @@ from tpi_bench.contract.network import VIRTUAL_ONLY, NetworkConfig
 from tpi_bench.contract.setting import setting
 from tpi_bench.contract.system import System
 from tpi_bench.contract.testbed import Machines, Testbed
+from tpi_bench.host.interpreter import GROWTH_BYTES, free_of_caps
 from tpi_bench.host.machine import available_cpus, share_cores
-from tpi_bench.processes.caps import GROWTH_BYTES, free_of_caps
 from tpi_bench.processes.launcher import run_job
 
 

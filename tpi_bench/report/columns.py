@@ -1,6 +1,6 @@
 """Columns as tables know them: the Arrow schema with units and meanings, and the list for people.
 
-`python -m tpi_bench.report.columns` writes the list into `results/README.md`.
+`python -m tpi_bench.report.columns` writes it into `results/README.md`, and the keys of JSON there.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tpi_bench.report import json_keys
 from tpi_bench.report.rows import (
     SETTING_PREFIX,
     SETTINGS,
@@ -34,7 +35,6 @@ TABLES: dict[str, type[Row]] = {
     "links": LinkRow,
 }
 README = Path(__file__).resolve().parents[2] / "results" / "README.md"
-_BEGIN, _END = "<!-- columns: begin -->\n", "<!-- columns: end -->"
 _TYPE_NAMES = {str: "text", int: "whole number", float: "number", bool: "true or false"}
 
 
@@ -91,10 +91,13 @@ def markdown() -> str:
 
 
 def with_columns(text: str) -> str:
-    """`text` with the list between its two marks made anew."""
-    before, _, rest = text.partition(_BEGIN)
-    _, _, after = rest.partition(_END)
-    return f"{before}{_BEGIN}\n{markdown()}\n{_END}{after}"
+    """`text` with the lists of columns and of JSON keys, each between its two marks, made anew."""
+    for name, made in {"columns": markdown(), "json": json_keys.markdown()}.items():
+        begin, end = f"<!-- {name}: begin -->\n", f"<!-- {name}: end -->"
+        before, _, rest = text.partition(begin)
+        _, _, after = rest.partition(end)
+        text = f"{before}{begin}\n{made}\n{end}{after}"
+    return text
 
 
 def _first_line(kind: type) -> str:

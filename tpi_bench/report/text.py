@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import sysconfig
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,9 @@ from typing import Any
 from tpi_bench.report.names import system_name
 from tpi_bench.report.rows import DeviceRow, Record, RunRow
 
+_ROOT = Path(__file__).resolve().parents[2]
+_PROGRAM = tuple(_ROOT / name for name in ("tpi_bench", "baselines", "experiments"))
+_LIBRARIES = tuple(Path(sysconfig.get_path(of)) for of in ("stdlib", "purelib", "platlib"))
 _DEVICE_FIELDS = ("rank", "peak_anon_bytes", "peak_file_bytes", "weight_bytes_read")
 
 
@@ -72,6 +77,19 @@ def in_one_line(text: str) -> str:
     """A message of several lines."""
     lines = [line.strip() for line in text.split("\n") if line.strip()]
     return ", ".join(lines).replace(":,", ":")
+
+
+def place_of(error: BaseException) -> str:
+    """Where it was raised, ` (FILE:LINE)`, if that is neither in this program nor in a library: in
+    a system or an experiment that somebody adds.
+    """
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        path = Path(frame.filename)
+        if any(path.is_relative_to(folder) for folder in _PROGRAM):
+            return ""
+        if path.is_file() and not any(path.is_relative_to(folder) for folder in _LIBRARIES):
+            return f" ({path}:{frame.lineno})"
+    return ""
 
 
 def generation_text(record: Record) -> str:

@@ -3,7 +3,9 @@
 Modelled: the computation runs once on torch's meta device, where tensors have shapes and no data;
 its operators are counted and every later one with the same key costs the same and runs no more.
 Measured: every computation really runs, alone; what is charged is the typical time of computations
-with the same key, kept in a file of this host and scaled to the device's profile. A core that has
+with the same key, kept in a file of this host and scaled to the device's profile. They are kept for
+ten minutes: what a shared host takes for the same products differs by a quarter between hours. A
+core that has
 idled is slower at first (caches and clock rate), so it idles as long before a timed computation,
 and times after short and long waits are kept apart.
 """
@@ -25,6 +27,7 @@ from tpi_bench.virtual.operators import count_work
 
 T = TypeVar("T")
 
+_KEPT_S = 600.0
 _WAITS_MS = (16, 8, 2, 1)
 _COLD_AFTER_NS = 1_000_000  # a modelled device is cold after such a wait
 # What a computation gives, on the meta device, and its operators.
@@ -77,10 +80,11 @@ class ModelledCosts:
 
 
 class Typical(NamedTuple):
-    """What the file knows of a computation."""
+    """What the file knows of a computation; `timed_s` is when it was timed, in s since 1970."""
 
     ns: int
     work: Work
+    timed_s: float
 
 
 class MeasuredCosts:
@@ -124,9 +128,10 @@ class MeasuredCosts:
 
     def save(self) -> None:
         """Add what this run's samples say to the file; it holds from now on."""
+        now_s = time.time()
         for name, samples in self._samples.items():
             if samples:  # what ran once only is timed in the next run
-                self._typical[name] = Typical(typical_ns(samples), self._works[name])
+                self._typical[name] = Typical(typical_ns(samples), self._works[name], now_s)
         once = [name for name, samples in self._samples.items() if not samples]
         self._samples = defaultdict(list)
         self._works = {name: self._works[name] for name in once}
@@ -210,13 +215,23 @@ def typical_ns(samples: list[int]) -> int:
 
 
 def _read_costs(path: Path) -> dict[str, Typical]:
+    """Those that still hold."""
     entries = json.loads(path.read_text()) if path.is_file() else {}
+    oldest_s = time.time() - _KEPT_S
     return {
-        name: Typical(entry["typical_ns"], tuple(Operator(*each) for each in entry["work"]))
+        name: Typical(
+            entry["typical_ns"],
+            tuple(Operator(*each) for each in entry["work"]),
+            entry["timed_s"],
+        )
         for name, entry in entries.items()
+        if entry["timed_s"] >= oldest_s
     }
 
 
 def _write_costs(path: Path, costs: dict[str, Typical]) -> None:
-    entries = {name: {"typical_ns": known.ns, "work": known.work} for name, known in costs.items()}
+    entries = {
+        name: {"typical_ns": known.ns, "work": known.work, "timed_s": known.timed_s}
+        for name, known in costs.items()
+    }
     cache.write_json(path, entries)

@@ -195,9 +195,9 @@ class VirtualRuntime:
         self.ledger_bytes[kind] += nbytes
         total = sum(self.ledger_bytes.values())
         if total > self.profile.memory_bytes:
-            parts = ", ".join(f"{k} {v / 1e9:.2f}" for k, v in self.ledger_bytes.items())
+            parts = ", ".join(f"{k} {v / 1e9:.3g}" for k, v in self.ledger_bytes.items())
             raise OutOfMemory(
-                f"needs {total / 1e9:.2f} GB ({parts}), but {self.profile.name} has "
+                f"needs {total / 1e9:.4g} GB ({parts}), but {self.profile.name} has "
                 f"{self.profile.memory_gb:g} GB"
             )
 

@@ -27,6 +27,7 @@ from tpi_bench.contract.system import System
 from tpi_bench.contract.testbed import Machines, Rates, Testbed
 from tpi_bench.host.fork import in_helper
 from tpi_bench.host.helper import in_place, shared_helper
+from tpi_bench.host.interpreter import free_of_caps
 
 COSTS = ("modelled", "measured")
 
@@ -52,6 +53,10 @@ class VirtualTestbed(Testbed):
         ("null", "strength", "[2,1,1]"),
     )
     shares_disk: bool = setting(False, "all devices read from one disk")
+    counts_interpreter: bool = setting(
+        False,
+        "what Python and torch take on this host is taken off device.memory_mb, as of real devices",
+    )
     interval: bool = setting(
         False,
         "also run with what each round of the devices' calibration found, for an 80 % interval",
@@ -114,6 +119,8 @@ class VirtualTestbed(Testbed):
         cache_dir: Path,
     ) -> tuple[DeviceProfile, ...]:
         profiles = profiles_for([source.load(cache_dir) for source in named], num_devices)
+        if memory_bytes and self.counts_interpreter:
+            memory_bytes = _without_interpreter(memory_bytes)
         if memory_bytes:
             caps = zip(profiles, memory_bytes, strict=True)
             profiles = [replace(profile, memory_gb=nbytes / 1e9) for profile, nbytes in caps]
@@ -182,6 +189,19 @@ class VirtualTestbed(Testbed):
     def where(self, job: Job) -> str:
         names = profile_names(job.profiles)
         return f"{names}, {self.cost} cost, virtual time ({job.network.words})"
+
+
+def _without_interpreter(memory_bytes: Sequence[int]) -> tuple[int, ...]:
+    """What is left of each cap for a model. Raises ValueError where nothing is."""
+    left = free_of_caps(memory_bytes) or ()
+    for asked, nbytes in zip(memory_bytes, left, strict=True):
+        if nbytes <= 0:
+            raise ValueError(
+                f"device.memory_mb={asked / 1e6:g} is not above the "
+                f"{(asked - nbytes) / 1e6:.0f} MB that Python and torch take; give more, or "
+                "testbed.counts_interpreter=false"
+            )
+    return left
 
 
 def _run_here(job: Job, cache_dir: Path, settings: dict[str, Any]) -> Outcome:
