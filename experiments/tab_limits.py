@@ -32,7 +32,6 @@ NAME = "tab_limits"
 SOURCES = (
     "bench_engine",
     "fig_comparison",
-    "fig_comparison_budget",
     "fig_rivals",
     "fig_latency",
     "fig_precision",

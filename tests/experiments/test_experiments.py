@@ -80,13 +80,6 @@ TINY = {
         "model.weights=float32",
         "system=tpi,galaxy,accelerate,llamacpp",
     ],
-    "fig_comparison_budget": [
-        "model=debug",
-        "repeat=0",
-        "device.memory_mb=1500",
-        "model.weights=float32",
-        "system=tpi_auto,llamacpp",
-    ],
     "bench_engine": [
         "model=debug",
         "repeat=0",
@@ -251,7 +244,6 @@ OWN_DEVICES = (
     "fig_keep",
     "fig_hybrid",
     "fig_allreduce",
-    "fig_comparison_budget",
     "tab_case_study",
     "bench_engine",
     "bench_profile",
@@ -272,7 +264,7 @@ def test_an_experiment_runs_tiny(name: str, cache_dir: Path, tmp_path: Path) -> 
     )
     assert done.returncode == 0, done.stderr
     (folder,) = (tmp_path / name).iterdir()
-    figure = name.removesuffix("_product").removesuffix("_budget")
+    figure = name.removesuffix("_product")
     assert (folder / f"{figure}.png").stat().st_size > 10_000
     assert (folder / f"{figure}.pdf").stat().st_size > 5_000
     runs = pd.read_parquet(folder / "runs.parquet")
