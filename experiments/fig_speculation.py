@@ -88,9 +88,11 @@ def _draw_acceptance(axes: Axes, rows: pd.DataFrame) -> None:
         colour = looks.look_of(library).colour if library else str(0.3 + 0.25 * number)
         axes.bar(places, means.acceptance, width * 0.95, label=name, color=colour)
         for place, (share, tokens) in zip(places, means.to_numpy(), strict=True):
-            axes.text(place, share, f"{tokens:.1f}", ha="center", va="bottom", fontsize=6)
+            above = share + 0.02
+            axes.text(place, above, f"{tokens:.1f}", ha="center", rotation=90, fontsize=6)
     axes.set_xticks(range(len(texts)), texts)
-    axes.set_ylim(0, 1.15)
+    axes.set_ylim(0, 1.45)  # room for four names
+    axes.set_yticks([0, 0.2, 0.4, 0.6, 0.8, 1])
     axes.set_ylabel("drafted tokens that are right", fontsize=7)
     axes.set_title(
         f"{names.model_name(rows.model.iloc[0])}, measured;\nabove: tokens a pass", fontsize=6.5

@@ -372,17 +372,17 @@ def test_a_sweep_with_caps(cache_dir: Path, tmp_path: Path) -> None:
         "workload.prompt_ids=[1,2,3]",
         "workload.num_new_tokens=4",
         "system.window=2,off",
-        "device.memory_mb=null,330",
+        "device.memory_mb=null,300",
         cache_dir=cache_dir,
         tmp_path=tmp_path,
     )
     runs = pd.read_parquet(folder / "runs.parquet")
     names = zip(runs.system_window, runs.memory_mb.fillna(0), strict=True)
     found = dict(zip(names, runs.status, strict=True))
-    assert found.pop(("off", 330.0)) == "oom"
-    assert found == {("2", 330.0): "ok", ("2", 0.0): "ok", ("off", 0.0): "ok"}
+    assert found.pop(("off", 300.0)) == "oom"
+    assert found == {("2", 300.0): "ok", ("2", 0.0): "ok", ("off", 0.0): "ok"}
     (error,) = runs.error.dropna()
-    assert error.startswith("device.memory_mb=330 is too little for device 0, which needs ")
+    assert error.startswith("device.memory_mb=300 is too little for device 0, which needs ")
     assert re.search(r" 17\d of weights, ", error)
     assert "; what fits: " in error
     assert "system.window=auto (" in error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 
 from tpi_bench.host.fork import in_helper
@@ -21,11 +20,5 @@ def free_of_caps(memory_bytes: Sequence[int] | None) -> tuple[int, ...] | None:
     """
     if memory_bytes is None:
         return None
-    taken = _start_bytes() + GROWTH_BYTES
+    taken = round(in_helper(resident_bytes)[0]) + GROWTH_BYTES
     return tuple(nbytes - taken for nbytes in memory_bytes)
-
-
-@functools.cache
-def _start_bytes() -> int:
-    """Anonymous memory of a process that is forked as devices are."""
-    return round(in_helper(resident_bytes)[0])
