@@ -31,7 +31,7 @@ from tpi_bench.virtual.without_data import without_data
 
 _MAX_REHEARSALS = 5
 _MOST_REMEMBERED = 256  # jobs with other computations, each of some dozen kinds
-_COSTS_VERSION = 7  # goes up with what the file holds: older costs are forgotten
+_COSTS_VERSION = 7  # goes up with what a key means, what computes it, and what the file holds
 
 
 def run_virtual(
