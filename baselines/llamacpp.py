@@ -3,7 +3,7 @@
 Its weights are a GGUF file made from the same checkpoint (`tpi_bench/models/gguf/`), in the model's
 own dtype or quantised. `llamacpp_bindings.py` opens the file and asks llama.cpp for tokens.
 `workload.speculation=lookup` is its own (`ngram-simple`), which drafts what followed the last two
-tokens where they last stood in the text.
+tokens elsewhere in the text.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@ Every case runs in real processes, on cores that no two devices share, and in vi
 ways: with measured cost, where operators run and are timed, and with modelled cost, the roofline of
 this host's profile, which larger testbeds need. The cases are drawn from all systems that run on
 both clocks. A case whose wall-clock runs were disturbed is marked and counts in no summary; one
-that reads from a disk which gave more or less than at the calibration is marked too, and counts
-where all do. Run it
+that reads from a disk which gave more or less than at the calibration is marked too, and there is a
+summary with such cases and one without. Run it
 with `python -m tpi_bench +experiment=fig_fidelity`, with other cases by `hydra.sweeper.seed=2`;
 draw it again with `python -m experiments.fig_fidelity FOLDER`.
 """
