@@ -1,7 +1,7 @@
 """What devices of tests are forked with: besides the engine the libraries that it is held against,
 and what modelled runs load when they begin.
 
-Their import takes 4 seconds, which every process that needs them would pay again. What a process
+Their import takes 3 seconds, which every process that needs them would pay again. What a process
 starts with is then more than a user's: tests of that have `as_a_user_forks`.
 """
 
@@ -10,6 +10,8 @@ from __future__ import annotations
 import gc
 from dataclasses import replace
 from pathlib import Path
+
+gc.disable()  # as the user's does, which enables it again
 
 import accelerate.hooks  # noqa: F401
 from transformers import (  # noqa: F401
@@ -26,7 +28,9 @@ from tpi_bench.contract.device import ideal_device
 from tpi_bench.processes import preload  # noqa: F401
 from tpi_bench.virtual.run import run_virtual
 
+gc.disable()
 # What torch loads for the first computation that is traced.
 run_virtual(replace(planned_job(), profiles=(ideal_device("any"),)), Path(), cost="modelled")
 gc.collect()
-gc.freeze()  # as the user's does
+gc.freeze()
+gc.enable()
