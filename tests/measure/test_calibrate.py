@@ -113,16 +113,31 @@ def test_a_disk_is_read_alone_and_beside_products(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.skipif(len(available_cpus()) < 2, reason="one core computes for itself")
+def test_a_memory_is_read_by_two_cores_at_once() -> None:
+    """Of all that compute, of the time in which all of them do."""
+    found = host_rates.shared_memory_rate()
+    assert 0.1 < found["memory_shared_gb_per_s"] < 2000
+
+
+def test_one_core_shares_its_memory_with_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host_rates, "available_cpus", lambda: [0])
+    assert host_rates.shared_memory_rate() == {}
+
+
 def test_what_a_rank_program_takes_besides_computing(cache_dir: Path) -> None:
     """Of the engine on two real devices; each is between nothing and a millisecond."""
     found = program_costs(cache_dir)
     assert list(found) == [
         "message_overhead_us",
         "receive_overhead_us",
+        "message_gb_per_s",
+        "receive_gb_per_s",
         "step_overhead_us",
         "cold_overhead_us",
         "wake_overhead_us",
     ]
-    assert all(0 <= value < 1000 for value in found.values())
+    assert all(0 <= found[name] < 1000 for name in found if name.endswith("_us"))
+    assert all(0.1 < found[name] < 500 for name in found if name.endswith("gb_per_s"))
     assert found["message_overhead_us"] > 0
     assert found["step_overhead_us"] > 0

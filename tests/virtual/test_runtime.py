@@ -14,7 +14,7 @@ from tests.helpers.virtual import IDEAL, MS, PAPER, US, Scripted, no_work, world
 from tpi_bench.contract.blocks import BlockFile
 from tpi_bench.contract.network import NetworkConfig
 from tpi_bench.contract.runtime import BlockReadError, DeviceLost
-from tpi_bench.virtual.runtime import VirtualRuntime
+from tpi_bench.virtual.runtime import Shared, VirtualRuntime
 
 # The disk.
 
@@ -39,7 +39,7 @@ def test_devices_that_share_a_disk_wait_for_each_other(shares: bool, ends: list)
     Own disks: 10 + 1 and 10 + 2 us each time. Shared: rank 0 0-11, rank 1 11-23, and again.
     """
     device = replace(IDEAL, disk_gb_per_s=1, disk_latency_us=10)
-    world = world_of(device, device, shares_disk=shares)
+    world = world_of(device, device, shared=Shared(disk=shares))
 
     def program(rt: VirtualRuntime) -> list[int]:
         size = 1000 * (rt.rank + 1)

@@ -29,6 +29,7 @@ _OF_PRECISION = [
     *(f"{name}_few_gflops" for name in WEIGHTS),
 ]
 _OF_DISK = ("disk_computing_gb_per_s", "disk_shared_gb_per_s")
+_OF_ONE_HOST = ("memory_shared_gb_per_s", "message_gb_per_s", "receive_gb_per_s")
 _OVERHEADS = (
     "receive_overhead_us",
     "wake_overhead_us",
@@ -87,6 +88,17 @@ class DeviceProfile:
         None,
         "rate of large reads for all devices together that read from one disk at once; null: "
         "disk_gb_per_s",
+    )
+    memory_shared_gb_per_s: float | None = setting(
+        None,
+        "memory bandwidth of all devices together that compute from one memory at once; null: each "
+        "has its own",
+    )
+    message_gb_per_s: float | None = setting(
+        None, "bytes a second that sending copies, beside message_overhead_us; null: in no time"
+    )
+    receive_gb_per_s: float | None = setting(
+        None, "bytes a second that receiving copies, beside its overhead; null: in no time"
     )
     receive_overhead_us: float | None = setting(
         None, "CPU time to receive a message that is there; null: message_overhead_us"
@@ -200,6 +212,10 @@ class DeviceProfile:
                 usual = "memory_gb_per_s" if name.endswith("gb_per_s") else "peak_gflops"
                 usual = "disk_gb_per_s" if name in _OF_DISK else usual
                 raise ValueError(f"device.{name}={rate} must be above 0, or null for {usual}")
+        for name in _OF_ONE_HOST:
+            rate = getattr(self, name)
+            if rate is not None and not rate > 0:
+                raise ValueError(f"device.{name}={rate} must be above 0, or null")
         for name in ("op_overhead_us", "disk_latency_us", "message_overhead_us", *_OVERHEADS):
             if not 0 <= (getattr(self, name) or 0.0) < inf:
                 raise ValueError(f"device.{name}={getattr(self, name)} must be at least 0")
@@ -253,6 +269,14 @@ class DeviceProfile:
         return self.message_ns if given is None else round(given * 1e3)
 
     @property
+    def ns_per_sent_byte(self) -> float:
+        return 0.0 if self.message_gb_per_s is None else 1 / self.message_gb_per_s
+
+    @property
+    def ns_per_received_byte(self) -> float:
+        return 0.0 if self.receive_gb_per_s is None else 1 / self.receive_gb_per_s
+
+    @property
     def wake_ns(self) -> int:
         return round(self.wake_overhead_us * 1e3)
 
@@ -298,19 +322,25 @@ class DeviceProfile:
     def _used_share(self) -> float:
         return self.num_used / self.cores
 
-    def work_ns(self, work: Work) -> int:
-        """Time of a computation's operators, one after another."""
+    def work_ns(self, work: Work, num_sharing: int = 1) -> int:
+        """Time of a computation's operators, one after another, beside others of devices that
+        compute from the same memory; `num_sharing` counts this one.
+        """
         total_s = 0.0
+        most_bps = inf
+        if num_sharing > 1 and self.memory_shared_gb_per_s is not None:
+            most_bps = self.memory_shared_gb_per_s * 1e9 / num_sharing
         for flops, nbytes, weights, dtype, num_rows in work:
             computing_s = flops / self.flops_per_s(weights or dtype)
+            reading_s = nbytes / min(most_bps, self.read_bps(weights))
             if num_rows > FEW:
-                total_s += computing_s + nbytes / self.rows_bps(weights)
+                total_s += computing_s + nbytes / min(most_bps, self.rows_bps(weights))
             elif num_rows > 1:
-                one_s = max(computing_s / num_rows, nbytes / self.read_bps(weights))
+                one_s = max(computing_s / num_rows, reading_s)
                 rest = flops * (num_rows - 1) / num_rows
                 total_s += one_s + rest / self.few_flops_per_s(weights)
             else:
-                total_s += max(computing_s, nbytes / self.read_bps(weights))
+                total_s += max(computing_s, reading_s)
             total_s += self.op_overhead_us * 1e-6
         return round(total_s * 1e9)
 

@@ -42,6 +42,8 @@ _BLOCK_BYTES = 4 << 20
 _QUEUED = 4  # blocks, so that the reader has as many reads in flight as it makes
 _READERS = 2
 _READING_S = 0.4
+_COMPUTING_S = 0.6
+_MOST_DEVICES = 4  # that compute at once: more of them do not get more out of a memory
 
 
 def _times(fn: Callable[[], object]) -> list[float]:
@@ -57,8 +59,10 @@ def compute_rates(threads: int) -> dict[str, float]:
     import torch
 
     from tpi_bench.engine.matrix import prepare_kernels
+    from tpi_bench.host.memory import keep_freed_memory
 
     torch.set_num_threads(threads)
+    keep_freed_memory()  # as devices do
     prepare_kernels()
     found: dict[str, float] = {}
     with torch.inference_mode():
@@ -132,6 +136,40 @@ def _overhead_us() -> float:
 
     small_s()
     return 1e6 * statistics.median(small_s() for _ in range(_SMALL_OPERATORS))
+
+
+def shared_memory_rate() -> dict[str, float]:
+    """Bytes a second of all devices together that compute at once, each with a core of its own.
+
+    Empty where there is one core.
+    """
+    num_devices = min(_MOST_DEVICES, len(available_cpus()))
+    if num_devices == 1:
+        return {}
+    with ThreadPoolExecutor(num_devices) as pool:
+        ends = list(pool.map(lambda _: in_helper(_product_ends_ns), range(num_devices)))
+    begin, end = max(each[0] for each in ends), min(each[-1] for each in ends)
+    num_products = sum(begin < ns <= end for each in ends for ns in each)
+    return {"memory_shared_gb_per_s": num_products * _MATRIX_BYTES / (end - begin)}
+
+
+def _product_ends_ns() -> list[int]:
+    """When products with a vector ended, one after another for a while, of the host's clock."""
+    import torch
+
+    from tpi_bench.engine.matrix import Matrix, prepare_kernels
+
+    torch.set_num_threads(1)
+    prepare_kernels()
+    stored = [_stored(WEIGHTS[0], _MATRIX_BYTES) for _ in range(_MEMORY_BYTES // _MATRIX_BYTES)]
+    matrices = itertools.cycle(Matrix(*map(_as_on_a_device, tensors)) for tensors in stored)
+    vector = torch.ones(1, _COLUMNS)
+    ends = [time.monotonic_ns()]
+    with torch.inference_mode():
+        while ends[-1] - ends[0] < _COMPUTING_S * 1e9:
+            next(matrices)(vector)
+            ends.append(time.monotonic_ns())
+    return ends
 
 
 def _as_on_a_device(tensor: torch.Tensor) -> torch.Tensor:

@@ -45,6 +45,8 @@ _HOP_MS = 2.0  # of links, for what is cold
 _KEPT_SHARE = 0.9  # the slowest tenth is somebody else's
 _PEER_WAITS_NS = 20_000_000
 _NUM_WAKES = 16
+_LARGE_BYTES = 460_800  # the hidden states of a prompt of 200, of width 576
+_NUM_LARGE = 64
 
 
 def program_costs(cache_dir: Path) -> dict[str, float]:
@@ -56,10 +58,13 @@ def program_costs(cache_dir: Path) -> dict[str, float]:
     colder = [
         _typical(_lengths(cold, key)) - _typical(_lengths(hot, key)) for key in ("attn", "ffn")
     ]
-    receiving = sorted(_lengths(hot, "recv"))
+    receiving_ns = _of_those_there(_lengths(hot, "recv"))
+    large_sending_ns, large_receiving_ns = _copying_ns()
     return {
         "message_overhead_us": sending_ns / 1e3,
-        "receive_overhead_us": receiving[len(receiving) // 4] / 1e3,  # of messages that were there
+        "receive_overhead_us": receiving_ns / 1e3,
+        "message_gb_per_s": _copied_gb_per_s(large_sending_ns, sending_ns),
+        "receive_gb_per_s": _copied_gb_per_s(large_receiving_ns, receiving_ns),
         "step_overhead_us": _typical(_gaps(hot)) / 1e3,
         "cold_overhead_us": max(0.0, statistics.fmean(colder)) / 1e3,
         "wake_overhead_us": max(0.0, _waking_ns() - sending_ns) / 1e3,
@@ -119,6 +124,18 @@ def _typical(values: Sequence[int]) -> float:
     return statistics.fmean(ordered[: max(1, round(_KEPT_SHARE * len(ordered)))])
 
 
+def _copied_gb_per_s(large_ns: float, small_ns: float) -> float:
+    """What a large message takes longer than a small one, copying takes; a tenth at least, where
+    something else ran beside the small ones.
+    """
+    return _LARGE_BYTES / max(large_ns - small_ns, large_ns / 10)
+
+
+def _of_those_there(receiving_ns: Sequence[int]) -> int:
+    """What receiving takes where the message has come before."""
+    return sorted(receiving_ns)[len(receiving_ns) // 4]
+
+
 @dataclass(frozen=True)
 class _Wakes(Program):
     """Rank 0 is busy, then sends to rank 1, which has slept meanwhile."""
@@ -134,6 +151,30 @@ class _Wakes(Program):
             else:
                 rt.recv(0, message)
         return Generation(token_ids=[], request_ns=0, token_ns=[], account=[])
+
+
+@dataclass(frozen=True)
+class _Copies(Program):
+    """Two ranks send each other large messages that they have just computed, at the same time."""
+
+    def run_device(self, rt: Runtime, job: Job, output: Output) -> Generation:
+        import torch
+
+        out, back = torch.empty(_LARGE_BYTES // 4), torch.empty(_LARGE_BYTES // 4)
+        for _ in range(_NUM_LARGE):
+            rt.compute(("fill",), lambda: out.fill_(1.0))
+            rt.send(1 - rt.rank, out)
+            rt.recv(1 - rt.rank, back)
+        return Generation(token_ids=[], request_ns=0, token_ns=[], account=[])
+
+
+def _copying_ns() -> tuple[float, float]:
+    """Of a large message: sending it, and receiving it when it is there."""
+    model = _MODEL.load(Path())
+    request = Request(prompt_ids=(0,), num_new_tokens=1)
+    reports = _run(_Copies(), model, None, request, NetworkConfig(), None)
+    spans = [span for report in reports for span in report.spans]
+    return _typical(_lengths(spans, "send")), _of_those_there(_lengths(spans, "recv"))
 
 
 def _stay_busy(rt: Runtime) -> None:

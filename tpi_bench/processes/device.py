@@ -29,7 +29,7 @@ from tpi_bench.engine.matrix import kernel_name
 from tpi_bench.engine.rank import run_rank
 from tpi_bench.host.disk import DirectReader, disk_bytes_read
 from tpi_bench.host.machine import share_cores
-from tpi_bench.host.memory import MemoryPeak, MemorySampler, pss_bytes
+from tpi_bench.host.memory import MemoryPeak, MemorySampler, keep_freed_memory, pss_bytes
 from tpi_bench.processes.binding import bind_threads
 from tpi_bench.processes.caps import Cap, CapTooSmall, Limit, is_out_of_memory
 from tpi_bench.processes.control import (
@@ -115,6 +115,8 @@ def _run(rank: int, job: Job, cap: Cap, control: Control, key: bytes, tls: Tls |
     _tell(control, Entered(limit))
     torch.set_num_threads(job.threads_per_device)
     torch.inference_mode().__enter__()
+    if job.blocks:  # libraries run as their users run them
+        keep_freed_memory()
     has_cores = _may_be_awake() and not share_cores(job.num_beside(rank) * job.threads_per_device)
     if job.cpus and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, job.cpus[rank])
@@ -135,7 +137,7 @@ def _run(rank: int, job: Job, cap: Cap, control: Control, key: bytes, tls: Tls |
     ).start()
     try:
         reader.open(block.path for block in job.blocks_of(rank))
-        if has_cores and job.blocks:  # libraries run as their users run them
+        if has_cores and job.blocks:
             bind_threads(job.threads_per_device)
         on_token = functools.partial(_tell_token, control) if job.stream else None
         next_turn = functools.partial(_next_turn, control, turns) if job.talks else None

@@ -44,6 +44,10 @@ class Costs(Protocol):
         """The result of `fn` and what it costs a device after `idle_ns` of waiting, in ns."""
         ...
 
+    def work(self, key: Key) -> Work:
+        """The operators of a computation that has run."""
+        ...
+
 
 class ModelledCosts:
     """Roofline of the profile; each key is traced once, whatever the number of devices.
@@ -66,6 +70,9 @@ class ModelledCosts:
         except KeyError:
             charges = self._charges_of(key, fn, profile)
         return charges[idle_ns >= _COLD_AFTER_NS]
+
+    def work(self, key: Key) -> Work:
+        return self._traced[key][1]
 
     def _charges_of(self, key: Key, fn: Callable[[], T], profile: DeviceProfile) -> _Charges:
         if key not in self._traced:
@@ -104,6 +111,7 @@ class MeasuredCosts:
         self._names: dict[tuple[Key, int], str] = {}
         self._samples: dict[str, list[int]] = defaultdict(list)
         self._works: dict[str, Work] = {}
+        self._work_of: dict[Key, Work] = {}
         self._ratios: dict[tuple[str, DeviceProfile], float] = {}
 
     @property
@@ -118,12 +126,17 @@ class MeasuredCosts:
         name = self._name(key, wait_ms)
         known = self._typical.get(name)
         if known is not None:
+            self._work_of[key] = known.work
             return fn(), round(known.ns * self._ratio(name, known.work, profile))
         if name in self._works:
             result, took_ns = self._time(name, fn, wait_ms)
         else:
             result, took_ns = self._count(name, fn)
+        self._work_of[key] = self._works[name]
         return result, round(took_ns * self._ratio(name, self._works[name], profile))
+
+    def work(self, key: Key) -> Work:
+        return self._work_of[key]
 
     def save(self) -> None:
         """Add what this run's samples say to the file; it holds from now on."""
@@ -199,6 +212,9 @@ class RecalledCosts:
         if price is None:
             price = self._priced[named] = self._measured.recall_ns(key, profile, idle_ns)
         return self._results[key], price
+
+    def work(self, key: Key) -> Work:
+        return self._measured.work(key)
 
 
 def _wait_ms(idle_ns: int) -> int:

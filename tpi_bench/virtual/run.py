@@ -24,14 +24,15 @@ from tpi_bench.contract.runtime import BlockReadError, DeviceLost
 from tpi_bench.engine.matrix import kernel_name
 from tpi_bench.engine.rank import run_rank
 from tpi_bench.host import cache, machine
+from tpi_bench.host.memory import keep_freed_memory
 from tpi_bench.virtual.costs import Costs, MeasuredCosts, ModelledCosts, RecalledCosts, Traced
-from tpi_bench.virtual.runtime import OutOfMemory, VirtualRuntime, World
+from tpi_bench.virtual.runtime import OutOfMemory, Shared, VirtualRuntime, World
 from tpi_bench.virtual.scheduler import Deadlock
 from tpi_bench.virtual.without_data import without_data
 
 _MAX_REHEARSALS = 5
 _MOST_REMEMBERED = 256  # jobs with other computations, each of some dozen kinds
-_COSTS_VERSION = 7  # goes up with what a key means, what computes it, and what the file holds
+_COSTS_VERSION = 8  # goes up with what a key means, what computes it, and what the file holds
 
 
 def run_virtual(
@@ -40,6 +41,7 @@ def run_virtual(
     *,
     cost: str,
     shares_disk: bool = False,
+    shares_memory: bool = False,
     failure: tuple[int, float] | None = None,
     interval: bool = False,
     remembers: bool = False,
@@ -51,29 +53,31 @@ def run_virtual(
     earlier run in this process traced of the same computations is not traced again.
     """
     torch.set_num_threads(job.threads_per_device)
+    shared = Shared(disk=shares_disk, memory=shares_memory)
     if cost == "modelled":
         job = _without_meaning(job)
         modelled = ModelledCosts(_traced_before(_computations_of(job)) if remembers else None)
         with without_data(), _uncollected():
-            outcome = _run(job, modelled, shares_disk, failure)
+            outcome = _run(job, modelled, shared, failure)
             if interval and outcome.status == "ok":
-                outcome.by_round = _by_round(job, modelled, shares_disk)
+                outcome.by_round = _by_round(job, modelled, shared)
             return outcome
     path = cost_file(cache_dir)
+    keep_freed_memory()  # as devices do
     with cache.locked(path):
         kernel = kernel_name(job.weights)
         costs = MeasuredCosts(
             path, job.host or job.profiles[0], job.threads_per_device, kernel=kernel
         )
         for _ in range(_MAX_REHEARSALS):
-            outcome = _run(job, costs, shares_disk, failure)
+            outcome = _run(job, costs, shared, failure)
             if costs.is_complete or outcome.status != "ok":
                 break
             costs.save()
     if interval and outcome.status == "ok" and costs.is_complete:
         with without_data(), _uncollected():
             recalled = RecalledCosts(costs)
-            outcome.by_round = _by_round(_without_meaning(job), recalled, shares_disk)
+            outcome.by_round = _by_round(_without_meaning(job), recalled, shared)
     return outcome
 
 
@@ -96,13 +100,13 @@ def _without_meaning(job: Job) -> Job:
     return replace(job, request=replace(job.request, eos_ids=()))
 
 
-def _by_round(job: Job, costs: Costs, shares_disk: bool) -> list[Generation]:
+def _by_round(job: Job, costs: Costs, shared: Shared) -> list[Generation]:
     """The run with the devices as each round of their calibration found them."""
     num_rounds = max(len(profile.rounds) for profile in job.profiles)
     found = []
     for number in range(num_rounds):
         profiles = tuple(profile.in_round(number) for profile in job.profiles)
-        outcome = _run(replace(job, profiles=profiles, trace=False), costs, shares_disk, None)
+        outcome = _run(replace(job, profiles=profiles, trace=False), costs, shared, None)
         if outcome.generation is not None:
             found.append(outcome.generation)
     return found
@@ -131,9 +135,9 @@ def cost_file(cache_dir: Path) -> Path:
     return cache_dir / "costs" / f"{machine.host_key()}-{_COSTS_VERSION}.json"
 
 
-def _run(job: Job, costs: Costs, shares_disk: bool, failure: tuple[int, float] | None) -> Outcome:
+def _run(job: Job, costs: Costs, shared: Shared, failure: tuple[int, float] | None) -> Outcome:
     kernel = kernel_name(job.weights) if isinstance(costs, MeasuredCosts) else "modelled"
-    world = World(job.profiles, job.network, costs, shares_disk=shares_disk, trace=job.trace)
+    world = World(job.profiles, job.network, costs, shared, trace=job.trace)
     if failure is not None:
         rank, time_s = failure
         world.fail_at(rank, round(time_s * 1e9))

@@ -13,7 +13,7 @@ import functools
 from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 from greenlet import greenlet
@@ -43,6 +43,7 @@ from tpi_bench.virtual.disk import (
     DiskRead,
     PageCache,
 )
+from tpi_bench.virtual.memory_bus import MemoryBus
 from tpi_bench.virtual.network import Fabric
 from tpi_bench.virtual.scheduler import Deadlock, Scheduler
 
@@ -102,6 +103,8 @@ class VirtualRuntime:
         self._costs = world.costs
         self._message_ns = profile.message_ns
         self._receive_ns = profile.receive_ns
+        self._ns_per_sent_byte = profile.ns_per_sent_byte
+        self._ns_per_received_byte = profile.ns_per_received_byte
         self._wake_ns = profile.wake_ns
         self._step_ns = profile.step_ns  # Python before each verb
         self._inbox: dict[int, deque[Arrival]] = defaultdict(deque)
@@ -113,6 +116,7 @@ class VirtualRuntime:
         self._paged_in_ns = 0  # when what the next computation touches is all there
         self._faults_ns = 0  # of the next computation
         self._mapped: dict[str, torch.Tensor] = {}
+        self._stretches: dict[tuple[Key, int], float] = {}  # by the number that compute at once
 
     def now(self) -> int:
         return self._scheduler.now_ns
@@ -131,8 +135,10 @@ class VirtualRuntime:
         start = scheduler.now_ns + self._step_ns
         receiver = self.world.runtimes[dst]
         wake_ns = self._wake_ns if receiver.is_asleep(start) else 0
-        scheduler.sleep(self._step_ns + self._message_ns + wake_ns)
-        nbytes, data = buffer.nbytes, None if buffer.is_meta else buffer.clone()
+        nbytes = buffer.nbytes
+        copying_ns = round(nbytes * self._ns_per_sent_byte)
+        scheduler.sleep(self._step_ns + self._message_ns + wake_ns + copying_ns)
+        data = None if buffer.is_meta else buffer.clone()
         self.bytes_sent += nbytes
         deliver = functools.partial(receiver.deliver, self.rank, nbytes, data)
         self.world.fabric.send(self.rank, dst, nbytes, deliver)
@@ -164,7 +170,7 @@ class VirtualRuntime:
         self.bytes_received += nbytes
         if data is not None:
             out.copy_(data.view(out.shape))
-        scheduler.sleep(self._receive_ns)
+        scheduler.sleep(self._receive_ns + round(nbytes * self._ns_per_received_byte))
         self.log.add("sync", "recv", start, scheduler.now_ns)
 
     def compute(self, key: Key, fn: Callable[[], T]) -> T:
@@ -176,14 +182,30 @@ class VirtualRuntime:
         idle_ns = self._idle_ns if self._warm_ns < _COLD_NS else 0
         result, ns = self._costs.run(key, fn, self.profile, idle_ns)
         disk.computing(begin, +1)
-        end = max(start + ns + self._faults_ns, self._paged_in_ns)
-        scheduler.sleep(end - begin)
+        computed = start + ns
+        if self.world.memory is not None:
+            scheduler.sleep(self._step_ns)
+            self.world.memory.compute(ns, functools.partial(self._stretch, key))
+            computed = scheduler.now_ns
+        end = max(computed + self._faults_ns, self._paged_in_ns)
+        scheduler.sleep(end - scheduler.now_ns)
         disk.computing(end, -1)
         self._faults_ns = 0
-        self._warm_ns += ns
+        self._warm_ns += computed - start
         self._computed_ns = end
         self.log.add(kind_of(key), str(key[0]), start, end)
         return result
+
+    def _stretch(self, key: Key, num_sharing: int) -> float:
+        """How much longer a computation takes while so many devices compute from one memory."""
+        named = (key, num_sharing)
+        found = self._stretches.get(named)
+        if found is None:
+            work = self._costs.work(key)
+            alone_ns = max(1, self.profile.work_ns(work))
+            found = self.profile.work_ns(work, num_sharing) / alone_ns
+            self._stretches[named] = found
+        return found
 
     def alloc(self, kind: str, nbytes: int) -> torch.Tensor:
         """As a device has it, in huge pages: in small ones products took a fifth longer."""
@@ -258,6 +280,16 @@ def _map_now(block: BlockFile) -> torch.Tensor:
     return data if data.is_meta else torch.from_numpy(map_file(block.extent))
 
 
+class Shared(NamedTuple):
+    """What devices have in common where they are processes of one host."""
+
+    disk: bool = False
+    memory: bool = False
+
+
+_NOTHING = Shared()
+
+
 class World:
     """All ranks of one run, their network and the time they share."""
 
@@ -266,18 +298,19 @@ class World:
         profiles: Sequence[DeviceProfile],
         network: NetworkConfig,
         costs: Costs,
+        shared: Shared = _NOTHING,
         *,
-        shares_disk: bool = False,
         trace: bool = False,
     ) -> None:
         self.num_devices = len(profiles)
         self.costs = costs
         self.trace = trace
         self.scheduler = Scheduler()
+        self.memory = MemoryBus(self.scheduler) if shared.memory else None
         self.fabric = Fabric(network, len(profiles), self.scheduler)
         disks = [DiskQueue(profile) for profile in profiles]
         self.runtimes = [
-            VirtualRuntime(rank, self, profile, disks[0 if shares_disk else rank])
+            VirtualRuntime(rank, self, profile, disks[0 if shared.disk else rank])
             for rank, profile in enumerate(profiles)
         ]
         self.failed: dict[int, BaseException] = {}

@@ -53,6 +53,9 @@ class VirtualTestbed(Testbed):
         ("null", "strength", "[2,1,1]"),
     )
     shares_disk: bool = setting(False, "all devices read from one disk")
+    shares_memory: bool = setting(
+        False, "all devices compute from one memory, which gives them no more together than it has"
+    )
     counts_interpreter: bool = setting(
         False,
         "what Python and torch take on this host is taken off device.memory_mb, as of real devices",
@@ -157,6 +160,7 @@ class VirtualTestbed(Testbed):
         settings = {
             "cost": self.cost,
             "shares_disk": self.shares_disk,
+            "shares_memory": self.shares_memory,
             "failure": failure,
             "interval": self.interval,
         }
