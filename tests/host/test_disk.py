@@ -66,7 +66,81 @@ def test_a_small_read_does_not_wait_for_all_that_is_read_ahead(
     assert area[LARGE:].tobytes() == whole[7 * PAGE : 8 * PAGE]
 
 
-def test_requests_that_are_first_come_before_those_that_are_queued(file: Path) -> None:
+class ScriptedAio(aio.KernelAio):
+    """A kernel that starts what it is given, and ends what the test says."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ended: list[str] = []
+
+    def _call(self, number: int, *arguments: int) -> int:
+        if number == getattr(self, "_submit", None):
+            return arguments[1]
+        if number != getattr(self, "_getevents", None):
+            return super()._call(number, *arguments)
+        for index, name in enumerate(self.ended):
+            slot = next(slot for slot, each in self._flying.items() if name_of(each) == name)
+            aio._EVENT.pack_into(self._events, index * aio._EVENT.size, slot, 0, each_bytes(), 0)
+        count, self.ended = len(self.ended), []
+        return count
+
+    @property
+    def started(self) -> list[str]:
+        return [name_of(each) for each in self._flying.values()]
+
+
+def each_bytes() -> int:
+    return 2 * MB
+
+
+def name_of(request: aio.ReadRequest) -> str:
+    return f"{request.block}{request.offset // each_bytes()}"
+
+
+def block(name: str, num_pieces: int) -> list[aio.ReadRequest]:
+    pieces = [number * each_bytes() for number in range(num_pieces)]
+    return [aio.ReadRequest(0, 0, each_bytes(), at, lambda result: None, name) for at in pieces]
+
+
+@pytest.fixture
+def scripted() -> ScriptedAio:
+    try:
+        return ScriptedAio()
+    except OSError:
+        pytest.skip("the kernel does not read asynchronously here")
+
+
+def test_a_block_is_not_slowed_down_by_those_behind_it(scripted: ScriptedAio) -> None:
+    """Others begin beside the last 4 MB of the oldest, and none while somebody waits for it."""
+    scripted.start(block("a", 4))
+    scripted.start(block("b", 3))
+    assert scripted.started == ["a0", "a1", "a2", "a3"]
+    scripted.ended = ["a0"]
+    scripted.notice(wait=False)
+    assert scripted.started == ["a1", "a2", "a3"]
+    scripted.ended = ["a1"]
+    scripted.notice(wait=False)
+    assert scripted.started == ["a2", "a3", "b0"]
+    scripted.ended = ["a2"]
+    scripted.notice(wait=True)
+    assert scripted.started == ["a3", "b0"]
+    scripted.ended = ["a3"]
+    scripted.notice(wait=True)
+    assert scripted.started == ["b0", "b1", "b2"]
+
+
+def test_who_computes_next_has_the_disk_at_work_meanwhile(scripted: ScriptedAio) -> None:
+    for name in "abc":
+        scripted.start(block(name, 3))
+    assert scripted.started == ["a0", "a1", "a2"]
+    scripted.run_ahead()
+    assert scripted.started == ["a0", "a1", "a2", "b0", "b1", "b2", "c0", "c1"]
+    assert len(scripted.started) == aio._DEPTH
+
+
+def test_requests_that_are_first_come_before_those_that_are_queued(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """In their own order, and behind those that the disk has been asked for already."""
     try:
         reads = aio.KernelAio()
@@ -79,8 +153,10 @@ def test_requests_that_are_first_come_before_those_that_are_queued(file: Path) -
     def request(name: int) -> aio.ReadRequest:
         return aio.ReadRequest(number, area.ctypes.data, PAGE, 0, lambda result: done.append(name))
 
+    monkeypatch.setattr(reads, "notice", lambda wait: None)  # none of them is known to have ended
     reads.start([request(name) for name in range(aio._DEPTH + 2)])
     reads.start([request(100), request(101)], first=True)
+    monkeypatch.undo()
     assert [queued.done for queued in reads._queue]
     names = []
     for queued in reads._queue:

@@ -11,9 +11,11 @@ import torch
 
 from tests.helpers.calibration import HOST, PLAIN, keep
 from tpi_bench.contract.model import WEIGHTS
+from tpi_bench.host import cgroups
 from tpi_bench.host.machine import available_cpus
 from tpi_bench.measure import calibrate, host_rates
 from tpi_bench.measure.calibrate import ThisHost
+from tpi_bench.measure.paging_rate import paging_rate
 from tpi_bench.measure.program_costs import program_costs
 
 RATES = {"q8_gb_per_s": 38.0, "q4_gb_per_s": 30.0, "bfloat16_gflops": 200.0}
@@ -45,6 +47,8 @@ def test_a_profile_has_the_medians_of_rounds(
         calibrate, "disk_rates", lambda folder: HOST | {"disk_gb_per_s": next(rates)}
     )
     monkeypatch.setattr(calibrate, "program_costs", lambda folder: {"step_overhead_us": 5.0})
+    monkeypatch.setattr(calibrate, "paging_rate", lambda folder: {"disk_mapped_gb_per_s": 1.5})
+    monkeypatch.setattr(calibrate, "shared_memory_rate", lambda: {"memory_shared_gb_per_s": 60.0})
     found = calibrate.calibrate(tmp_path, num_rounds=3)
     disk = next(row for row in found["host"] if row["name"] == "disk_gb_per_s")
     assert disk == {"name": "disk_gb_per_s", "median": 2, "min": 1, "max": 3, "rounds": [1, 2, 3]}
@@ -123,6 +127,18 @@ def test_a_memory_is_read_by_two_cores_at_once() -> None:
 def test_one_core_shares_its_memory_with_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(host_rates, "available_cpus", lambda: [0])
     assert host_rates.shared_memory_rate() == {}
+
+
+def test_files_are_paged_in_where_memory_is_short(
+    cache_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No faster than memory, in a second round neither; unknown where pages count in no cap."""
+    found = [paging_rate(cache_dir) for _ in range(2)]
+    assert found[0].keys() == found[1].keys()
+    if found[0]:
+        assert all(0.02 < each["disk_mapped_gb_per_s"] < 20 for each in found)
+    monkeypatch.setattr(cgroups, "make_groups", lambda *args, **kwargs: [])
+    assert paging_rate(cache_dir) == {}
 
 
 def test_what_a_rank_program_takes_besides_computing(cache_dir: Path) -> None:

@@ -28,7 +28,7 @@ _OF_PRECISION = [
     *(f"{name}_rows_gb_per_s" for name in WEIGHTS),
     *(f"{name}_few_gflops" for name in WEIGHTS),
 ]
-_OF_DISK = ("disk_computing_gb_per_s", "disk_shared_gb_per_s")
+_OF_DISK = ("disk_computing_gb_per_s", "disk_shared_gb_per_s", "disk_mapped_gb_per_s")
 _OF_ONE_HOST = ("memory_shared_gb_per_s", "message_gb_per_s", "receive_gb_per_s")
 _OVERHEADS = (
     "receive_overhead_us",
@@ -87,6 +87,11 @@ class DeviceProfile:
     disk_shared_gb_per_s: float | None = setting(
         None,
         "rate of large reads for all devices together that read from one disk at once; null: "
+        "disk_gb_per_s",
+    )
+    disk_mapped_gb_per_s: float | None = setting(
+        None,
+        "rate at which pages of mapped files come where others must go for them; null: "
         "disk_gb_per_s",
     )
     memory_shared_gb_per_s: float | None = setting(

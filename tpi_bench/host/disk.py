@@ -194,7 +194,7 @@ def _request(pending: PendingRead, file: _OpenFile, out: np.ndarray, start: int)
         pending.piece_done(start_ns, error)
 
     offset = pending.extent.offset + start
-    return ReadRequest(file.number, out.ctypes.data + start, nbytes, offset, done)
+    return ReadRequest(file.number, out.ctypes.data + start, nbytes, offset, done, pending)
 
 
 def _read_piece(pending: PendingRead, file: _OpenFile, piece: memoryview, offset: int) -> None:
@@ -249,6 +249,8 @@ class PendingRead:
         while self._aio and not self._finished.is_set() and not self._aio.is_idle:
             self._aio.notice(wait=True)
         self._finished.wait()
+        if self._aio:
+            self._aio.run_ahead()
         if self._error:
             raise _unreadable("read", self.extent.path, self._error)
 

@@ -24,6 +24,7 @@ from tpi_bench.host import cache, machine
 from tpi_bench.host.fork import in_helper
 from tpi_bench.host.machine import available_cpus
 from tpi_bench.measure.host_rates import compute_rates, disk_rates, shared_memory_rate
+from tpi_bench.measure.paging_rate import paging_rate
 from tpi_bench.measure.program_costs import program_costs
 
 NUM_ROUNDS = 9
@@ -121,7 +122,8 @@ def calibrate(
 def _round(cache_dir: Path, numbers: Sequence[int]) -> dict[str, dict[str, float]]:
     """Everything once: rates of cores by their number, then what belongs to the host."""
     found = {str(threads): in_helper(compute_rates, threads) for threads in numbers}
-    of_host = shared_memory_rate() | disk_rates(cache_dir) | program_costs(cache_dir)
+    of_disk = disk_rates(cache_dir) | paging_rate(cache_dir)
+    of_host = shared_memory_rate() | of_disk | program_costs(cache_dir)
     return found | {"host": of_host}
 
 
