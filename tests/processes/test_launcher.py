@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import multiprocessing
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,6 +21,8 @@ from tpi_bench.contract.runtime import Span
 from tpi_bench.engine.tpi import TpiSystem
 from tpi_bench.host.fork import fork_context
 from tpi_bench.processes import crew, launcher
+from tpi_bench.processes.control import Control, Lost, StatusQuestion
+from tpi_bench.processes.handle import Handle
 
 
 def overlaps(spans: list[Span], others: list[Span]) -> int:
@@ -232,3 +236,31 @@ def test_a_device_that_nothing_can_be_forked_for_is_lost(
         "ended; it may have run out of memory (EOFError)"
     )
     assert no_children_left()
+
+
+class Gone(Handle):
+    """A device that has ended."""
+
+    def how_it_died(self) -> str:
+        return "ended without a result (exit status 1)"
+
+    def end(self, *, in_peace: bool) -> None:
+        pass
+
+
+def test_what_a_device_said_before_it_ended_is_heard(
+    checkpoints: dict[str, Path], cache_dir: Path
+) -> None:
+    """Also where the launcher asks it something in between: whom it misses is the cause."""
+    job = make_job(TpiSystem(), checkpoints["gqa"], cache_dir, num_devices=2, request=LONG)
+    lone_crew: Any = SimpleNamespace(caps=SimpleNamespace(was_killed=lambda rank: False))
+    launch = launcher.Launch(job, None, None, lone_crew)
+    ours, theirs = multiprocessing.Pipe()
+    device = Gone(0, ours)
+    launch._devices.append(device)
+    Control(theirs).send(Lost(1, "has hung up"))
+    theirs.close()
+    launch._tell([device], StatusQuestion())
+    launch._listen(5.0, until=lambda: device.is_closed)
+    assert launch._hearing.trouble.lost == [(0, 1, "has hung up")]
+    assert not launch._hearing.trouble.died

@@ -10,6 +10,7 @@ messages are those of `control.py`; devices talk TCP.
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 import time
 from collections.abc import Callable, Sequence
@@ -147,10 +148,10 @@ class Launch:
 
     def _tell(self, devices: Sequence[Handle], message: FromLauncher) -> None:
         for device in devices:
-            try:
+            with contextlib.suppress(
+                OSError
+            ):  # it has ended, and what it said is still to be heard
                 device.control.send(message)
-            except OSError:
-                self._hearing.note_silence(device)
 
     def _end(self) -> None:
         """No device outlives its job, nor does its group."""
@@ -234,10 +235,8 @@ class Hearing:
         """The master waits for its next turn, and everybody for the master. That may take long."""
         assert self._next_turn is not None
         turn = self._next_turn(answer)
-        try:
+        with contextlib.suppress(OSError):  # as in `_tell`
             device.control.send(Asked(turn))
-        except OSError:
-            self.note_silence(device)
         self._watch.begin(time.monotonic())
 
     def _note_out_of_memory(self, device: Handle, reason: str | None) -> None:
