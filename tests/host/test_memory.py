@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 import resource
 
 import pytest
 import torch
 
+from tpi_bench.host import memory
 from tpi_bench.host.fork import in_helper
 from tpi_bench.host.memory import anonymous_area, keep_freed_memory
 
@@ -29,8 +31,14 @@ NUM_LAYERS, NUM_AT_ONCE, NUM_VALUES = 10, 4, 3 << 20
 
 def faults_of_activations(keeps: bool) -> int:
     """Pages made for a few large tensors at once, again in each layer; -1 where none are kept."""
-    if keeps and not keep_freed_memory():
+    if not keep_freed_memory():
         return -1
+    if (
+        not keeps
+    ):  # as glibc begins; it changes that as it goes, in one process more than in another
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(memory._M_TRIM_THRESHOLD, 128 << 10)
+        mallopt(memory._M_MMAP_THRESHOLD, 128 << 10)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(NUM_LAYERS):
         activations = [torch.ones(NUM_VALUES) for _ in range(NUM_AT_ONCE)]
@@ -39,10 +47,10 @@ def faults_of_activations(keeps: bool) -> int:
 
 
 def test_what_is_freed_is_used_again() -> None:
-    """All but the first layer's, give or take one."""
+    """All but the first layer's, give or take two: what lies in between moves their places."""
     pages_of_layer = NUM_AT_ONCE * NUM_VALUES * 4 / mmap.PAGESIZE
     found = in_helper(faults_of_activations, True)
     if found < 0:
         pytest.skip("this C library gives freed memory back as it likes")
-    assert found < 2 * pages_of_layer
-    assert in_helper(faults_of_activations, False) > NUM_LAYERS / 2 * pages_of_layer
+    assert found < 3 * pages_of_layer
+    assert in_helper(faults_of_activations, False) > 0.9 * NUM_LAYERS * pages_of_layer
