@@ -33,9 +33,7 @@ def faults_of_activations(keeps: bool) -> int:
     """Pages made for a few large tensors at once, again in each layer; -1 where none are kept."""
     if not keep_freed_memory():
         return -1
-    if (
-        not keeps
-    ):  # as glibc begins; it changes that as it goes, in one process more than in another
+    if not keeps:  # as glibc begins, and changes later in one process more than in another
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(memory._M_TRIM_THRESHOLD, 128 << 10)
         mallopt(memory._M_MMAP_THRESHOLD, 128 << 10)

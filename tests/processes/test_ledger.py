@@ -25,8 +25,6 @@ SHAPE = [
 # share of what passed through it, another in each run.
 UNNAMED_BYTES = 10e6
 UNNAMED_SHARE = 0.05
-# What was free already in the memory that a device is forked with, and is taken first.
-FREE_BYTES = 6e6
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="anonymous memory is not told apart here")
@@ -42,7 +40,7 @@ FREE_BYTES = 6e6
     ids=lambda arguments: " ".join(arguments),
 )
 def test_a_device_grows_by_its_ledger(arguments: list[str], cache_dir: Path) -> None:
-    """Measured: 3.3 MB less to 10.4 more, of 16 to 121."""
+    """Measured: 2.6 to 10.4 MB more, of 16 to 121."""
     settings = settings_of(
         *SHAPE,
         "testbed.num_devices=2",
@@ -58,4 +56,4 @@ def test_a_device_grows_by_its_ledger(arguments: list[str], cache_dir: Path) -> 
     for device in outcome.devices:
         ledger = sum(device.ledger_bytes.values())
         grown = device.peak_anon_bytes - device.start_anon_bytes
-        assert ledger - FREE_BYTES <= grown <= ledger * (1 + UNNAMED_SHARE) + UNNAMED_BYTES
+        assert ledger - 1e6 <= grown <= ledger * (1 + UNNAMED_SHARE) + UNNAMED_BYTES

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 
 from tests.helpers.virtual import IDEAL, US, world_of
 from tpi_bench.contract.device import DeviceProfile, Operator, Work
@@ -80,8 +81,6 @@ def test_a_computation_of_no_time_ends_at_once() -> None:
 
 def test_what_is_copied_takes_sender_and_receiver_time() -> None:
     """3,000 bytes at 1 a ns to send and at 2 to receive; both have 5 us besides."""
-    import torch
-
     profile = replace(IDEAL, message_overhead_us=5, message_gb_per_s=1.0, receive_gb_per_s=2.0)
     world = world_of(profile, profile)
 

@@ -81,7 +81,7 @@ class KernelAio:
         else:
             self._queue.extend(requests)
         self.notice(wait=False)
-        self._fill(math.inf if first else _LEFT_BYTES)
+        self._fill(_LEFT_BYTES, len(requests) if first else 0)
 
     def notice(self, wait: bool) -> None:
         """Call `done` of reads that ended; with `wait`, sleep until at least one has."""
@@ -116,10 +116,14 @@ class KernelAio:
             self.notice(wait=True)
         self._call(self._destroy, self._context)
 
-    def _fill(self, left_bytes: float) -> None:
-        """Start reads of the oldest block in flight, and of others beside `left_bytes` of it."""
+    def _fill(self, left_bytes: float, num_first: int = 0) -> None:
+        """Start reads of the oldest block in flight, and of others beside `left_bytes` of it; the
+        first `num_first` in any case.
+        """
         slots: list[int] = []
-        while self._queue and self._free and self._may_start(self._queue[0], left_bytes):
+        while self._queue and self._free:
+            if len(slots) >= num_first and not self._may_start(self._queue[0], left_bytes):
+                break
             request, slot = self._queue.popleft(), self._free.pop()
             place = slot * _REQUEST.size
             target = (request.file, request.address, request.nbytes, request.offset)

@@ -13,6 +13,11 @@ from tpi_bench.host.memory import resident_bytes
 GROWTH_BYTES = 40_000_000
 
 
+def taken_bytes() -> int:
+    """Of a cap, by the interpreter, its libraries and what these grow by."""
+    return round(in_helper(resident_bytes)[0]) + GROWTH_BYTES
+
+
 def free_of_caps(memory_bytes: Sequence[int] | None) -> tuple[int, ...] | None:
     """Of caps, what the interpreter, its libraries and what these grow by leave.
 
@@ -20,5 +25,5 @@ def free_of_caps(memory_bytes: Sequence[int] | None) -> tuple[int, ...] | None:
     """
     if memory_bytes is None:
         return None
-    taken = round(in_helper(resident_bytes)[0]) + GROWTH_BYTES
+    taken = taken_bytes()
     return tuple(nbytes - taken for nbytes in memory_bytes)

@@ -122,8 +122,8 @@ def _products(held: str, overhead_s: float) -> dict[str, float]:
 def _overhead_us() -> float:
     """Of a small operator of the engine that follows a product, which leaves little in the caches.
 
-    One after the other a thousand would take a part of it. One of torch's own takes a quarter; a
-    token, where overheads count, has hardly any.
+    One after the other a thousand would take a part of it. One of torch's own takes about a fifth;
+    a token, where overheads count, has hardly any.
     """
     import torch
 

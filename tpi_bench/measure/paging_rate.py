@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import statistics
+from dataclasses import replace
 from pathlib import Path
 
 from tpi_bench.contract.job import Job
@@ -16,30 +17,20 @@ from tpi_bench.contract.network import NetworkConfig
 from tpi_bench.contract.plan import Site
 from tpi_bench.contract.request import Request
 from tpi_bench.engine.tpi import TpiSystem
-from tpi_bench.host.interpreter import free_of_caps
+from tpi_bench.host.interpreter import taken_bytes
 from tpi_bench.host.page_cache import drop
 from tpi_bench.measure.blocks import made_blocks
-from tpi_bench.models.sources import SyntheticModel
+from tpi_bench.measure.program_costs import MODEL
 from tpi_bench.processes import caps
 from tpi_bench.processes.launcher import run_job
 
-_MODEL = SyntheticModel(
-    name="paging",
-    num_layers=16,
-    hidden=576,
-    num_heads=9,
-    num_kv_heads=3,
-    intermediate=1536,
-    vocab=1024,
-    context_length=128,
-)
+_MODEL = replace(MODEL, name="paging", num_layers=16, share_layers=False)
 _ROOM_BYTES = 96_000_000  # of 210 MB of weights: what is read again is gone before
 _NUM_TOKENS = 5
 
 
 def paging_rate(cache_dir: Path) -> dict[str, float]:
     """Bytes a second, by the name of `DeviceProfile`. Empty where pages count in no cap here."""
-    (free,) = free_of_caps((0,)) or (0,)
     model = _MODEL.load(cache_dir)
     system = TpiSystem(name="mmap", loading="mmap")
     plan = system.plan(model.config, Site(proportions=[1.0]))
@@ -55,7 +46,7 @@ def paging_rate(cache_dir: Path) -> dict[str, float]:
         request=Request(prompt_ids=(1, 2, 3, 4), num_new_tokens=_NUM_TOKENS),
         network=NetworkConfig(),
         threads_per_device=1,
-        memory_bytes=(_ROOM_BYTES - free,),
+        memory_bytes=(taken_bytes() + _ROOM_BYTES,),
     )
     for path in job.opened_files:  # what is cached already counts in nobody's cap
         drop(path)

@@ -28,7 +28,7 @@ from tpi_bench.processes.launcher import run_job
 if TYPE_CHECKING:
     from tpi_bench.contract.runtime import Runtime
 
-_MODEL = SyntheticModel(
+MODEL = SyntheticModel(
     name="calibration",
     num_layers=8,
     hidden=576,
@@ -51,7 +51,7 @@ _NUM_LARGE = 64
 
 def program_costs(cache_dir: Path) -> dict[str, float]:
     """Microseconds, by the names of `DeviceProfile`. Raises ValueError where it cannot be run."""
-    model = _MODEL.load(cache_dir)
+    model = MODEL.load(cache_dir)
     hot = _spans(model, NetworkConfig(), cache_dir)
     cold = _spans(model, NetworkConfig(topology="switch", link_latency_ms=_HOP_MS), cache_dir)
     sending_ns = _typical(_lengths(hot, "send"))
@@ -170,7 +170,7 @@ class _Copies(Program):
 
 def _copying_ns() -> tuple[float, float]:
     """Of a large message: sending it, and receiving it when it is there."""
-    model = _MODEL.load(Path())
+    model = MODEL.load(Path())
     request = Request(prompt_ids=(0,), num_new_tokens=1)
     reports = _run(_Copies(), model, None, request, NetworkConfig(), None)
     spans = [span for report in reports for span in report.spans]
@@ -184,7 +184,7 @@ def _stay_busy(rt: Runtime) -> None:
 
 
 def _waking_ns() -> float:
-    model = _MODEL.load(Path())
+    model = MODEL.load(Path())
     request = Request(prompt_ids=(0,), num_new_tokens=1)
     reports = _run(_Wakes(), model, None, request, NetworkConfig(), None)
     return _typical(_lengths(reports[0].spans, "send")[1:])
