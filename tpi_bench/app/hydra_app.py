@@ -21,6 +21,7 @@ from hydra.types import RunMode, TaskFunction
 
 from tpi_bench.app import point_launcher, ray_launcher, sweeper
 from tpi_bench.app.config_folders import CONFIG_FOLDER, register_systems
+from tpi_bench.app.config_loader import ConfigLoader
 from tpi_bench.app.devices import register_devices
 from tpi_bench.app.kept_files import files_are_kept
 from tpi_bench.app.quoting import quoted
@@ -74,8 +75,10 @@ def hydra_of_ours(overrides: Sequence[str] = ()) -> Iterator[Hydra]:
     GlobalHydra.instance().clear()
     try:
         with files_are_kept():
-            search_path = create_config_search_path(str(CONFIG_FOLDER))
-            yield Hydra.create_main_hydra2("tpi_bench", search_path)
+            loader = ConfigLoader(create_config_search_path(str(CONFIG_FOLDER)))
+            hydra = Hydra("tpi_bench", loader)
+            GlobalHydra.instance().initialize(hydra)
+            yield hydra
     finally:
         GlobalHydra.instance().hydra = before
 
