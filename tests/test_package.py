@@ -116,6 +116,12 @@ def test_an_experiment_from_another_folder(python: Path, tmp_path: Path, cache_d
     assert "eager" in again.stdout
 
 
+def test_a_setting_of_it_that_does_not_exist(python: Path, tmp_path: Path) -> None:
+    typed = ("system=lone", "system.greetng=hi")
+    done = run_in(tmp_path, python.parent / "tpi_bench", *typed, status=2)
+    assert "error: there is no system.greetng; did you mean system.greeting?" in done.stderr
+
+
 def test_what_lies_beside_the_code_comes_along(python: Path, tmp_path: Path) -> None:
     """Every command of README from any folder: another figure's data, and what can be set."""
     stored = ROOT / "results" / "tab_memory"

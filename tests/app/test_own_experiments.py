@@ -8,6 +8,7 @@ import pytest
 
 from tests.helpers.command_line import ROOT, run
 from tpi_bench import load
+from tpi_bench import run as run_point
 
 WRONG = {
     "device: raspberry_pi_5": "- override /device: raspberry_pi_5",
@@ -87,3 +88,45 @@ def test_a_profile_that_was_copied_has_the_name_of_its_file(
     assert done.returncode == 2
     assert "the first line must be '# @package device.slow_pi', and the name slow_pi" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+FOLDER = {
+    "system/mine.yaml": "defaults: [tpi]\nname: mine\nstrength: 3\n",
+    "system/theirs.yaml": "defaults: [mine]\nname: theirs\npatience: 1\n",
+    "model/small.yaml": "defaults: [debug]\nname: small\n",
+    "device/toaster.yaml": "cores: 1\n",
+    "experiment/quick.yaml": "# @package _global_\ndefaults:\n  - override /system: mine\n",
+    "network/broken.yaml": "a: [",
+}
+
+
+@pytest.mark.parametrize(
+    ("typed", "line"),
+    [
+        (
+            "system=mine system.strngth=2",
+            "there is no system.strngth; did you mean system.strength",
+        ),
+        ("system.strength=2", "it is a setting of system=mine, theirs: add system=mine"),
+        ("system=mine system.patience=2", "with system=mine; it is a setting of system=theirs: "),
+        ("system=theirs system.windw=2", "there is no system.windw; did you mean system.window?"),
+        ("patience=2", "there is no patience; did you mean system.patience?"),
+        ("+experiment=quick system.patience=2", "there is no system.patience with system=mine; "),
+        ("device.toster.cores=2", "there is no device.toster.cores; did you mean device.toaster"),
+        ("device.toaster.cores=2", "as device= does not name that profile; add device=toaster"),
+        ("model=smal", "there is no model=smal; did you mean model=small?"),
+        ("network.link_latency=1", "there is no network.link_latency; did you mean network.l"),
+    ],
+)
+def test_unknown_names_beside_choices_of_ones_own(
+    typed: str, line: str, cache_dir: Path, tmp_path: Path
+) -> None:
+    for name, text in FOLDER.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    done = run(*typed.split(), "--config-dir", str(tmp_path), cache_dir=cache_dir)
+    assert done.returncode == 2
+    (said,) = done.stderr.splitlines()
+    assert line in said
+    with pytest.raises(ValueError, match=r"there is no "):
+        run_point(*typed.split(), config_dir=tmp_path)

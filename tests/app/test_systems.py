@@ -81,7 +81,7 @@ def test_a_value_that_is_no_choice_is_refused() -> None:
 
 def test_a_setting_that_the_yaml_leaves_out(monkeypatch: pytest.MonkeyPatch) -> None:
     values = {"_target_": f"{__name__}.Choosy", "name": "choosy"}
-    monkeypatch.setattr(unknown, "choices_of", lambda group: {"choosy": values})
+    monkeypatch.setattr(unknown, "choices_of", lambda group, folders: {"choosy": values})
     with initialize_config_dir(CONF, version_base="1.3"), pytest.raises(Exception) as caught:  # noqa: PT011
         compose("config", ["system.mode=slow"])
     assert unknown.explained(caught.value, ["system=choosy", "system.mode=slow"]) == (

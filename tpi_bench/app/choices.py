@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,28 +14,48 @@ from tpi_bench.app.config_folders import CONFIG_FOLDER
 GROUPS = ("system", "model", "testbed", "device", "network", "workload")
 
 
-@functools.cache
-def choices_of(group: str) -> dict[str, dict[str, Any]]:
+def choices_of(group: str, folders: Sequence[Path] = (CONFIG_FOLDER,)) -> dict[str, dict[str, Any]]:
     """Every choice of a group with its values, those of what it builds on included.
 
-    What builds on others comes behind all that does not.
+    Of files with the same name that of the first folder counts, as for Hydra. What builds on others
+    comes behind all that does not.
     """
-    folder = CONFIG_FOLDER / group
-    names = sorted(path.stem for path in folder.glob("*.yaml"))
-    names.sort(key=lambda name: "defaults" in _own(folder, name))
-    return {name: _values(folder, name) for name in names}
+    if tuple(folders) == (CONFIG_FOLDER,):
+        return _of_conf(group)
+    return _choices_in(tuple(folders), group)
 
 
-def _own(folder: Path, name: str) -> dict[str, Any]:
-    return yaml.safe_load((folder / f"{name}.yaml").read_text()) or {}
+@functools.cache
+def _of_conf(group: str) -> dict[str, dict[str, Any]]:
+    return _choices_in((CONFIG_FOLDER,), group)
 
 
-def _values(folder: Path, name: str) -> dict[str, Any]:
-    own = _own(folder, name)
+def _choices_in(folders: tuple[Path, ...], group: str) -> dict[str, dict[str, Any]]:
+    files: dict[str, dict[str, Any]] = {}
+    for folder in folders:
+        for path in sorted((folder / group).glob("*.yaml")):
+            if path.stem not in files:
+                files[path.stem] = read_yaml(path)
+    names = sorted(files)
+    names.sort(key=lambda name: "defaults" in files[name])
+    return {name: _values(files, name) for name in names}
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Empty where it is no mapping: Hydra says what is wrong with a file."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+    return values if isinstance(values, dict) else {}
+
+
+def _values(files: dict[str, dict[str, Any]], name: str) -> dict[str, Any]:
+    own = dict(files.get(name, {}))
     found: dict[str, Any] = {}
-    for below in own.pop("defaults", []):
-        if isinstance(below, str) and below != "_self_":
-            found |= _values(folder, below)
+    for below in own.pop("defaults", None) or []:
+        if isinstance(below, str) and below not in ("_self_", name):
+            found |= _values(files, below)
     return found | own
 
 

@@ -7,6 +7,7 @@ fields.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import sys
 from collections.abc import Sequence
@@ -38,6 +39,15 @@ def register_systems() -> None:
             ConfigStore.instance().store(
                 group="system", name=point.name, node=node, provider=_package(point)
             )
+
+
+def systems_offered() -> dict[str, dict[str, Any]]:
+    """The settings of those systems of other packages that are choices now, by their names."""
+    offered = {}
+    for point in entry_points(group=SYSTEMS):
+        with contextlib.suppress(Exception):  # as `register_systems` has said
+            offered[point.name] = _settings_with_defaults(point)
+    return offered
 
 
 def settings_of_system(name: str, folders: Sequence[Path] = (CONFIG_FOLDER,)) -> frozenset[str]:

@@ -8,15 +8,20 @@ from __future__ import annotations
 import dataclasses
 import difflib
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from tpi_bench.app.arguments import plain_text
 from tpi_bench.app.choices import GROUPS, choices_of, defaults
+from tpi_bench.app.config_folders import systems_offered
 from tpi_bench.app.misplaced import misplaced_in_experiments
 from tpi_bench.app.settings import PLAIN
 from tpi_bench.app.typed import did_you_mean, load_class
+from tpi_bench.app.typed_folders import experiments_typed, folders_typed
+
+_Choices = Mapping[str, Mapping[str, Any]]
 
 _MOST_NAMED = 5
 _COMMA = "Ambiguous value for argument '"  # how Hydra begins
@@ -33,7 +38,7 @@ def explained(error: BaseException, arguments: Sequence[str]) -> str | None:
             path = str(cause.missing_cfg_file)
             options = cause.options
             if options is None and path.partition("/")[0] in GROUPS:  # so of a list of choices
-                options = list(choices_of(path.partition("/")[0]))
+                options = list(_choices_of(path.partition("/")[0], arguments))
             if options is not None:
                 return _of_choice(path, options)
         if isinstance(cause, OmegaConfBaseException) and cause.full_key:
@@ -73,20 +78,21 @@ def _whole(key: str, arguments: Sequence[str]) -> str:
 def _of_key(key: str, arguments: Sequence[str]) -> str:
     group, _, name = key.partition(".")
     if group not in GROUPS:
-        if inside := _with_groups(key):
+        if inside := _with_groups(key, arguments):
             return f"there is no {key}; did you mean {' or '.join(inside)}?"
         known = [plain.name for plain in PLAIN if "." not in plain.name]
         return f"there is no {key}; {did_you_mean(key, [*known, *GROUPS])}"
+    choices = _choices_of(group, arguments)
     if group == "device":
-        return _of_device(key)
-    chosen = _without(name, group, arguments)
-    values = choices_of(group).get(chosen, {})
+        return _of_device(key, choices)
+    chosen = _without(name, group, choices, arguments)
+    values = choices.get(chosen, {})
     if name in _unlisted(values, group):
         return (
             f"{group}={chosen} has the setting {name}, but its YAML gives it no value; add "
             f"{name} there with its default, or type +{key}=VALUE"
         )
-    owners = _owners(group, name)
+    owners = _owners(choices, name)
     if owners:
         return (
             f"there is no {key} with {group}={chosen}; it is a setting of "
@@ -94,11 +100,17 @@ def _of_key(key: str, arguments: Sequence[str]) -> str:
         )
     own = _names(values)
     if not difflib.get_close_matches(name, own):
-        every = {each for values in choices_of(group).values() for each in _names(values)}
+        every = {each for values in choices.values() for each in _names(values)}
         for near in difflib.get_close_matches(name, every, n=1):
-            theirs = ", ".join(_owners(group, near))
+            theirs = ", ".join(_owners(choices, near))
             return f"there is no {key}; did you mean {group}.{near}, of {group}={theirs}?"
     return f"there is no {key}; {did_you_mean(name, own, f'{group}.')}"
+
+
+def _choices_of(group: str, arguments: Sequence[str]) -> _Choices:
+    """Those of the user's own folder and of other packages too."""
+    own = choices_of(group, folders_typed(arguments))
+    return own | systems_offered() if group == "system" else own
 
 
 def _names(values: Mapping[str, object]) -> list[str]:
@@ -114,26 +126,26 @@ def _unlisted(values: Mapping[str, object], group: str) -> set[str]:
     return {field.name for field in dataclasses.fields(cls)} - set(values)
 
 
-def _owners(group: str, name: str) -> list[str]:
+def _owners(choices: _Choices, name: str) -> list[str]:
     """A few choices of a group that have a setting; those first that others build on."""
-    return [choice for choice, values in choices_of(group).items() if name in values][:_MOST_NAMED]
+    return [choice for choice, values in choices.items() if name in values][:_MOST_NAMED]
 
 
-def _with_groups(name: str) -> list[str]:
+def _with_groups(name: str, arguments: Sequence[str]) -> list[str]:
     """A setting's whole name, where its group was left out: that of what is chosen by default."""
     plain = [known.name for known in PLAIN if known.name.endswith(f".{name}")]
-    groups = [group for group in GROUPS if group != "device"]
-    chosen = [group for group in groups if name in choices_of(group).get(defaults()[group], {})]
-    found = chosen or [group for group in groups if _owners(group, name)]
+    groups = {group: _choices_of(group, arguments) for group in GROUPS if group != "device"}
+    chosen = [group for group in groups if name in groups[group].get(defaults()[group], {})]
+    found = chosen or [group for group in groups if _owners(groups[group], name)]
     return plain + [f"{group}.{name}" for group in found]
 
 
-def _of_device(key: str) -> str:
+def _of_device(key: str, choices: _Choices) -> str:
     """`device.PROFILE.NAME`, of a profile in force, or `device.memory_mb`."""
     profile, _, name = key.removeprefix("device.").rpartition(".")
-    known = choices_of("device").get(profile)
+    known = choices.get(profile)
     if known is None:
-        names = [*choices_of("device"), "memory_mb"]
+        names = [*choices, "memory_mb"]
         return (
             f"there is no {key}; {did_you_mean(profile or name, names, 'device.')} "
             "(device.PROFILE.NAME=VALUE of a profile that device= names)"
@@ -143,9 +155,20 @@ def _of_device(key: str) -> str:
     return f"there is no {key}; {did_you_mean(name, _names(known), f'device.{profile}.')}"
 
 
-def _without(name: str, group: str, arguments: Sequence[str]) -> str:
-    """The choice of a group, of those that the arguments make, that has no setting `name`."""
-    given = [text.partition("=")[2] for text in arguments if text.startswith(f"{group}=")]
-    chosen = given[-1].split(",") if given else [defaults()[group]]
-    lacking = [one for one in chosen if name not in choices_of(group).get(one, {})]
+def _without(name: str, group: str, choices: _Choices, arguments: Sequence[str]) -> str:
+    """The choice of a group, of those that are made, that has no setting `name`."""
+    chosen = _chosen(group, arguments)
+    lacking = [one for one in chosen if name not in choices.get(one, {})]
     return (lacking or chosen)[0]
+
+
+def _chosen(group: str, arguments: Sequence[str]) -> list[str]:
+    """By the arguments, or else by the experiment that they name, or by default."""
+    typed = [text.partition("=")[2] for text in arguments if text.startswith(f"{group}=")]
+    if typed:
+        return typed[-1].split(",")
+    for experiment in experiments_typed(arguments):
+        for line in experiment.get("defaults") or []:
+            if isinstance(line, dict) and isinstance(line.get(f"override /{group}"), str):
+                return [line[f"override /{group}"]]
+    return [defaults()[group]]
