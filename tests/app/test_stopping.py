@@ -98,7 +98,7 @@ def test_ctrl_c_at_any_time_is_one_word(
     )
     deadline = time.monotonic() + 30
     while not has_come(process, tmp_path) and time.monotonic() < deadline:
-        time.sleep(0.001)
+        time.sleep(0.02)
     started = descendants(process)
     os.killpg(process.pid, signal.SIGINT)
     _, errors = process.communicate(timeout=30)
@@ -126,7 +126,7 @@ def test_a_background_launcher_that_is_killed_leaves_nothing(tmp_path: Path) -> 
     )
     deadline = time.monotonic() + 30
     while not has_block_file(process, tmp_path) and time.monotonic() < deadline:
-        time.sleep(0.001)
+        time.sleep(0.02)
     started = descendants(process)
     process.kill()
     process.wait()
@@ -150,7 +150,7 @@ def test_without_an_interpreter_to_fork_from_a_device_is_lost(
     )
     deadline = time.monotonic() + 30
     while not imports_torch(process, cache_dir) and time.monotonic() < deadline:
-        time.sleep(0.001)
+        time.sleep(0.02)
     (server,) = [p for p in descendants(process) if "forkserver" in " ".join(p.cmdline())]
     server.kill()
     _, errors = process.communicate(timeout=60)

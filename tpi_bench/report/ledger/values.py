@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -163,7 +164,7 @@ def _rows(quantity: Quantity, tables: Mapping[str, pd.DataFrame]) -> pd.DataFram
     """With the quantity as a column of its own."""
     if quantity.rows not in tables:
         raise NoRows(quantity.rows, f"there are no rows of {quantity.rows}")
-    rows = tables[quantity.rows]
+    rows = _needed(quantity, tables[quantity.rows])
     try:
         if quantity.where:
             rows = rows.query(quantity.where)
@@ -180,6 +181,13 @@ def _rows(quantity: Quantity, tables: Mapping[str, pd.DataFrame]) -> pd.DataFram
     if rows.empty:
         raise NoRows(quantity.rows, f"no row of {quantity.rows} has {quantity.where}")
     return rows
+
+
+def _needed(quantity: Quantity, rows: pd.DataFrame) -> pd.DataFrame:
+    """Without columns that nothing asks for: of hundreds, each selection would copy all."""
+    named = re.findall(r"\w+", f"{quantity.where} {quantity.column}")
+    asked = {*named, *quantity.each, "config_hash", "repeat", "cost", "status"}
+    return rows[[column for column in rows if column in asked]]
 
 
 def _configuration(quantity: Quantity, rows: pd.DataFrame) -> tuple[pd.Series, bool]:
