@@ -9,6 +9,9 @@ from collections.abc import Iterator
 from multiprocessing import forkserver
 from pathlib import Path
 
+# Seldom: collections were a tenth of the time of tests, which load much more than they throw away.
+gc.set_threshold(20_000, 20, 50)
+
 # As many workers as cores, each with a torch whose threads would wait for each other awake.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
@@ -25,13 +28,9 @@ from tpi_bench.measure import noise, point
 
 
 def pytest_collection_finish() -> None:
-    """What is loaded by now stays: each full collection would go through it for half a second.
-
-    Tests load more, and collections of that were a sixteenth of their time: there are fewer.
-    """
+    """What is loaded by now stays: each full collection would go through it for half a second."""
     gc.collect()
     gc.freeze()
-    gc.set_threshold(700, 10, 50)
 
 
 @pytest.fixture(scope="session", autouse=True)
