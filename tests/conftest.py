@@ -9,9 +9,6 @@ from collections.abc import Iterator
 from multiprocessing import forkserver
 from pathlib import Path
 
-# Seldom: collections were a tenth of the time of tests, which load much more than they throw away.
-gc.set_threshold(20_000, 20, 50)
-
 # As many workers as cores, each with a torch whose threads would wait for each other awake.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
@@ -25,6 +22,11 @@ from tpi_bench.app.kept_files import files_are_kept
 from tpi_bench.host import fork, helper, page_cache
 from tpi_bench.host.machine import available_cpus
 from tpi_bench.measure import noise, point
+
+
+def pytest_configure() -> None:
+    """Collections were a tenth of the time of tests, which load more than they throw away."""
+    gc.set_threshold(20_000, 20, 50)
 
 
 def pytest_collection_finish() -> None:
