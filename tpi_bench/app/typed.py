@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import importlib
 import types
 import typing
@@ -46,7 +47,7 @@ def make_dataclass(cls: Any, values: dict[str, Any], group: str) -> Any:
     if missing:
         verb = "is missing; give it a value" if len(missing) == 1 else "are missing; give each one"
         raise ValueError(f"{', '.join(f'{group}.{name}' for name in missing)} {verb}")
-    hints = typing.get_type_hints(cls)
+    hints = _hints_of(cls)
     choices = {field.name: field.metadata.get("choices", ()) for field in dataclasses.fields(cls)}
     for key, value in values.items():
         if key not in fields:
@@ -60,6 +61,11 @@ def make_dataclass(cls: Any, values: dict[str, Any], group: str) -> Any:
                 f"{group}.{key}={value} is unknown; choose one of {', '.join(choices[key])}"
             )
     return cls(**values)
+
+
+@functools.cache
+def _hints_of(cls: Any) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
 
 
 def _missing(cls: Any, values: dict[str, Any]) -> list[str]:

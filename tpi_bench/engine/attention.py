@@ -61,9 +61,7 @@ class RotaryTable:
     """
 
     def __init__(self, rope: Rope, head_dim: int, length: int) -> None:
-        angles = torch.outer(torch.arange(length).float(), inverse_frequencies(rope, head_dim))
-        self._cos = torch.cat((angles, angles), dim=-1).cos()
-        self._sin = torch.cat((-angles.sin(), angles.sin()), dim=-1)
+        self._cos, self._sin = _turns(rope, head_dim, length, torch.empty(0).device)
         self._at = (-1, -1)
         self._now = (self._cos, self._sin)
         self._seen_at = (-1, -1)
@@ -85,6 +83,16 @@ class RotaryTable:
             self._seen_at = (first, end)
             self._seen = later_than(first, end, dtype)
         return self._seen
+
+
+@functools.lru_cache(maxsize=4)
+def _turns(
+    rope: Rope, head_dim: int, length: int, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """cos and sin of a table, on the device of new tensors. Virtual devices have the same."""
+    angles = torch.outer(torch.arange(length).float(), inverse_frequencies(rope, head_dim))
+    sines = angles.sin()
+    return torch.cat((angles, angles), dim=-1).cos(), torch.cat((-sines, sines), dim=-1)
 
 
 def later_than(first: int, end: int, dtype: torch.dtype) -> torch.Tensor:
