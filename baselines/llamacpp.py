@@ -2,8 +2,8 @@
 
 Its weights are a GGUF file made from the same checkpoint (`tpi_bench/models/gguf/`), in the model's
 own dtype or quantised. `llamacpp_bindings.py` opens the file and asks llama.cpp for tokens.
-`workload.speculation=lookup` is its own (`ngram-simple`), which drafts what followed the last two
-tokens elsewhere in the text.
+`workload.speculation` is its own: `lookup` (`ngram-simple`) drafts what followed the last two
+tokens elsewhere in the text, `draft` (`draft-simple`) asks a second file, `workload.draft_model`.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from tpi_bench.contract.network import Traffic
 from tpi_bench.contract.plan import Site
 from tpi_bench.contract.request import Generation
 from tpi_bench.contract.setting import setting
+from tpi_bench.contract.speculation import SPECULATIONS
 from tpi_bench.contract.system import System
 from tpi_bench.engine.generation import warmed_up
 from tpi_bench.models.gguf.writer import WEIGHT_TYPES, gguf_file, gguf_tensors
@@ -53,7 +54,7 @@ class LlamaCppSystem(System):
     )
 
     talks: ClassVar[bool] = False
-    speculations: ClassVar[tuple[str, ...]] = ("none", "lookup")
+    speculations: ClassVar[tuple[str, ...]] = SPECULATIONS
     max_devices: ClassVar[int | None] = 1
     is_library: ClassVar[bool] = True
     stand_in: ClassVar[str | None] = "system=mmap"
@@ -89,6 +90,10 @@ class LlamaCppSystem(System):
         installed_binding()
         return gguf_file(model, cache_dir, self._weight_type(model.weights))
 
+    def draft_path(self, model: Model, cache_dir: Path) -> Path | None:
+        """In the type of `workload.draft_weights`, whatever `weights` says of the model itself."""
+        return gguf_file(model, cache_dir, GGUF_TYPES[model.weights])
+
     def precision(self, dtype: str, weights: str) -> tuple[str, str]:
         held = self._weight_type(weights)
         return dtype, WEIGHTS_OF_TYPES[held]
@@ -118,6 +123,7 @@ class LlamaCppSystem(System):
             cache_type=cache_type,
             prefill_chunk=job.request.prefill_chunk,
             draft_tokens=None if speculation is None else speculation.draft_tokens,
+            draft_path=None if job.draft is None else job.draft.checkpoint_path,
         )
 
     def _weight_type(self, model_weights: str) -> str:

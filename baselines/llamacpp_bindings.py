@@ -38,7 +38,8 @@ class Options:
     """How a model is opened. `cache_type` is what the KV cache holds, F32 or F16.
 
     `prefill_chunk` is how many tokens of a prompt are computed at once, None: llama.cpp's own.
-    `draft_tokens` are looked up in the text and checked in one pass, None: no speculation.
+    `draft_tokens` are checked in one pass, None: no speculation. They are looked up in the text, or
+    come of the model in `draft_path`.
     """
 
     path: str
@@ -50,6 +51,7 @@ class Options:
     cache_type: str = "F32"
     prefill_chunk: int | None = None
     draft_tokens: int | None = None
+    draft_path: str | None = None
 
     @property
     def context_length(self) -> int:
@@ -85,7 +87,7 @@ def open_model(options: Options) -> OpenModel:
         return _ServerModel(options)
     if options.draft_tokens:
         raise ValueError(
-            "workload.speculation=lookup needs llama.cpp's server, which llama-cpp-python has not; "
+            "workload.speculation needs llama.cpp's server, which llama-cpp-python has not; "
             "run pip install xllamacpp"
         )
     return _PythonModel(options)
@@ -97,7 +99,8 @@ class _ServerModel:
     def __init__(self, options: Options) -> None:
         import xllamacpp
 
-        _read_ahead(Path(options.path))
+        for path in filter(None, (options.path, options.draft_path)):
+            _read_ahead(Path(path))
         params = server_params(options)
         # It must listen somewhere. A socket in a private folder that is gone once it has started
         # is one that nobody can reach.
@@ -234,10 +237,7 @@ def server_params(options: Options) -> CommonParams:
     params.cache_ram_mib = 0  # no prompts are kept
     params.ctx_shift = False
     if options.draft_tokens:
-        kinds, lookup = xllamacpp.common_speculative_type, params.speculative.ngram_simple
-        params.speculative.types = [kinds.COMMON_SPECULATIVE_TYPE_NGRAM_SIMPLE]
-        lookup.size_n, lookup.size_m, lookup.min_hits = _LOOKED_UP, options.draft_tokens, 1
-        params.speculative.draft.n_max = options.draft_tokens
+        _speculate(params.speculative, options.draft_tokens, options)
     params.warmup = False  # every system's warm-up is the workload's
     params.verbosity = 1  # errors, on standard error
     params.n_threads_http = 1
@@ -245,6 +245,25 @@ def server_params(options: Options) -> CommonParams:
     params.ui = False
     params.chat_template = "chatml"  # not used; the model's own may be one it cannot read
     return params
+
+
+def _speculate(speculative: Any, draft_tokens: int, options: Options) -> None:
+    """So many tokens a pass, however sure it is of them, as the engine drafts."""
+    import xllamacpp
+
+    kinds, draft = xllamacpp.common_speculative_type, speculative.draft
+    draft.n_max = draft_tokens
+    if options.draft_path is None:
+        lookup = speculative.ngram_simple
+        speculative.types = [kinds.COMMON_SPECULATIVE_TYPE_NGRAM_SIMPLE]
+        lookup.size_n, lookup.size_m, lookup.min_hits = _LOOKED_UP, draft_tokens, 1
+        return
+    speculative.types = [kinds.COMMON_SPECULATIVE_TYPE_DRAFT_SIMPLE]
+    draft.mparams.path = options.draft_path
+    draft.n_min, draft.p_min, draft.n_gpu_layers = 0, 0.0, 0
+    draft.cpuparams.n_threads = draft.cpuparams_batch.n_threads = options.num_threads
+    cache_type = getattr(xllamacpp.ggml_type, f"GGML_TYPE_{options.cache_type}")
+    draft.cache_type_k = draft.cache_type_v = cache_type
 
 
 def _request_body(request: Request, limit: int, so_far: list[int]) -> dict[str, object]:

@@ -23,6 +23,7 @@ from tests.helpers.llamacpp import NUM_NEW, generate, model_of
 from tests.helpers.local_runtime import LocalRuntime
 from tests.helpers.models_zoo import VARIANTS, oracle, prompt_of
 from tests.helpers.running import make_job, run_ok
+from tpi_bench import load
 from tpi_bench.contract.job import Output
 from tpi_bench.contract.model import Model, ModelConfig
 from tpi_bench.contract.request import Request, Sampling
@@ -59,6 +60,53 @@ def test_it_drafts_by_itself(checkpoints: dict[str, Path], cache_dir: Path) -> N
     pairs = zip(found.accepted, found.proposed, strict=True)
     assert all(right <= drafted <= 3 for right, drafted in pairs)
     assert len(set(found.token_ns)) == len(found.proposed) + 1
+
+
+@pytest.mark.parametrize(("drafter", "share"), [("same", 1.0), ("mha", 0.0)])
+def test_another_model_drafts(
+    checkpoints: dict[str, Path], cache_dir: Path, tmp_path: Path, drafter: str, share: float
+) -> None:
+    """Itself, which is always right, or one that knows nothing of it: the tokens are the same."""
+    done = run(
+        *("task=measure", "system=llamacpp", "check=true", "report=json", "model=hf"),
+        f"model.path={checkpoints['gqa']}",
+        *("workload.prompt_ids=[5,6,7,8]", f"workload.num_new_tokens={NUM_NEW}"),
+        *("workload.speculation=draft", "workload.draft_tokens=3"),
+        f"workload.draft_model={checkpoints.get(drafter, drafter)}",
+        "workload.draft_weights=float32",
+        f"results_dir={tmp_path}",
+        cache_dir=cache_dir,
+    )
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout.splitlines()[-1])
+    assert report["tokens_equal"]
+    (row,) = load(next(tmp_path.rglob("runs.parquet")).parent).rows
+    assert row.num_accepted == NUM_NEW - 1 - row.num_passes
+    assert row.acceptance == pytest.approx(share, abs=0.3 * (1 - share))
+    assert row.num_proposed > 0
+    assert "float32" in row.draft_model
+
+
+def test_a_draft_has_the_weights_that_it_is_asked_for(
+    checkpoints: dict[str, Path], cache_dir: Path
+) -> None:
+    system = LlamaCppSystem(weights="Q8_0")
+    model = model_of(checkpoints["gqa"])
+    path = system.draft_path(model, cache_dir)
+    assert path is not None
+    assert path == LlamaCppSystem().checkpoint_path(model, cache_dir)
+    params = server_params(
+        Options(
+            path="",
+            vocab=300,
+            num_positions=300,
+            num_threads=2,
+            draft_tokens=3,
+            draft_path=str(path),
+        )
+    )
+    draft = params.speculative.draft
+    assert (draft.mparams.path, draft.n_max, draft.cpuparams.n_threads) == (str(path), 3, 2)
 
 
 def test_which_tokens_came_in_one_pass() -> None:

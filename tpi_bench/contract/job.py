@@ -107,7 +107,8 @@ class Job:
             return []
         given = Path(self.checkpoint_path)
         files = given.rglob("*") if given.is_dir() else [given]
-        return sorted(str(path) for path in files if path.is_file())
+        own = {str(path) for path in files if path.is_file()}
+        return sorted(own.union(self.draft.opened_files if self.draft else ()))
 
 
 # The answer to the turn before, if there was one -> the next turn; None ends the conversation.

@@ -120,6 +120,10 @@ class System(Program):
         """What the devices open instead of block files, made if it is missing."""
         return None
 
+    def draft_path(self, model: Model, cache_dir: Path) -> Path | None:
+        """The same of a model that drafts, for a library that is given one."""
+        return None
+
     def streaming(self, job: Job, rank: int) -> Streaming:
         """How a device of a job with block files gets their bytes.
 

@@ -64,6 +64,7 @@ def draft_job(job: Job, target: Model, model: Model) -> Job:
         )
     plan = draft_plan(model)
     held_in = model.checkpoint.held_in
+    blocks = planned_blocks(config, plan, model.weights, model.dtype, held_in)
     return replace(
         job,
         config=config,
@@ -71,7 +72,7 @@ def draft_job(job: Job, target: Model, model: Model) -> Job:
         weights=model.weights,
         num_devices=1,
         plan=plan,
-        blocks=planned_blocks(config, plan, model.weights, model.dtype, held_in),
+        blocks=blocks if job.blocks else [],  # a library's are its own matter
         memory_bytes=job.memory_bytes and job.memory_bytes[:1],
         free_bytes=job.free_bytes and job.free_bytes[:1],
         profiles=job.profiles[:1],

@@ -64,7 +64,7 @@ def planned_job(settings: Settings, model: Model, request: Request, devices: Dev
         timeout_s=settings.timeout_s,
         trace=settings.testbed.trace,
     )
-    if settings.draft is None or plan is None:
+    if settings.draft is None:
         return job
     try:
         drafter = load_model(settings.draft, cache.cache_folder(settings.cache_dir))

@@ -39,9 +39,9 @@ def prepare(settings: Settings) -> Prepared:
     model, job = _planned(settings, cache_dir)
     if job.plan is not None and testbed.opens_files and system.reads_blocks:
         job = replace(job, blocks=made_blocks(model, job.plan, cache_dir))
-        job = _with_draft_blocks(settings, job, cache_dir)
     path = system.checkpoint_path(model, cache_dir)
     job = replace(job, checkpoint_path=None if path is None else str(path))
+    job = _with_draft_files(settings, job, cache_dir)
     job = testbed.placed(job, cache_dir)
     return Prepared(settings=settings, model=model, job=job)
 
@@ -85,14 +85,17 @@ def _planned(settings: Settings, cache_dir: Path) -> tuple[Model, Job]:
     return model, job
 
 
-def _with_draft_blocks(settings: Settings, job: Job, cache_dir: Path) -> Job:
+def _with_draft_files(settings: Settings, job: Job, cache_dir: Path) -> Job:
     """The files of the model that drafts, if there is one."""
-    if settings.draft is None or job.draft is None:
+    if settings.draft is None or job.draft is None or not settings.testbed.opens_files:
         return job
     model = load_model(settings.draft, cache_dir)
-    return replace(
-        job, draft=replace(job.draft, blocks=made_blocks(model, draft_plan(model), cache_dir))
-    )
+    if job.plan is not None and settings.system.reads_blocks:
+        files = replace(job.draft, blocks=made_blocks(model, draft_plan(model), cache_dir))
+    else:
+        path = settings.system.draft_path(model, cache_dir)
+        files = replace(job.draft, checkpoint_path=None if path is None else str(path))
+    return replace(job, draft=files)
 
 
 def advice_after(prepared: Prepared) -> str:
