@@ -1,8 +1,9 @@
 """Plain Hugging Face Transformers in one process: everyone's baseline, and the oracle.
 
 Needs all weights in memory: mapped from the checkpoint's files where they have the dtype that is
-computed in, else converted. `workload.speculation=lookup` is its own assisted generation, which
-takes the first place in the text where the last two tokens stand, or the last one.
+computed in, else converted. `workload.speculation` is its own assisted generation: `lookup` takes
+the first place in the text where the last two tokens stand, or the last one; `draft` asks a second
+model, which computes in `workload.draft_weights`.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from baselines.huggingface import HuggingFaceSystem, load_model
 from tpi_bench.contract.job import Job
 from tpi_bench.contract.model import DTYPES
 from tpi_bench.contract.setting import setting
+from tpi_bench.contract.speculation import SPECULATIONS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -32,7 +34,7 @@ class TransformersSystem(HuggingFaceSystem):
     threads: int | None = setting(None, "of this system alone; null is the testbed's")
     attention: str = setting("sdpa", "how attention is computed", ATTENTIONS)
 
-    speculations: ClassVar[tuple[str, ...]] = ("none", "lookup")
+    speculations: ClassVar[tuple[str, ...]] = SPECULATIONS
 
     def __post_init__(self) -> None:
         if self.dtype is not None and self.dtype not in DTYPES:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from tpi_bench.contract.job import Job, Output
-from tpi_bench.contract.model import BYTES_PER_VALUE, Model, ModelConfig
+from tpi_bench.contract.model import BYTES_PER_VALUE, DTYPES, Model, ModelConfig
 from tpi_bench.contract.network import Traffic
 from tpi_bench.contract.plan import Site
 from tpi_bench.contract.request import Generation, Request
@@ -58,6 +58,14 @@ class HuggingFaceSystem(System):
             )
         return hugging_face_folder(model, cache_dir)
 
+    def draft_path(self, model: Model, cache_dir: Path) -> Path | None:
+        if model.weights not in DTYPES:
+            raise ValueError(
+                f"workload.draft_weights={model.weights} with system={self.name}, which holds "
+                f"weights in what it computes in; choose one of {', '.join(DTYPES)}"
+            )
+        return hugging_face_folder(model, cache_dir)
+
     def token_weight_bytes(self, job: Job) -> int:
         """All but the rows that are looked up in an embedding of its own."""
         values = sum(math.prod(shape) for shape in job.config.tensor_shapes().values())
@@ -71,7 +79,24 @@ class HuggingFaceSystem(System):
     def run_device(self, rt: Runtime, job: Job, output: Output) -> Generation | None:
         # As one computation: importing and loading take a while, and are no sign of a hang.
         model = rt.compute(("load",), functools.partial(self.load, job))
-        return warmed_up(job.request, output, functools.partial(_answer, rt, model, job.request))
+        helping: dict[str, Any] = {}
+        if job.draft is not None:
+            helping["assistant_model"] = rt.compute(
+                ("load",), functools.partial(_load_assistant, job.draft, job.request)
+            )
+        answer = functools.partial(_answer, rt, model, job.request, helping)
+        return warmed_up(job.request, output, answer)
+
+
+def _load_assistant(draft: Job, request: Request) -> PreTrainedModel:
+    """The model that drafts: as many tokens a pass as are asked for, however sure it is of them."""
+    assert request.speculation is not None
+    model = load_model(draft, draft.weights)
+    asked: Any = model.generation_config
+    asked.num_assistant_tokens = request.speculation.draft_tokens
+    asked.num_assistant_tokens_schedule = "constant"
+    asked.assistant_confidence_threshold = 0
+    return model
 
 
 def load_model(job: Job, dtype: str, **options: object) -> PreTrainedModel:
@@ -87,8 +112,15 @@ def load_model(job: Job, dtype: str, **options: object) -> PreTrainedModel:
     )
 
 
-def _answer(rt: Runtime, model: Any, request: Request, limit: int, output: Output) -> Generation:
-    """Up to `limit` tokens from the prompt, by a model that can `generate`."""
+def _answer(
+    rt: Runtime,
+    model: Any,
+    request: Request,
+    helping: dict[str, Any],
+    limit: int,
+    output: Output,
+) -> Generation:
+    """Up to `limit` tokens from the prompt, by a model that can `generate`, and one that helps."""
     import torch
     import transformers
 
@@ -109,6 +141,7 @@ def _answer(rt: Runtime, model: Any, request: Request, limit: int, output: Outpu
                 generation_config=config,
                 streamer=stamps,
                 stopping_criteria=transformers.StoppingCriteriaList([stamps.is_over]),
+                **helping,
             ),
         )
     if output.on_logits and answer.logits:
@@ -208,7 +241,8 @@ def _generation_config(request: Request, limit: int) -> GenerationConfig:
     """The request's sampling; when to stop is decided as for every other system."""
     from transformers import GenerationConfig
 
-    sampling = request.sampling
+    sampling, asked = request.sampling, request.speculation
+    looked_up = asked if asked is not None and asked.kind == "lookup" else None
     return GenerationConfig(
         max_new_tokens=limit,
         do_sample=sampling.temperature > 0,
@@ -220,5 +254,5 @@ def _generation_config(request: Request, limit: int) -> GenerationConfig:
         return_dict_in_generate=True,
         output_logits=request.keep_logits,
         prefill_chunk_size=request.prefill_chunk,
-        prompt_lookup_num_tokens=request.speculation and request.speculation.draft_tokens,
+        prompt_lookup_num_tokens=looked_up.draft_tokens if looked_up else None,
     )

@@ -171,7 +171,8 @@ def test_a_talk_with_lookup_says_what_one_without_says(
                 *("workload.speculation=draft", "workload.draft_model=same"),
                 "system=transformers",
             ],
-            "workload.speculation=draft with system=transformers, which knows lookup alone; use",
+            "workload.draft_weights=q4 with system=transformers, which holds weights in what it "
+            "computes in; choose one of float32, ",
         ),
         (
             ["workload.speculation=lookup", "testbed=virtual", "testbed.num_devices=2"],
