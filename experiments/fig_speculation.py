@@ -60,6 +60,8 @@ def draw(rows: pd.DataFrame) -> Figure:
     measured, virtual = rows[rows.panel == "measured"], rows[rows.panel != "measured"]
     panels = list(dict.fromkeys(virtual.panel))
     count = (2 if len(measured) else 0) + len(panels)
+    if (rows.num_devices == 1).all():
+        return _draw_alone(measured)
     figure = figures.new_figure(3.2, num_columns=2)
     drawn = list(figure.subplots(1, count, squeeze=False)[0])
     labels = list(dict.fromkeys(rows[rows.num_devices > 1].line)) or list(dict.fromkeys(rows.line))
@@ -80,13 +82,25 @@ def _draw_acceptance(axes: Axes, rows: pd.DataFrame) -> None:
     kinds = list(dict.fromkeys(zip(drafted.speculation, drafted.library, strict=True)))
     texts = list(dict.fromkeys(drafted.workload))
     width = 0.8 / max(1, len(kinds))
+
+    def style_of(kind: str, library: str) -> dict[str, Any]:
+        shade = list(_STYLES).index(kind)
+        if not library and drafted[~drafted.is_library].line.nunique() > 1:
+            return {"color": str(0.05 + 0.25 * shade)}
+        label = library or drafted[~drafted.is_library].label.iloc[0]
+        faint = 0.35 * shade if sum(other == library for _, other in kinds) > 1 else 0
+        return {"color": looks.look_of(label).colour, "alpha": 1 - faint}
+
     for number, (kind, library) in enumerate(kinds):
         own = drafted[(drafted.speculation == kind) & (drafted.library == library)]
         means = own.groupby("workload")[["acceptance", "tokens_per_pass"]].mean().reindex(texts)
         places = [i + (number - (len(kinds) - 1) / 2) * width for i in range(len(texts))]
-        name = f"{library}, its own" if library else _WORDS[kind]
-        colour = looks.look_of(library).colour if library else str(0.3 + 0.25 * number)
-        axes.bar(places, means.acceptance, width * 0.95, label=name, color=colour)
+        ways = sum(other == library for _, other in kinds)
+        if library:
+            own_name = f"{library}, its own" if ways == 1 else f"{library}, {_WORDS[kind]}"
+        else:
+            own_name = _WORDS[kind]
+        axes.bar(places, means.acceptance, width * 0.95, label=own_name, **style_of(kind, library))
         for place, (share, tokens) in zip(places, means.to_numpy(), strict=True):
             above = share + 0.02
             axes.text(place, above, f"{tokens:.1f}", ha="center", rotation=90, fontsize=6)
@@ -98,6 +112,31 @@ def _draw_acceptance(axes: Axes, rows: pd.DataFrame) -> None:
         f"{names.model_name(rows.model.iloc[0])}, measured;\nabove: tokens a pass", fontsize=6.5
     )
     axes.legend(fontsize=6, loc="upper left", frameon=False)
+
+
+def _draw_alone(rows: pd.DataFrame) -> Figure:
+    """On one device: acceptance by text, and token latency by text, a bar a way of drafting."""
+    figure = figures.new_figure(3.2, num_columns=2)
+    acceptance, latency = figure.subplots(1, 2)
+    _draw_acceptance(acceptance, rows)
+    acceptance.get_legend().remove()
+    acceptance.set_ylim(0, 1.2)
+    texts = list(dict.fromkeys(rows.workload))
+    bars = [(line, kind) for line in dict.fromkeys(rows.line) for kind in _STYLES]
+    means = rows.groupby(["line", "speculation", "workload"]).token_latency_s.mean() * 1e3
+    bars = [bar for bar in bars if bar in means.index.droplevel("workload")]
+    width = 0.85 / len(bars)
+    for number, (line, kind) in enumerate(bars):
+        places = [i + (number - (len(bars) - 1) / 2) * width for i in range(len(texts))]
+        own = means[line, kind].reindex(texts)
+        colour = looks.look_of(rows[rows.line == line].label.iloc[0]).colour
+        style = {"color": colour, "alpha": 1 - 0.35 * list(_STYLES).index(kind)}
+        latency.bar(places, own, width * 0.95, label=f"{line}, {_WORDS[kind]}", **style)
+    latency.set_xticks(range(len(texts)), texts)
+    latency.set_ylabel("token latency (ms)", fontsize=7)
+    latency.set_title("one device, all cores", fontsize=6.5)
+    figure.legend(*latency.get_legend_handles_labels(), ncol=3, loc="outside lower center")
+    return figure
 
 
 def _draw_by_latency(axes: Axes, rows: pd.DataFrame, styles: dict) -> None:

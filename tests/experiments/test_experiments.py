@@ -30,7 +30,7 @@ TINY = {
         "workload.draft_weights=float32",
         "network.link_latency_ms=0.5",
         "system=tpi_direct",
-        "hydra.sweeper.draw=8",  # a case of each grid
+        "hydra.sweeper.draw=10",  # a case of each grid
     ],
     "fig_allreduce": [
         "system.collective=star,direct",
