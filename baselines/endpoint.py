@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from baselines.openai_api import PATHS, Chunk, Counts, Server, base_url
+from baselines.openai_api import PATHS, Chunk, Counts, Server, ServerFailed, base_url
 from tpi_bench.contract.job import Job, Output
 from tpi_bench.contract.model import Model, ModelConfig
 from tpi_bench.contract.network import Traffic
@@ -156,6 +156,8 @@ class EndpointSystem(System):
             server.choose_model()
             # To its end: some servers fail when a stream is cut off.
             server.stream(_body(self.prompt_as, [1], "Hello", 1), {}, lambda chunk: False)
+        except ServerFailed as error:
+            raise ConnectionError(str(error)) from error
         except Explained as error:
             raise ValueError(str(error)) from error
         finally:
@@ -320,6 +322,11 @@ class _Arrived:
             raise Explained(
                 "the server tells neither ids nor numbers of its tokens (usage), so its speed in "
                 "tokens is not known; where each of its chunks is a token, say system.counts=chunks"
+            )
+        if num > self._limit + 1:  # with an end that is cut
+            raise Explained(
+                f"the server counts {num} tokens in an answer of {self._limit} at most (usage), "
+                "so its count cannot be believed"
             )
         if self._request.keep_logits or self._output.on_token:
             raise Explained(

@@ -25,6 +25,7 @@ PATHS = {"ids": "completions", "text": "completions", "chat": "chat/completions"
 _COUNT = {"stream_options": {"include_usage": True}}
 _ALL, _STANDARD, _LEAST = range(3)  # what a server accepts: any field, OpenAI's, not all of these
 _NOT_UNDERSTOOD = (400, 422)
+_DONE: dict[str, Any] = {}  # stands for the end of a stream
 
 
 def base_url(given: str) -> str:
@@ -37,6 +38,10 @@ def base_url(given: str) -> str:
         )
     path = parts.path.rstrip("/")
     return f"{parts.scheme}://{parts.netloc}{path or '/v1'}"
+
+
+class ServerFailed(Explained):
+    """What is the server's, and not of what was typed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,15 +63,22 @@ class Counts:
 
     def take(self, message: dict[str, Any]) -> None:
         usage = message.get("usage") or {}
-        self.prompt = usage.get("prompt_tokens", self.prompt)
-        self.answer = usage.get("completion_tokens", self.answer)
+        self.prompt = _number(usage.get("prompt_tokens"), self.prompt)
+        self.answer = _number(usage.get("completion_tokens"), self.answer)
         details = usage.get("prompt_tokens_details") or {}
-        self.cached = details.get("cached_tokens", self.cached)
+        self.cached = _number(details.get("cached_tokens"), self.cached)
         if message.get("stop") is True:  # llama.cpp's own format, as of 2024 and of prima.cpp
-            self.prompt = message.get("tokens_evaluated", self.prompt)
-            self.answer = message.get("tokens_predicted", self.answer)
+            self.prompt = _number(message.get("tokens_evaluated"), self.prompt)
+            self.answer = _number(message.get("tokens_predicted"), self.answer)
+            self.reason = self.reason or "stop"
         for choice in message.get("choices") or []:
             self.reason = choice.get("finish_reason") or self.reason
+
+
+def _number(told: Any, before: int | None) -> int | None:
+    """What is told, if it can be a number of tokens."""
+    is_count = isinstance(told, int) and not isinstance(told, bool) and told >= 0
+    return told if is_count else before
 
 
 @dataclass(kw_only=True)
@@ -182,12 +194,19 @@ class Server:
             )
         counts = Counts()
         for message in _events(response.iter_lines()):
+            if message is _DONE:
+                return counts
             if "error" in message:
-                raise Explained(f"{self._where} failed: {_reason(message)}")
+                raise ServerFailed(f"{self._where} failed: {_reason(message)}")
             counts.take(message)
             chunk = _chunk(message)
             if (chunk.text or chunk.ids) and take(chunk):
-                break
+                return counts
+        if counts.reason is None:
+            raise ServerFailed(
+                f"{self._where} broke off: its stream ended without [DONE] and without a "
+                "finish_reason"
+            )
         return counts
 
     def _check(self, response: httpx2.Response, where: str) -> None:
@@ -206,7 +225,8 @@ class Server:
             advice = f"; try system.prompt_as={' or '.join(others)}"
         if code == 503:  # llama-server and prima.cpp, until they have loaded
             advice = "; try again when it is ready"
-        raise Explained(f"{where} answered {code}: {reason}{advice}")
+        kind = ServerFailed if code >= 500 else Explained
+        raise kind(f"{where} answered {code}: {reason}{advice}")
 
     def _explained(self) -> _Explaining:
         return _Explaining(self.url, self.timeout_s)
@@ -226,17 +246,17 @@ class _Explaining:
         import httpx2
 
         if isinstance(error, (httpx2.ConnectError, httpx2.ConnectTimeout)):
-            raise Explained(
+            raise ServerFailed(
                 f"cannot reach {self.url}: {str(error) or 'no answer'}; is the server running, "
                 "and is system.url= its address?"
             ) from error
         if isinstance(error, httpx2.TimeoutException):
-            raise Explained(
+            raise ServerFailed(
                 f"{self.url} was silent for {self.timeout_s:g} s (system.timeout_s)"
             ) from error
         if isinstance(error, httpx2.TransportError):
             text = str(error) or type(error).__name__
-            raise Explained(f"{self.url} broke off: {text}") from error
+            raise ServerFailed(f"{self.url} broke off: {text}") from error
 
 
 def _events(lines: Iterator[str]) -> Iterator[dict[str, Any]]:
@@ -247,6 +267,7 @@ def _events(lines: Iterator[str]) -> Iterator[dict[str, Any]]:
         if name != "data":
             continue
         if data.strip() == "[DONE]":
+            yield _DONE
             return
         try:
             message = json.loads(data)

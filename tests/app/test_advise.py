@@ -175,7 +175,7 @@ def _points(folder: Path) -> list[Path]:
         ((DEVICES, "testbed.num_devices=2"), "device= names 3; leave it out"),
         ((DEVICES, "prompt=Hello"), "task=advise answers no prompt"),
         ((DEVICES, "-m"), "leave out -m"),
-        ((DEVICES, "model.weights=q4,q8"), "add -m to run each of them"),
+        ((DEVICES, "model.weights=q4,q8"), "task=advise takes one: ask it once for each"),
         ((DEVICES, "system=llamacpp"), "knows no virtual time; its stand-in there is"),
         ((DEVICES, "testbed=processes"), "task=advise looks ahead in virtual time"),
         (("device=2*old(4,8,20,0.5)", "testbed.proportions=[1,2,3]"), "no system can divide"),
@@ -191,3 +191,18 @@ def test_what_cannot_be_is_one_line(
     assert done.stderr.count("\n") == 1
     assert words in done.stderr
     assert not list(tmp_path.rglob("*.json"))
+
+
+def test_of_this_host_itself(cache_dir: Path, tmp_path: Path) -> None:
+    """As it was calibrated, alone or beside others."""
+    for number, devices in enumerate(("this_host", "[this_host,slow(1,2,5,1)]")):
+        typed = ("task=advise", f"device={devices}", *SMALL, "report=json", "timeout_s=4")
+        done = run(*typed, f"output_dir={tmp_path / str(number)}", cache_dir=cache_dir)
+        assert done.returncode == 0, done.stderr
+        assert "this_host" in done.stdout
+
+
+def test_help_is_help(cache_dir: Path) -> None:
+    done = run("task=advise", "--help", cache_dir=cache_dir)
+    assert done.returncode == 0, done.stderr
+    assert "== Exit status ==" in done.stdout

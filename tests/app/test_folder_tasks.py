@@ -52,7 +52,7 @@ def test_what_is_missing_in_b_is_no_pass(tmp_path: Path) -> None:
     assert shown.strip().endswith("or failed; 1 that a has are missing in b")
     status, shown, _ = typed(*compare, f"a={STORED}", f"b={fewer}", "report=json")
     found = json.loads(shown)
-    assert (status, found["exit_reason"], found["fail_above"]) == (1, "slower", 0.05)
+    assert (status, found["exit_reason"], found["fail_above"]) == (1, "missing", 0.05)
     assert typed(*compare, f"a={fewer}", f"b={STORED}")[0] == 0
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
+from tests.helpers import command_line
 from tests.helpers.command_line import ROOT, run
 from tpi_bench import load
 from tpi_bench import run as run_point
@@ -130,3 +132,82 @@ def test_unknown_names_beside_choices_of_ones_own(
     assert line in said
     with pytest.raises(ValueError, match=r"there is no "):
         run_point(*typed.split(), config_dir=tmp_path)
+
+
+GRIDS = "hydra: {sweeper: {grids: [{system: 'tpi,pipeline'}]}}"
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        (GRIDS, "hydra.sweeper.grids has several points, and this runs one; add -m, or to the "),
+        (
+            "hydra: {mode: MULTIRUN, sweeper: {grid: [{system: tpi}]}}",
+            "there is no hydra.sweeper.grid; did you mean hydra.sweeper.grids?",
+        ),
+        ("figure: broken_figure\nhydra: {mode: MULTIRUN}", "cannot draw the results: KeyError: "),
+    ],
+)
+def test_what_else_an_experiment_may_get_wrong(
+    text: str, line: str, cache_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "broken_figure.py").write_text("raise KeyError('own')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    given = typed(tmp_path, "mine", f"task: measure\nmodel: {{name: x}}\n{text}")
+    done = run(*given, "model=debug", "workload.prompt_ids=[1]", cache_dir=cache_dir)
+    assert done.returncode == 2, done.stderr
+    assert line in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_experiment_whose_first_line_is_missing(cache_dir: Path, tmp_path: Path) -> None:
+    given = typed(tmp_path, "mine", "")
+    path = tmp_path / "experiment" / "mine.yaml"
+    path.write_text("defaults:\n  - override /network: wifi\n")
+    done = run(*given, cache_dir=cache_dir)
+    assert done.returncode == 2
+    assert "'experiment/mine': the first line of an experiment's YAML must be '#" in done.stderr
+
+
+def contents(folder: Path) -> dict[str, tuple[int, bytes]]:
+    """When each file was written, and what it holds."""
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    return {str(path): (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
+
+
+def test_a_folder_that_was_typed_from_here_is_found_from_elsewhere(
+    cache_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = "defaults:\n  - override /testbed: virtual\ntask: measure"
+    given = typed(tmp_path, "mine", text)
+    (relative,) = [os.path.relpath(each, ROOT) for each in given if each == str(tmp_path)]
+    given[given.index(str(tmp_path))] = relative
+    point = ["-m", "model=debug", "workload.prompt_tokens=3", "system=tpi,pipeline"]
+    done = run(*given, *point, cache_dir=cache_dir)
+    assert done.returncode == 0, done.stderr
+    before = contents(tmp_path / "out")
+    monkeypatch.setattr(command_line, "ROOT", tmp_path)
+    again = run(f"resume={tmp_path / 'out'}", cache_dir=cache_dir)
+    assert again.returncode == 0, again.stderr
+    assert "2 points are done and are not run again" in again.stderr
+    assert contents(tmp_path / "out") == before  # finished, so nothing is written
+
+
+def test_a_system_that_fails_while_it_plans_is_a_row(cache_dir: Path, tmp_path: Path) -> None:
+    """On devices of this host too, and the others are measured."""
+    named = "_target_: tests.helpers.hasty.HastySystem\nname: hasty\n"
+    (tmp_path / "system").mkdir()
+    (tmp_path / "system" / "hasty.yaml").write_text(f"defaults: [tpi, _self_]\n{named}")
+    done = run(
+        *("-m", "task=measure", "--config-dir", str(tmp_path), "model=debug"),
+        *("workload.prompt_ids=[1]", "workload.num_new_tokens=2", "system=hasty,tpi"),
+        f"output_dir={tmp_path / 'out'}",
+        cache_dir=cache_dir,
+    )
+    assert done.returncode == 5, done.stderr
+    rows = {row.system: row for row in load(tmp_path / "out").rows}
+    assert rows["tpi"].status == "ok"
+    said = str(rows["hasty"].error)
+    assert said.startswith("ZeroDivisionError: a plan of its own (")
+    assert "hasty.py:" in said

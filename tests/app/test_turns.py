@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pytest
 
 from tests.helpers.command_line import ROOT, report_of, run
 from tpi_bench.host.locks import Lock
+from tpi_bench.measure import turns
 
 LARGE = ["model.num_layers=24", "model.hidden=480", "model.intermediate=2048"]
 MEASURED = ["model=debug", "workload.prompt_ids=[1,2]", "workload.num_new_tokens=2"]
@@ -101,3 +103,19 @@ def test_a_mistake_is_told_without_waiting(
     assert done.returncode == status, done.stderr
     assert line in done.stderr
     assert "this host is measured by" not in done.stderr
+
+
+def test_programs_with_other_folders_for_scratch_take_turns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As jobs of a CI, where the system has no folder for what runs."""
+    monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
+    folders = []
+    for name in ("one", "other"):
+        (tmp_path / name).mkdir()
+        monkeypatch.setenv("TMPDIR", str(tmp_path / name))
+        monkeypatch.setattr(tempfile, "tempdir", None)
+        folders.append(turns._runtime_folder())
+        assert tempfile.gettempdir() == str(tmp_path / name)
+    assert folders[0] == folders[1]
+    assert tmp_path not in folders[0].parents

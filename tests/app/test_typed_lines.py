@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import shlex
 import shutil
 import subprocess
@@ -292,6 +293,12 @@ def sentence_of(*typed: str) -> str | None:
         (["device.raspbery_pi_4.cores=1"], "did you mean device.raspberry_pi_4?"),
         (["system=tpi_windo2"], "did you mean system=tpi_window2? It is one of accelerate, "),
         (["system=xyz"], "there is no system=xyz; there are accelerate, "),
+        (["device=thinkpad_x220"], ". One of yours is described as device=[NAME(cores,GB,GB/s,"),
+        (["model=8B"], ". A model of yours is model=hf model.path=FOLDER or FILE.gguf"),
+        (
+            ["task=advise", "network=wifi,switch"],
+            "network=wifi,switch has several values; task=advise takes one: ask it once for each",
+        ),
     ],
 )
 def test_the_nearest_name(typed: list[str], line: str) -> None:
@@ -371,6 +378,28 @@ def in_shell(*typed: str, streams: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         ["bash", "-c", f"{command} {streams}"], capture_output=True, text=True, cwd=ROOT
     )
+
+
+def test_what_cannot_be_said_changes_neither_status_nor_answer() -> None:
+    done = in_shell("task=tell", "report=json", streams="2> /dev/full")
+    assert done.returncode == 2
+    assert json.loads(done.stdout)["exit_reason"] == "usage"
+
+
+def test_a_sweep_whose_reader_has_gone_ends_well(cache_dir: Path, tmp_path: Path) -> None:
+    point = ("testbed=virtual", "model=debug", "workload.prompt_tokens=3", "system=tpi,pipeline")
+    given = ("-m", "task=measure", *point, f"output_dir={tmp_path / 'out'}")
+    streams = "| true; echo ${PIPESTATUS[0]}"
+    done = in_shell(*given, f"cache_dir={cache_dir}", streams=streams)
+    assert (done.stdout, "Traceback" in done.stderr) == ("0\n", False)
+    assert (tmp_path / "out" / "runs.parquet").is_file()
+
+
+def test_a_swept_limit_of_time_is_refused(cache_dir: Path) -> None:
+    given = ("-m", "task=measure", "testbed=virtual", "model=debug", "workload.prompt_tokens=3")
+    done = run(*given, "timeout_s=60,0.1", cache_dir=cache_dir)
+    assert done.returncode == 2
+    assert "timeout_s=0.1 and timeout_s=60: how long a point may take" in done.stderr
 
 
 @pytest.mark.parametrize(

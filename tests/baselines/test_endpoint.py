@@ -14,7 +14,7 @@ import pytest
 
 from baselines import endpoint
 from baselines.endpoint import EndpointSystem, laid_evenly
-from baselines.openai_api import Server, base_url
+from baselines.openai_api import Server, ServerFailed, base_url
 from tests.helpers.command_line import report_of, run
 from tests.helpers.llama_server import llama_server
 from tests.helpers.local_runtime import LocalRuntime
@@ -150,7 +150,7 @@ def test_refused_in_one_line(
     server: str, folder: Path, tmp_path: Path, cache_dir: Path, more: list[str], words: str
 ) -> None:
     found = typed(server, folder, tmp_path, cache_dir, *more)
-    assert found["status"] == 2
+    assert found["status"] == (1 if "cannot reach" in words else 2)
     assert words in found["error"]
     assert "\n" not in found["error"]
 
@@ -159,7 +159,7 @@ def test_the_name_that_a_user_may_try(cache_dir: Path) -> None:
     """`endpoint.url` is `system.url` of that system."""
     typed = ("endpoint.url=127.0.0.1:1", "endpoint.model=a", "workload.prompt_ids=[1]")
     done = run("system=endpoint", "model=debug", *typed, cache_dir=cache_dir)
-    assert done.returncode == 2
+    assert done.returncode == 1  # the server's fault, for all that is known
     assert "cannot reach http://127.0.0.1:1/v1" in done.stderr
 
 
@@ -314,6 +314,44 @@ def test_llamacpps_own_format() -> None:
     assert len(found.token_ids) == 4
     assert found.prompt_tokens == 3
     assert found.note == ""
+
+
+def test_a_stream_that_breaks_off_is_no_answer() -> None:
+    """Its length would be taken from another answer, and its times be those of a part."""
+
+    def answer(http: httpx2.Request, body: dict[str, Any]) -> httpx2.Response:
+        if not body["stream"]:
+            return httpx2.Response(200, json={"choices": [], **usage(3, body["max_tokens"])})
+        whole = stream_of(said("a"), said("b"))
+        content = whole.content.replace(b"data: [DONE]\n\n", b"")
+        return httpx2.Response(200, headers=whole.headers, content=content)
+
+    with pytest.raises(ServerFailed, match=r"broke off: its stream ended without \[DONE\] and"):
+        ask(answer, REQUEST)
+
+
+def test_an_end_that_is_said_needs_no_done() -> None:
+    def answer(http: httpx2.Request, body: dict[str, Any]) -> httpx2.Response:
+        ends = {"choices": [{"text": "", "finish_reason": "length"}]}
+        whole = stream_of(*[said("a")] * body["max_tokens"], ends, usage(3, body["max_tokens"]))
+        content = whole.content.replace(b"data: [DONE]\n\n", b"")
+        return httpx2.Response(200, headers=whole.headers, content=content)
+
+    assert len(ask(answer, REQUEST).token_ids) == 4
+
+
+def test_a_count_that_cannot_be() -> None:
+    told: list[Any] = [99999]
+
+    def answer(http: httpx2.Request, body: dict[str, Any]) -> httpx2.Response:
+        if not body["stream"]:
+            return httpx2.Response(200, json={"choices": [], **usage(3, body["max_tokens"])})
+        return stream_of(said("a"), said("b"), usage(3, told[0]))
+
+    with pytest.raises(Explained, match=r"counts 99999 tokens in an answer of \d at most"):
+        ask(answer, REQUEST)
+    told[0] = "many"  # is no count, so the server is asked for one
+    assert len(ask(answer, REQUEST).token_ids) == 4
 
 
 def test_a_server_that_counts_nothing() -> None:

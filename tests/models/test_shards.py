@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from tpi_bench.contract.request import Request
 from tpi_bench.engine.tpi import TpiSystem
 from tpi_bench.host import cache
 from tpi_bench.host.fork import in_helper
-from tpi_bench.models import block_files
+from tpi_bench.models import block_files, sharder
 from tpi_bench.models.block_layout import planned_blocks
 from tpi_bench.models.checkpoints import FolderCheckpoint
 from tpi_bench.models.hf_config import read_config
@@ -201,6 +202,29 @@ def test_an_interrupted_build_leaves_nothing_half_written(
     shard(target, checkpoint, plan, "float32", "float32")
     assert find_shards(target)[1] == {}
     assert (target / "rank0.attn_1.safetensors").stat().st_mtime_ns == kept
+
+
+def test_what_is_whole_is_noted_while_more_is_written(
+    checkpoints: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A build that is killed has no time to say what it has made."""
+    config = read_config(checkpoints["gqa"])
+    checkpoint = FolderCheckpoint(checkpoints["gqa"], config)
+    plan = TpiSystem().plan(config, Site(proportions=[1.0]))
+    noted: list[int] = []
+    write = sharder._write_file
+
+    def watched(path: Path, *args: Any) -> Any:
+        manifest = tmp_path / "manifest.json"
+        found = json.loads(manifest.read_text())["files"] if manifest.exists() else {}
+        noted.append(len(found))
+        return write(path, *args)
+
+    monkeypatch.setattr(sharder, "_write_file", watched)
+    monkeypatch.setattr(sharder, "_NOTED_EVERY_S", -1.0)
+    shard(tmp_path, checkpoint, plan, "float32", "float32")
+    assert len(noted) > 2
+    assert noted == list(range(len(noted)))
 
 
 def test_jobs_carry_blocks_in_execution_order(checkpoints: dict[str, Path], tmp_path: Path) -> None:

@@ -112,7 +112,7 @@ def test_everything_that_was_found_is_told() -> None:
     assert lines.index("memory 250 ms 2.00 times as fast (TPI star wire q8, pi, pi)") < (
         lines.index("a fast disk - no gain")
     )
-    assert "cables - no gain found, 7 left out for lack of time" in lines
+    assert "cables - no gain in the likeliest ways; 7 were not run" in lines
     assert "90 ways to run it: 30 were run in virtual time, 10 do not fit for certain" in text
     assert "(30 by links, 15 by disk). It took 12 s. 5 ways were left for lack of time" in text
     assert "at least 700 ms a token" in text

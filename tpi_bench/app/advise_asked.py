@@ -36,7 +36,7 @@ _DEFAULTS = (
 )
 # What says how the search is run and told, and no point of it.
 _NOT_OF_A_POINT = {"task", "report", "name", "output_dir", "results_dir", "timeout_s", "figure"}
-_NOT_OF_A_POINT |= {"verbosity", "progress", "cache_dir", "wait"}
+_NOT_OF_A_POINT |= {"verbosity", "progress", "cache_dir", "wait", "resume"}
 
 
 def with_advice_defaults(arguments: Sequence[str]) -> list[str]:
@@ -45,7 +45,7 @@ def with_advice_defaults(arguments: Sequence[str]) -> list[str]:
     The folder of a survey also says what connects its devices. Raises ValueError where none are
     named.
     """
-    if _TASK not in arguments:
+    if _TASK not in arguments or {"--help", "-h"}.intersection(arguments):
         return list(arguments)
     given = {text.partition("=")[0].lstrip("+") for text in arguments}
     if "device" not in given:
@@ -97,7 +97,7 @@ def household_of(settings: Settings, cache_dir: Path) -> Household:
             "testbed.cost="
         )
     settings.testbed.check(settings.system, settings.network, needs_tokens=False)
-    names = [str(profile["name"]) for profile in settings.raw["device"]]
+    names = [source.name for source in settings.profiles]
     choices = chosen_devices(settings.overrides) or _named_alone(settings.overrides, names)
     if settings.memory_mb is not None:
         raise ValueError(

@@ -11,7 +11,7 @@ import json
 import logging
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -23,11 +23,11 @@ from tqdm import tqdm
 from tpi_bench.app.arguments import as_typed, plain_text
 from tpi_bench.app.compose import build_settings
 from tpi_bench.app.config_folders import folders_of
-from tpi_bench.app.errors import ExitStatus, fail, fail_of, one_line
+from tpi_bench.app.errors import ExitStatus, end_unread, fail, fail_of, one_line
 from tpi_bench.app.launchers import WatchesSweep
 from tpi_bench.app.notices import set_notices
 from tpi_bench.app.place import InUse, missing_folders, open_place, remove_unused
-from tpi_bench.app.sweeper import jobs_of_grids
+from tpi_bench.app.sweeper import jobs_of_grids, refuse_unknown
 from tpi_bench.host.locks import Lock
 from tpi_bench.report.drawing import Drawing
 from tpi_bench.report.folder import CannotWrite, ResultsFolder, read_runs
@@ -68,6 +68,8 @@ class Sweep(WatchesSweep):
             return
         folder = Path(config.hydra.sweep.dir)
         try:  # Hydra turns a callback's exceptions into warnings, and would go on
+            if config.hydra.sweeper.get("_target_", "").endswith(".GridSweeper"):
+                refuse_unknown(config.hydra.sweeper)
             if config.figure is not None:
                 drawing_of(config.figure)
             self._made = missing_folders(folder)
@@ -142,8 +144,14 @@ class Sweep(WatchesSweep):
         self._bar.close()
         try:  # Hydra turns a callback's exceptions into warnings, and would end with status 0
             status = finish(
-                Path(config.hydra.sweep.dir), config.figure, config.report, len(self._left_out)
+                Path(config.hydra.sweep.dir),
+                config.figure,
+                config.report,
+                len(self._left_out),
+                known=self._kept,
             )
+        except BrokenPipeError:  # whoever read the table has gone; the rows are there
+            end_unread()
         except CannotWrite as error:
             fail_of(config.report, error)
         except OlderRows as error:
@@ -171,21 +179,31 @@ class Sweep(WatchesSweep):
         return [as_typed(text) for text in own if text not in common]
 
 
-def finish(folder: Path, figure: str | None, report: str, num_left_out: int = 0) -> ExitStatus:
+def finish(
+    folder: Path,
+    figure: str | None,
+    report: str,
+    num_left_out: int = 0,
+    *,
+    known: Collection[str] = (),
+) -> ExitStatus:
     """Write tables and figure, print the table; the status says whether all points have answers.
 
-    That a point does not fit, or takes too long, is one, but not of a sweep that has no other.
+    Nothing is written where there are tables and no point beside those that are `known`. That a
+    point does not fit, or takes too long, is one, but not of a sweep that has no other.
     """
     results = ResultsFolder(folder)
-    results.write_tables()
     runs = [record.run for record in results.records()]
+    is_new = any(run.point not in known for run in runs) or not (folder / "runs.parquet").is_file()
+    if is_new:
+        results.write_tables()
     failed = [run for run in runs if run.status != "ok"]
     differing = [run for run in runs if run.differs_from_oracle]
     is_good = all(run.is_answer for run in runs) and not differing and not num_left_out
     is_good &= len(failed) < len(runs)
     shown = sys.stderr if report == "json" else sys.stdout  # there only the object
     figure = figure if len(failed) < len(runs) else None
-    written = [folder / "runs.csv", *_show(results, figure, shown)]
+    written = [folder / "runs.csv", *_show(results, figure, shown, draws=is_new)]
     swept = dict(zip((run.point for run in runs), varying(map(overrides_of, runs)), strict=True))
     for run in failed:
         what = "without a result" if run.is_answer else "failed"
@@ -202,25 +220,29 @@ def finish(folder: Path, figure: str | None, report: str, num_left_out: int = 0)
     return status
 
 
-def _show(results: ResultsFolder, figure: str | None, shown: TextIO) -> list[Path]:
+def _show(results: ResultsFolder, figure: str | None, shown: TextIO, *, draws: bool) -> list[Path]:
     """Print the experiment's own table, or that of any sweep; returns the files drawn."""
     if figure is None:
-        print(sweep_table(read_runs(results.folder)), file=shown)
+        print(sweep_table(read_runs(results.folder)), file=shown, flush=True)
         return []
     drawing = drawing_of(figure)
     with told_of_older_rows(results.folder), results.writing():
         rows = drawing.stored(results.folder)
-        print(drawing.text(rows), file=shown)
-        return drawing.save(rows, results.folder)
+        drawn = drawing.save(rows, results.folder) if draws else []
+    print(drawing.text(rows), file=shown, flush=True)
+    return drawn
 
 
 def drawing_of(figure: str) -> Drawing:
     """What the module draws results with. Raises ValueError, best before a sweep and not after."""
     try:
         drawing = importlib.import_module(figure).DRAWING
-    except (ImportError, AttributeError, SyntaxError) as error:
+    except Exception as error:  # a module of the user's own raises anything
+        said = one_line(error)
+        if not isinstance(error, (ImportError, AttributeError, SyntaxError)):
+            said = f"{type(error).__name__}: {said}"
         raise ValueError(
-            f"figure={figure} cannot draw the results: {one_line(error)}; it must name a module "
+            f"figure={figure} cannot draw the results: {said}; it must name a module "
             "with a DRAWING (see experiments/README.md)"
         ) from error
     if not isinstance(drawing, Drawing):

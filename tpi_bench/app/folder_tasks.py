@@ -74,10 +74,11 @@ def _compare(given: Mapping[str, str]) -> ExitStatus:
     a, b = (_stored(given[letter], letter) for letter in ("a", "b"))
     fail_above = _share(given["fail_above"]) if "fail_above" in given else None
     found = compared_runs(a.runs, b.runs)
-    failed = fail_above is not None and bool(found.worse(fail_above) or found.only_a)
+    slower = fail_above is not None and bool(found.worse(fail_above))
+    failed = slower or (fail_above is not None and bool(found.only_a))
     status = ExitStatus.ERROR if failed else ExitStatus.OK
     if given.get("report") == "json":
-        reason = "slower" if failed else status.reason
+        reason = ("slower" if slower else "missing") if failed else status.reason
         said = {"status": "error" if failed else "ok", "exit_reason": reason}
         print(
             json.dumps({**said, "fail_above": fail_above, **comparison_report(found, fail_above)})

@@ -33,6 +33,7 @@ from tpi_bench.app.resolvers import register
 from tpi_bench.app.settings import help_text
 from tpi_bench.app.streams import open_closed
 from tpi_bench.app.tasks import run_task
+from tpi_bench.app.typed_folders import with_whole_folders
 from tpi_bench.app.unknown import explained
 
 
@@ -50,7 +51,7 @@ def main() -> None:
         of_folders = folder_task(typed)
         if of_folders is not None:
             sys.exit(of_folders.start(typed))
-        given = with_advice_defaults(for_hydra(typed, sys.stdin.read))
+        given = with_whole_folders(with_advice_defaults(for_hydra(typed, sys.stdin.read)))
         arguments = options_last(place.with_stored(given))
         OmegaConf.register_new_resolver("tpi_settings", settings_in_force, replace=True)
         register(place, arguments)

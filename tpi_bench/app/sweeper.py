@@ -16,7 +16,7 @@ import functools
 import itertools
 import random
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,13 +34,25 @@ from tpi_bench.app.config_folders import CONFIG_FOLDER, folders_of, settings_of_
 from tpi_bench.app.launchers import fix_folder, refuse_side_by_side, tell_of_workers, watchers
 from tpi_bench.app.place import LEAVE_NO_ROWS
 from tpi_bench.app.refusals import refuse_typed, trouble_of
+from tpi_bench.app.typed import did_you_mean
 
 NAME = "hydra_plugins.tpi_bench.GridSweeper"
+
+
+_SETTINGS = ("_target_", "params", "grids", "draw", "seed")
 
 
 def register() -> None:
     """Make the sweeper known to Hydra, which takes only names that begin as a plug-in's."""
     Plugins.instance().class_name_to_class[NAME] = GridSweeper
+
+
+def refuse_unknown(settings: Iterable[Any]) -> None:
+    """Raises ValueError for a key of `hydra.sweeper` that there is not."""
+    for name in settings:
+        if name not in _SETTINGS:
+            near = did_you_mean(str(name), _SETTINGS[1:], "hydra.sweeper.")
+            raise ValueError(f"there is no hydra.sweeper.{name}; {near}")
 
 
 class GridSweeper(Sweeper):
@@ -52,7 +64,9 @@ class GridSweeper(Sweeper):
         grids: Sequence[Mapping[str, Any]] | None = None,
         draw: int | None = None,
         seed: int = 0,
+        **others: Any,
     ) -> None:
+        refuse_unknown(others)
         self._params = params or {}
         self._grids = grids or [{}]
         self._draw = draw
@@ -100,7 +114,8 @@ class GridSweeper(Sweeper):
         if self.config.task not in LEAVE_NO_ROWS:
             folder = Path(self.config.hydra.sweep.dir)
             folder.mkdir(parents=True, exist_ok=True)
-            OmegaConf.save(self.config, folder / "multirun.yaml")
+            if not (folder / "multirun.yaml").exists():  # which a sweep that is resumed has
+                OmegaConf.save(self.config, folder / "multirun.yaml")
         fix_folder(self.config)
         for watcher in watchers(self.hydra_context):
             watcher.on_accepted()
@@ -123,6 +138,12 @@ class GridSweeper(Sweeper):
             refuse_side_by_side(self.config, point)
             troubles.append(trouble_of(point, job))
         refuse_typed(jobs, troubles, arguments)
+        limits = sorted({text for job in jobs for text in job if text.startswith("timeout_s=")})
+        if len(limits) > 1:
+            raise ValueError(
+                f"{' and '.join(limits)}: how long a point may take makes no other point of it; "
+                "give one timeout_s for all"
+            )
 
 
 def jobs_of_grids(

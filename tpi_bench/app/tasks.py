@@ -63,6 +63,8 @@ def run_task(cfg: DictConfig, records: Records | None = None) -> str | None:
     try:
         try:
             settings = build_settings(cfg, HydraConfig.get().overrides.task)
+            if not is_swept:
+                _refuse_grids()
         except ValueError as error:
             if is_swept:  # of which others can be run (`refusals.py`)
                 _LOG.warning("left out: %s", one_line(error))
@@ -79,6 +81,16 @@ def run_task(cfg: DictConfig, records: Records | None = None) -> str | None:
         traceback.print_exc()
         fail(cfg.report, f"{type(error).__name__}: {one_line(error)} (a defect; please report it)")
     return None
+
+
+def _refuse_grids() -> None:
+    """Raises ValueError where an experiment has several points and nothing says that it sweeps."""
+    swept = [key for key in ("params", "grids") if HydraConfig.get().sweeper.get(key)]
+    if swept:
+        raise ValueError(
+            f"hydra.sweeper.{swept[0]} has several points, and this runs one; add -m, or to the "
+            "experiment's YAML hydra: {mode: MULTIRUN}"
+        )
 
 
 def _run(settings: Settings, records: Records | None = None) -> None:
@@ -212,7 +224,7 @@ def _measure(settings: Settings, folder: Path, records: Records | None) -> None:
     try:
         if settings.testbed.measures_here:
             refuse_early(settings)
-    except (ValueError, OSError, HelperDied):  # whose record needs no turn
+    except Exception:  # a system may raise anything; its record says what, and needs no turn
         results.save(attempted(settings))
         return
     record = records.record_of(settings) if records is not None else None

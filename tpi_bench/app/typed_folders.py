@@ -29,6 +29,24 @@ def folders_typed(arguments: Sequence[str]) -> tuple[Path, ...]:
     return (CONFIG_FOLDER, *(Path(given).expanduser() for given in own))
 
 
+def with_whole_folders(arguments: Sequence[str]) -> list[str]:
+    """With `--config-dir` from the root, as results that keep it are resumed from elsewhere."""
+    found = list(arguments)
+    for number, text in enumerate(found):
+        option, _, given = text.partition("=")
+        if text in _FOLDER and number + 1 < len(found):
+            found[number + 1] = _whole(found[number + 1])
+        elif option in _FOLDER and given:
+            found[number] = f"{option}={_whole(given)}"
+    return found
+
+
+def _whole(folder: str) -> str:
+    """One that is not there stays as it was typed, for the one who says so."""
+    path = Path(folder).expanduser()
+    return str(path.resolve()) if path.is_dir() else folder
+
+
 def experiments_typed(arguments: Sequence[str]) -> Iterator[dict[str, Any]]:
     """The YAML of each experiment that is named, by its name in each of the folders."""
     for text in arguments:

@@ -23,6 +23,11 @@ from tpi_bench.app.typed_folders import experiments_typed, folders_typed
 
 _Choices = Mapping[str, Mapping[str, Any]]
 
+_OF_ONES_OWN = {
+    "model": ". A model of yours is model=hf model.path=FOLDER or FILE.gguf",
+    "device": ". One of yours is described as device=[NAME(cores,GB,GB/s,disk GB/s)], like "
+    "old_pc(4,8,20,0.5)",
+}
 _MOST_NAMED = 5
 _COMMA = "Ambiguous value for argument '"  # how Hydra begins
 
@@ -44,15 +49,22 @@ def explained(error: BaseException, arguments: Sequence[str]) -> str | None:
         if isinstance(cause, OmegaConfBaseException) and cause.full_key:
             is_unknown = isinstance(cause, ConfigKeyError) or "is not in struct" in str(cause)
             return _of_key(_whole(cause.full_key, arguments), arguments) if is_unknown else None
+        if isinstance(cause, HydraException) and "@experiment." in str(cause):
+            return (
+                f"{str(cause).partition(':')[0].replace('In ', '')}: the first line of an "
+                "experiment's YAML must be '# @package _global_'"
+            )
         if isinstance(cause, HydraException) and str(cause).startswith(_COMMA):
-            return _of_comma(str(cause).removeprefix(_COMMA).partition("'\n")[0])
+            return _of_comma(str(cause).removeprefix(_COMMA).partition("'\n")[0], arguments)
         cause = cause.__cause__
     return None
 
 
-def _of_comma(typed: str) -> str:
+def _of_comma(typed: str, arguments: Sequence[str]) -> str:
     key, _, value = typed.partition("=")
     value = ",".join(map(plain_text, value.split(",")))
+    if "task=advise" in arguments:
+        return f"{key}={value} has several values; task=advise takes one: ask it once for each"
     is_choice = key.lstrip("+") in GROUPS and key.lstrip("+") != "device"
     listed = "" if is_choice else f"; a list is written {key}=[{value}]"
     return f"{key}={value} has several values; add -m to run each of them{listed}"
@@ -66,7 +78,7 @@ def _of_choice(path: str, options: Sequence[str]) -> str:
     every = ", ".join(sorted(options))
     nearest = did_you_mean(name, options, f"{group}=")
     others = f" It is one of {every}" if nearest.endswith("?") else ""
-    return f"there is no {group}={name}; {nearest}{others}"
+    return f"there is no {group}={name}; {nearest}{others}{_OF_ONES_OWN.get(group, '')}"
 
 
 def _whole(key: str, arguments: Sequence[str]) -> str:

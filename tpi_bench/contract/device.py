@@ -353,6 +353,11 @@ class DeviceProfile:
 class ProfileSource(Protocol):
     """What `device=` names: a profile, or how to get one."""
 
+    @property
+    def name(self) -> str:
+        """As it is typed, and as rows call it."""
+        ...
+
     def load(self, cache_dir: Path) -> DeviceProfile:
         """The profile, measured if it is missing. Raises ValueError."""
         ...

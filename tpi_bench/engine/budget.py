@@ -71,7 +71,8 @@ def within_memory(
         raise DoesNotFit(
             f"system.window=auto: device.memory_mb={_megabytes(job.memory_of(rank))} is too little "
             f"for the largest block of device {rank} beside its KV cache, activations and buffers; "
-            f"give it at least device.memory_mb={_megabytes(least)}, or take more devices"
+            f"give it at least device.memory_mb={_megabytes(least)}, or try narrower "
+            "weights (model.weights) or more devices"
         )
     return plan
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import platform
 import statistics
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +44,11 @@ class ThisHost:
         """The stored profile; calibrates first where there is none."""
         path = calibration_file(cache_dir)
         if not path.is_file():
+            print(
+                "device=this_host has not been calibrated: it is now, once, which takes two "
+                "minutes; leave the machine alone",
+                file=sys.stderr,
+            )
             calibrate(cache_dir)
         found = json.loads(path.read_text())
         if str(self.threads) not in found["threads"]:
@@ -105,7 +111,9 @@ def calibrate(
     With one, with as many as there are cores, and with those of a share of the machine.
     """
     numbers = sorted({1, threads_of_share, len(available_cpus())})
-    counted = tqdm(range(num_rounds), desc="calibrating this host", unit="round")
+    counted = tqdm(
+        range(num_rounds), "calibrating this host", unit="round", disable=cache.bars_hidden()
+    )
     rounds = [_round(cache_dir, numbers) for _ in counted]
     threads = [name for name in rounds[0] if name != "host"]
     found = {

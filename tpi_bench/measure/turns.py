@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import tempfile
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 
 import platformdirs
 
@@ -32,9 +34,7 @@ def measuring_turn(testbed: Testbed | None, *, wait: bool) -> Iterator[None]:
     if testbed is not None and not testbed.measures_here:
         yield
         return
-    with warnings.catch_warnings():  # of a folder of another user, which is not taken
-        warnings.simplefilter("ignore")
-        folder = platformdirs.user_runtime_path("tpi_bench", ensure_exists=True)
+    folder = _runtime_folder()
     with contextlib.ExitStack() as held:
         try:
             held.enter_context(turn(folder, _say if wait else None))
@@ -44,6 +44,19 @@ def measuring_turn(testbed: Testbed | None, *, wait: bool) -> Iterator[None]:
                 "try again later, or let it wait with wait=true"
             ) from None
         yield
+
+
+def _runtime_folder() -> Path:
+    """The same for all programs of the user: where the system has none, a private one in /tmp,
+    wherever TMPDIR points, as each job of a CI has another.
+    """
+    before, tempfile.tempdir = tempfile.tempdir, "/tmp" if Path("/tmp").is_dir() else None
+    try:
+        with warnings.catch_warnings():  # of a folder of another user, which is not taken
+            warnings.simplefilter("ignore")
+            return platformdirs.user_runtime_path("tpi_bench", ensure_exists=True)
+    finally:
+        tempfile.tempdir = before
 
 
 def _say(holder: str) -> None:

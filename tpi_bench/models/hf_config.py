@@ -26,11 +26,13 @@ def read_config(folder: Path) -> ModelConfig:
     path = folder / "config.json"
     if not folder.is_dir():
         raise ValueError(
-            f"model folder {folder} does not exist; give model.path=DIR of a Hugging Face folder"
+            f"model folder {folder} does not exist; give model.path=DIR of a Hugging Face folder, "
+            "or a FILE.gguf"
         )
     if not path.is_file():
         raise ValueError(
-            f"{folder} holds no config.json; give model.path=DIR of a Hugging Face folder"
+            f"{folder} holds no config.json; give model.path=DIR of a Hugging Face folder, or a "
+            "FILE.gguf"
         )
     raw = _read_object(path)
     generation = folder / "generation_config.json"

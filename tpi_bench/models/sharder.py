@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -29,6 +30,7 @@ from tpi_bench.models.checkpoints import CHUNK_BYTES
 from tpi_bench.models.quantised import held_rows, packed_rows, unpack
 
 _WEIGHTS_OF_ELEMENTS = {"int8": "q8", "uint8": "q4"}
+_NOTED_EVERY_S = 1.0  # of files that are whole
 _MUCH_BYTES = 2e9  # takes a disk some seconds, and room that people miss
 
 
@@ -104,6 +106,12 @@ def _write_missing(
     cache.require_space(folder, total + (1 << 20), "dividing the model over the devices")
     if total > _MUCH_BYTES and not sys.stderr.isatty():  # where no bar is shown
         print(f"writing {total / 1e9:.1f} GB of block files to {folder}, once", file=sys.stderr)
+
+    def note() -> None:  # a build that is stopped, or killed, goes on from here
+        manifest: Manifest = {"complete": len(kept) == len(shards), "files": kept, "ranks": ranks}
+        cache.write_json(folder / "manifest.json", manifest)
+
+    noted_s = time.monotonic()
     with cache.progress(total, f"writing {len(layouts)} block files") as bar:
         try:
             for name, layout in layouts.items():
@@ -111,13 +119,11 @@ def _write_missing(
                 kept[name] = _write_file(
                     path, checkpoint, shards[name], layout, weights, bar.update
                 )
-        finally:  # a build that is stopped goes on from here
-            manifest: Manifest = {
-                "complete": len(kept) == len(shards),
-                "files": kept,
-                "ranks": ranks,
-            }
-            cache.write_json(folder / "manifest.json", manifest)
+                if time.monotonic() - noted_s > _NOTED_EVERY_S:
+                    note()
+                    noted_s = time.monotonic()
+        finally:
+            note()
 
 
 def _name_files(

@@ -153,7 +153,7 @@ def _changes_text(advice: Advice, rows: Rows) -> str:
     for change in sorted(advice.changes, key=lambda change: rows.token_s(change.point)):
         changed_s = rows.token_s(change.point)
         if not changed_s < 0.99 * best_s:
-            left = f"no gain found, {change.num_left} left out for lack of time"
+            left = f"no gain in the likeliest ways; {change.num_left} were not run"
             lines.append([f"  {change.words}", "-", left if change.num_left else "no gain"])
             continue
         run = rows.runs[change.point or ""]

@@ -12,6 +12,7 @@ import hashlib
 import math
 import os
 import pickle
+import traceback
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -149,6 +150,10 @@ def _run(job: Job, costs: Costs, shared: Shared, failure: tuple[int, float] | No
         return Outcome(status="device_lost", error=str(error))
     except (BlockReadError, Deadlock) as error:
         return Outcome(status="error", error=str(error))
+    except Exception as error:  # a system of somebody's own raises anything, as on real devices
+        rank = min(world.failed, default=0)
+        traceback.print_exception(error)
+        return Outcome(status="error", error=f"rank {rank} failed: {_said(error)}")
     return Outcome(
         status="ok",
         generation=master.generation,
@@ -156,6 +161,13 @@ def _run(job: Job, costs: Costs, shared: Shared, failure: tuple[int, float] | No
         round_trips_ns=master.round_trips_ns,
         num_events=world.scheduler.num_events,
     )
+
+
+def _said(error: Exception) -> str:
+    """In a line, with the place in the file where it was raised."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    words = " ".join(str(error).split())
+    return f"{type(error).__name__}: {words} ({frame.filename}:{frame.lineno})"
 
 
 def _report(rt: VirtualRuntime, num_threads: int, kernel: str) -> DeviceReport:
