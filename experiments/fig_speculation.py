@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _STYLES: dict[str, Any] = {"none": ":", "lookup": "-", "draft": "--"}
+_HATCHES = {"none": "", "lookup": "/////", "draft": "....."}
 _WORDS = {"none": "plain", "lookup": "lookup", "draft": "draft model"}
 _KEY = ["panel", "line", "workload", "link_latency_ms"]
 
@@ -88,8 +89,9 @@ def _draw_acceptance(axes: Axes, rows: pd.DataFrame) -> None:
         if not library and drafted[~drafted.is_library].line.nunique() > 1:
             return {"color": str(0.05 + 0.25 * shade)}
         label = library or drafted[~drafted.is_library].label.iloc[0]
-        faint = 0.35 * shade if sum(other == library for _, other in kinds) > 1 else 0
-        return {"color": looks.look_of(label).colour, "alpha": 1 - faint}
+        is_one_way = sum(other == library for _, other in kinds) == 1
+        hatch = "" if is_one_way else _HATCHES[kind]
+        return {"facecolor": looks.look_of(label).colour, "hatch": hatch, "edgecolor": "white"}
 
     for number, (kind, library) in enumerate(kinds):
         own = drafted[(drafted.speculation == kind) & (drafted.library == library)]
@@ -130,7 +132,7 @@ def _draw_alone(rows: pd.DataFrame) -> Figure:
         places = [i + (number - (len(bars) - 1) / 2) * width for i in range(len(texts))]
         own = means[line, kind].reindex(texts)
         colour = looks.look_of(rows[rows.line == line].label.iloc[0]).colour
-        style = {"color": colour, "alpha": 1 - 0.35 * list(_STYLES).index(kind)}
+        style = {"facecolor": colour, "hatch": _HATCHES[kind], "edgecolor": "white"}
         latency.bar(places, own, width * 0.95, label=f"{line}, {_WORDS[kind]}", **style)
     latency.set_xticks(range(len(texts)), texts)
     latency.set_ylabel("token latency (ms)", fontsize=7)
