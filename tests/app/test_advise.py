@@ -194,12 +194,11 @@ def test_what_cannot_be_is_one_line(
 
 
 def test_of_this_host_itself(cache_dir: Path, tmp_path: Path) -> None:
-    """As it was calibrated, alone or beside others."""
-    for number, devices in enumerate(("this_host", "[this_host,slow(1,2,5,1)]")):
-        typed = ("task=advise", f"device={devices}", *SMALL, "report=json", "timeout_s=4")
-        done = run(*typed, f"output_dir={tmp_path / str(number)}", cache_dir=cache_dir)
-        assert done.returncode == 0, done.stderr
-        assert "this_host" in done.stdout
+    """As it was calibrated, beside another."""
+    typed = ("task=advise", "device=[this_host,slow(1,2,5,1)]", *SMALL, "timeout_s=2")
+    done = run(*typed, "report=json", f"output_dir={tmp_path / 'out'}", cache_dir=cache_dir)
+    assert done.returncode == 0, done.stderr
+    assert "this_host" in done.stdout
 
 
 def test_help_is_help(cache_dir: Path) -> None:
