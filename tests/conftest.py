@@ -13,10 +13,8 @@ from pathlib import Path
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import pytest
-import torch
 
 from tests.helpers.calibration import PLAIN, keep
-from tests.helpers.models_zoo import VARIANTS, WIDE, Variant, make_checkpoint
 from tests.helpers.slowest import pytest_terminal_summary  # noqa: F401
 from tpi_bench.app.kept_files import files_are_kept
 from tpi_bench.host import fork, helper, page_cache
@@ -38,6 +36,8 @@ def pytest_collection_finish() -> None:
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> None:
     """Of torch in this process: models of tests are small, and each worker has a core."""
+    import torch  # not before: whoever hands out tests to workers runs none
+
     torch.set_num_threads(1)
 
 
@@ -121,6 +121,8 @@ def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A Hugging Face folder with random weights for each variant."""
+    from tests.helpers.models_zoo import VARIANTS, make_checkpoint
+
     root = tmp_path_factory.mktemp("checkpoints")
     return {name: make_checkpoint(root / name, variant) for name, variant in VARIANTS.items()}
 
@@ -128,4 +130,6 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.fixture(scope="session")
 def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model whose rows are whole quantised blocks."""
+    from tests.helpers.models_zoo import WIDE, Variant, make_checkpoint
+
     return make_checkpoint(tmp_path_factory.mktemp("wide"), Variant(changes=WIDE))

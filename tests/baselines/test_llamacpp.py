@@ -62,8 +62,10 @@ def test_it_drafts_by_itself(checkpoints: dict[str, Path], cache_dir: Path) -> N
     assert len(set(found.token_ns)) == len(found.proposed) + 1
 
 
-@pytest.mark.parametrize("system", ["llamacpp", "transformers"])
-@pytest.mark.parametrize(("drafter", "share"), [("same", 1.0), ("mha", 0.0)])
+@pytest.mark.parametrize(
+    ("system", "drafter", "share"),
+    [("llamacpp", "same", 1.0), ("llamacpp", "mha", 0.0), ("transformers", "same", 1.0)],
+)
 def test_another_model_drafts(
     checkpoints: dict[str, Path],
     cache_dir: Path,
