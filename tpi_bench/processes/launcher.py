@@ -148,9 +148,8 @@ class Launch:
 
     def _tell(self, devices: Sequence[Handle], message: FromLauncher) -> None:
         for device in devices:
-            with contextlib.suppress(
-                OSError
-            ):  # it has ended, and what it said is still to be heard
+            # It has ended where this fails, and what it said is still to be heard.
+            with contextlib.suppress(OSError):
                 device.control.send(message)
 
     def _end(self) -> None:
