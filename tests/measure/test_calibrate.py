@@ -47,7 +47,7 @@ def test_a_profile_has_the_medians_of_rounds(
         calibrate, "disk_rates", lambda folder: HOST | {"disk_gb_per_s": next(rates)}
     )
     monkeypatch.setattr(calibrate, "program_costs", lambda folder: {"step_overhead_us": 5.0})
-    monkeypatch.setattr(calibrate, "paging_rate", lambda folder: {"disk_mapped_gb_per_s": 1.5})
+    monkeypatch.setattr(calibrate, "paging_rate", lambda folder: {"paging_gb_per_s": 1.5})
     monkeypatch.setattr(calibrate, "shared_memory_rate", lambda: {"memory_shared_gb_per_s": 60.0})
     found = calibrate.calibrate(tmp_path, num_rounds=3)
     disk = next(row for row in found["host"] if row["name"] == "disk_gb_per_s")
@@ -136,7 +136,7 @@ def test_files_are_paged_in_where_memory_is_short(
     found = [paging_rate(cache_dir) for _ in range(2)]
     assert found[0].keys() == found[1].keys()
     if found[0]:
-        assert all(0.02 < each["disk_mapped_gb_per_s"] < 20 for each in found)
+        assert all(0.02 < each["paging_gb_per_s"] < 20 for each in found)
     monkeypatch.setattr(cgroups, "make_groups", lambda *args, **kwargs: [])
     assert paging_rate(cache_dir) == {}
 

@@ -98,18 +98,25 @@ def block(number: int, nbytes: int) -> BlockFile:
 
 
 @pytest.mark.parametrize(
-    ("memory_gb", "compute_ns", "ends"),
+    ("memory_gb", "paging", "compute_ns", "ends"),
     [
         # Everything fits: 2 x 1 MB at 1 GB/s in the first token, then computing alone.
-        (1.0, 100_000, [2_000_000, 2_200_000, 2_400_000]),
+        (1.0, None, 100_000, [2_000_000, 2_200_000, 2_400_000]),
         # Nothing stays. Reading hides computing, which takes the pages as they come ...
-        (0.0015, 100_000, [2_000_000, 4_000_000, 6_000_000]),
+        (0.0015, None, 100_000, [2_000_000, 4_000_000, 6_000_000]),
         # ... and the other way round.
-        (0.0015, 1_500_000, [3_000_000, 6_000_000, 9_000_000]),
+        (0.0015, None, 1_500_000, [3_000_000, 6_000_000, 9_000_000]),
+        # What paging in takes besides is not hidden by computing.
+        (0.0015, 2.0, 1_500_000, [4_000_000, 8_000_000, 12_000_000]),
+        (0.0015, 0.5, 100_000, [4_200_000, 8_400_000, 12_600_000]),
     ],
 )
 def test_golden_times_of_mapped_weights(
-    monkeypatch: pytest.MonkeyPatch, memory_gb: float, compute_ns: int, ends: list[int]
+    monkeypatch: pytest.MonkeyPatch,
+    memory_gb: float,
+    paging: float | None,
+    compute_ns: int,
+    ends: list[int],
 ) -> None:
     """Two blocks of 1 MB on a disk of 1 GB/s without latency, three tokens."""
     import torch
@@ -117,7 +124,13 @@ def test_golden_times_of_mapped_weights(
     monkeypatch.setattr(
         "tpi_bench.virtual.runtime.map_file", lambda b: torch.zeros(b.nbytes).byte().numpy()
     )
-    device = replace(IDEAL, memory_gb=memory_gb, disk_gb_per_s=1.0, disk_queue_depth=8)
+    device = replace(
+        IDEAL,
+        memory_gb=memory_gb,
+        disk_gb_per_s=1.0,
+        disk_queue_depth=8,
+        paging_gb_per_s=paging,
+    )
 
     def program(rt: VirtualRuntime) -> list[int]:
         weights: Any = MappedWeights(rt, [block(0, 1_000_000), block(1, 1_000_000)])

@@ -103,9 +103,3 @@ def test_fractions_of_a_nanosecond_do_not_keep_a_read_for_ever() -> None:
         queue.computing(start + 333, -1)
         queue.advance(queue.expected_end(read))
         assert read.end_ns == pytest.approx(start + 333 + 259, abs=1)
-
-
-def test_mapped_files_have_a_rate_of_their_own() -> None:
-    """1,000 us of bytes in parts of 100 at half a byte a ns; each part's latency is hidden."""
-    queue = disk(1, 10, 4, disk_mapped_gb_per_s=0.5)
-    assert queue.stream(0, 1000 * US, 100 * US, 2) == (10 + 2000) * US

@@ -28,8 +28,13 @@ _OF_PRECISION = [
     *(f"{name}_rows_gb_per_s" for name in WEIGHTS),
     *(f"{name}_few_gflops" for name in WEIGHTS),
 ]
-_OF_DISK = ("disk_computing_gb_per_s", "disk_shared_gb_per_s", "disk_mapped_gb_per_s")
-_OF_ONE_HOST = ("memory_shared_gb_per_s", "message_gb_per_s", "receive_gb_per_s")
+_OF_DISK = ("disk_computing_gb_per_s", "disk_shared_gb_per_s")
+_WITHOUT_LIMIT = (
+    "paging_gb_per_s",
+    "memory_shared_gb_per_s",
+    "message_gb_per_s",
+    "receive_gb_per_s",
+)
 _OVERHEADS = (
     "receive_overhead_us",
     "wake_overhead_us",
@@ -89,10 +94,10 @@ class DeviceProfile:
         "rate of large reads for all devices together that read from one disk at once; null: "
         "disk_gb_per_s",
     )
-    disk_mapped_gb_per_s: float | None = setting(
+    paging_gb_per_s: float | None = setting(
         None,
-        "rate at which pages of mapped files come where others must go for them; null: "
-        "disk_gb_per_s",
+        "bytes of mapped files a second by which paging in prolongs computing, where other pages "
+        "must go for them; null: by nothing, so that only the disk counts",
     )
     memory_shared_gb_per_s: float | None = setting(
         None,
@@ -217,7 +222,7 @@ class DeviceProfile:
                 usual = "memory_gb_per_s" if name.endswith("gb_per_s") else "peak_gflops"
                 usual = "disk_gb_per_s" if name in _OF_DISK else usual
                 raise ValueError(f"device.{name}={rate} must be above 0, or null for {usual}")
-        for name in _OF_ONE_HOST:
+        for name in _WITHOUT_LIMIT:
             rate = getattr(self, name)
             if rate is not None and not rate > 0:
                 raise ValueError(f"device.{name}={rate} must be above 0, or null")
@@ -280,6 +285,10 @@ class DeviceProfile:
     @property
     def ns_per_received_byte(self) -> float:
         return 0.0 if self.receive_gb_per_s is None else 1 / self.receive_gb_per_s
+
+    @property
+    def ns_per_paged_byte(self) -> float:
+        return 0.0 if self.paging_gb_per_s is None else 1 / self.paging_gb_per_s
 
     @property
     def wake_ns(self) -> int:

@@ -3,10 +3,12 @@
 Modelled: the computation runs once on torch's meta device, where tensors have shapes and no data;
 its operators are counted and every later one with the same key costs the same and runs no more.
 Measured: every computation really runs, alone; what is charged is the typical time of computations
-with the same key, kept in a file of this host and scaled to the device's profile. They are kept for
-ten minutes: what a shared host takes for the same products differs by a quarter between hours. A
-core that has idled is slower at first (caches and clock rate), so it idles as long before a timed
-computation, and times after short and long waits are kept apart.
+with the same key, kept in a file of this host and scaled to the device's profile. The run after the
+one that timed it times it again, and where the two disagree a third decides: others may have taken
+the core just then. Times are kept for ten minutes: what a shared host takes for the same products
+differs by a quarter between hours. A core that has idled is slower at first (caches and clock
+rate), so it idles as long before a timed computation, and times after short and long waits are kept
+apart.
 """
 
 from __future__ import annotations
@@ -27,6 +29,8 @@ from tpi_bench.virtual.operators import count_work
 T = TypeVar("T")
 
 _KEPT_S = 600.0
+_DOUBTED = 0.1  # by which two timings may differ,
+_MATTERS = 0.01  # of a computation that takes more than this share of all
 _WAITS_MS = (16, 8, 2, 1)
 _COLD_AFTER_NS = 1_000_000  # a modelled device is cold after such a wait
 # What a computation gives, on the meta device, and its operators.
@@ -88,9 +92,20 @@ class ModelledCosts:
 class Typical(NamedTuple):
     """What the file knows of a computation; `timed_s` is when it was timed, in s since 1970."""
 
-    ns: int
+    timings_ns: tuple[int, ...]  # one a run that timed it: one, two or three
+    is_doubted: bool  # the first two disagree
     work: Work
     timed_s: float
+
+    @property
+    def ns(self) -> int:
+        """The first as long as nothing contradicts it, so that what was charged stays true."""
+        is_decided = len(self.timings_ns) > 2
+        return round(statistics.median(self.timings_ns)) if is_decided else self.timings_ns[0]
+
+    @property
+    def is_settled(self) -> bool:
+        return len(self.timings_ns) == (3 if self.is_doubted else 2)
 
 
 class MeasuredCosts:
@@ -98,7 +113,7 @@ class MeasuredCosts:
 
     A key that the file does not know, with so many threads and this kernel for products, is timed
     as it runs, and charged what it took; the run is then not `is_complete` and should be made
-    again.
+    again. So it should where what the file knew is doubted.
     """
 
     def __init__(
@@ -110,14 +125,15 @@ class MeasuredCosts:
         self._typical = _read_costs(path)
         self._names: dict[tuple[Key, int], str] = {}
         self._samples: dict[str, list[int]] = defaultdict(list)
+        self._checks: dict[str, list[int]] = defaultdict(list)  # of what the file knows
         self._works: dict[str, Work] = {}
         self._work_of: dict[Key, Work] = {}
         self._ratios: dict[tuple[str, DeviceProfile], float] = {}
 
     @property
     def is_complete(self) -> bool:
-        """Whether every cost since the last `save` came from the file."""
-        return not self._samples
+        """Whether every cost since the last `save` came from the file, and is not doubted."""
+        return not self._samples and not self._doubted()
 
     def run(
         self, key: Key, fn: Callable[[], T], profile: DeviceProfile, idle_ns: int = 0
@@ -127,9 +143,11 @@ class MeasuredCosts:
         known = self._typical.get(name)
         if known is not None:
             self._work_of[key] = known.work
-            return fn(), round(known.ns * self._ratio(name, known.work, profile))
+            result = fn() if known.is_settled else _timed(fn, wait_ms, self._checks[name])
+            return result, round(known.ns * self._ratio(name, known.work, profile))
         if name in self._works:
-            result, took_ns = self._time(name, fn, wait_ms)
+            result = _timed(fn, wait_ms, self._samples[name])
+            took_ns = self._samples[name][-1]
         else:
             result, took_ns = self._count(name, fn)
         self._work_of[key] = self._works[name]
@@ -141,9 +159,16 @@ class MeasuredCosts:
     def save(self) -> None:
         """Add what this run's samples say to the file; it holds from now on."""
         now_s = time.time()
+        doubted = self._doubted()
+        for name, samples in self._checks.items():
+            known = self._typical[name]
+            timings = (*known.timings_ns, typical_ns(samples))
+            self._typical[name] = known._replace(timings_ns=timings, is_doubted=name in doubted)
+        self._checks = defaultdict(list)
         for name, samples in self._samples.items():
             if samples:  # what ran once only is timed in the next run
-                self._typical[name] = Typical(typical_ns(samples), self._works[name], now_s)
+                first = (typical_ns(samples),)
+                self._typical[name] = Typical(first, False, self._works[name], now_s)
         once = [name for name, samples in self._samples.items() if not samples]
         self._samples = defaultdict(list)
         self._works = {name: self._works[name] for name in once}
@@ -159,6 +184,21 @@ class MeasuredCosts:
                 return round(known.ns * self._ratio(name, known.work, profile))
         raise KeyError(f"no cost of {key} is known")
 
+    def _doubted(self) -> set[str]:
+        """Of what this run timed again, what the file is not believed about."""
+        checks = {name: typical_ns(samples) for name, samples in self._checks.items()}
+        total_ns = sum(ns * len(self._checks[name]) for name, ns in checks.items())
+        return {
+            name
+            for name, ns in checks.items()
+            for known in [self._typical[name]]
+            if known.is_doubted
+            or (
+                abs(ns - known.ns) > _DOUBTED * min(ns, known.ns)
+                and ns * len(self._checks[name]) > _MATTERS * total_ns
+            )
+        }
+
     def _name(self, key: Key, wait_ms: int) -> str:
         """Of a computation in the file."""
         name = self._names.get((key, wait_ms))
@@ -173,15 +213,6 @@ class MeasuredCosts:
         result, self._works[name] = count_work(fn)
         took_ns = time.perf_counter_ns() - start
         self._samples[name] = []
-        return result, took_ns
-
-    def _time(self, name: str, fn: Callable[[], T], wait_ms: int) -> tuple[T, int]:
-        if wait_ms:  # even a sleep of no time leaves the core colder
-            time.sleep(wait_ms / 1e3)
-        start = time.perf_counter_ns()
-        result = fn()
-        took_ns = time.perf_counter_ns() - start
-        self._samples[name].append(took_ns)
         return result, took_ns
 
     def _ratio(self, name: str, work: Work, profile: DeviceProfile) -> float:
@@ -217,6 +248,16 @@ class RecalledCosts:
         return self._measured.work(key)
 
 
+def _timed(fn: Callable[[], T], wait_ms: int, samples: list[int]) -> T:
+    """Its result; what it took is one sample more."""
+    if wait_ms:  # even a sleep of no time leaves the core colder
+        time.sleep(wait_ms / 1e3)
+    start = time.perf_counter_ns()
+    result = fn()
+    samples.append(time.perf_counter_ns() - start)
+    return result
+
+
 def _wait_ms(idle_ns: int) -> int:
     """The longest of `_WAITS_MS` that a core has idled for, or 0."""
     return next((ms for ms in _WAITS_MS if idle_ns >= ms * 1e6), 0)
@@ -235,7 +276,8 @@ def _read_costs(path: Path) -> dict[str, Typical]:
     oldest_s = time.time() - _KEPT_S
     return {
         name: Typical(
-            entry["typical_ns"],
+            tuple(entry["timings_ns"]),
+            entry["is_doubted"],
             tuple(Operator(*each) for each in entry["work"]),
             entry["timed_s"],
         )
@@ -245,8 +287,5 @@ def _read_costs(path: Path) -> dict[str, Typical]:
 
 
 def _write_costs(path: Path, costs: dict[str, Typical]) -> None:
-    entries = {
-        name: {"typical_ns": known.ns, "work": known.work, "timed_s": known.timed_s}
-        for name, known in costs.items()
-    }
+    entries = {name: known._asdict() for name, known in costs.items()}
     cache.write_json(path, entries)

@@ -95,7 +95,6 @@ class DiskQueue:
         self._alone = profile.disk_gb_per_s
         self._beside_computing = profile.disk_computing_gb_per_s or profile.disk_gb_per_s
         self._shared = profile.disk_shared_gb_per_s or profile.disk_gb_per_s
-        self._mapped = profile.disk_mapped_gb_per_s or profile.disk_gb_per_s
         self._reads: deque[DiskRead] = deque()
         self._num_reads: dict[int, int] = {}  # by device, of those that have some
         self._time_ns = 0.0  # until when transfers are accounted for
@@ -160,13 +159,13 @@ class DiskQueue:
         if self._reads:
             start = max(start, self.expected_end(self._reads[-1]))
         num_parts = -(-nbytes // part_bytes)
-        part_ns = part_bytes / self._mapped
+        part_ns = part_bytes / self._alone
         if self._latency_ns <= (in_flight - 1) * part_ns:
             took = self._latency_ns + num_parts * part_ns
         else:
             rounds, last = divmod(num_parts - 1, in_flight)
             took = (rounds + 1) * (self._latency_ns + part_ns) + last * part_ns
-        end = start + round(took - (num_parts * part_bytes - nbytes) / self._mapped)
+        end = start + round(took - (num_parts * part_bytes - nbytes) / self._alone)
         self._time_ns = end
         return round(end)
 

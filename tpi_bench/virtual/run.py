@@ -31,9 +31,9 @@ from tpi_bench.virtual.runtime import OutOfMemory, Shared, VirtualRuntime, World
 from tpi_bench.virtual.scheduler import Deadlock
 from tpi_bench.virtual.without_data import without_data
 
-_MAX_REHEARSALS = 5
+_MAX_REHEARSALS = 8
 _MOST_REMEMBERED = 256  # jobs with other computations, each of some dozen kinds
-_COSTS_VERSION = 8  # goes up with what a key means, what computes it, and what the file holds
+_COSTS_VERSION = 9  # goes up with what a key means, what computes it, and what the file holds
 
 
 def run_virtual(
@@ -72,10 +72,13 @@ def run_virtual(
         )
         for _ in range(_MAX_REHEARSALS):
             outcome = _run(job, costs, shared, failure)
-            if costs.is_complete or outcome.status != "ok":
+            if outcome.status != "ok":
                 break
+            is_complete = costs.is_complete
             costs.save()
-    if interval and outcome.status == "ok" and costs.is_complete:
+            if is_complete:
+                break
+    if interval and outcome.status == "ok":
         with without_data(), _uncollected():
             recalled = RecalledCosts(costs)
             outcome.by_round = _by_round(_without_meaning(job), recalled, shared)

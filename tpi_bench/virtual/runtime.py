@@ -234,10 +234,10 @@ class VirtualRuntime:
         return TimedRead(self._scheduler, self._disk, asked, _read_now(block, out))
 
     def map(self, block: BlockFile, nbytes: int, *, anew: bool = False) -> torch.Tensor:
-        """The next computation lasts at least until the missing pages are there.
+        """The next computation lasts at least until the disk has given the missing pages.
 
-        They come in the order in which it touches them, so that it goes on meanwhile. It takes the
-        page faults of a new mapping upon itself.
+        They come in the order in which it touches them, so that it goes on meanwhile. What paging
+        them in takes besides, and the faults of a new mapping, comes on top of computing.
         """
         room = self.profile.memory_bytes - sum(self.ledger_bytes.values())
         now = self._scheduler.now_ns
@@ -247,6 +247,7 @@ class VirtualRuntime:
         if missing:
             ahead = READ_AHEAD_BYTES if anew else ADVISED_BYTES
             self._paged_in_ns = self._disk.stream(now, missing, ahead, READS_IN_FLIGHT)
+            self._faults_ns += round(missing * self.profile.ns_per_paged_byte)
             self.bytes_read += missing
             self.log.add("read", block.key, now, self._paged_in_ns)
         data = self._mapped.get(file)
