@@ -91,6 +91,16 @@ def test_devices_that_read_at_once_share_what_there_is() -> None:
     assert [read.end_ns for read in reads] == [20 * US, 30 * US]
 
 
+def test_of_two_that_read_a_disk_gives_less_when_both_compute() -> None:
+    """3 bytes a ns (60 KB in 20 us, though one computes), then 1: 30 us, and 30 for the other."""
+    queue = disk(4, 0, 4, disk_shared_gb_per_s=3, disk_computing_gb_per_s=1)
+    reads = [queue.read(0, size, device) for device, size in enumerate((90_000, 30_000))]
+    queue.computing(10 * US, +1)
+    queue.computing(20 * US, +1)
+    queue.advance(100 * US)
+    assert [read.end_ns for read in reads] == [50 * US, 80 * US]
+
+
 def test_fractions_of_a_nanosecond_do_not_keep_a_read_for_ever() -> None:
     """Whoever sleeps until the expected end finds it over.
 

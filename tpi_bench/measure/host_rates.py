@@ -210,7 +210,7 @@ def _stored(held: str, nbytes: int) -> list[torch.Tensor]:
 
 def disk_rates(cache_dir: Path) -> dict[str, float]:
     """Direct reads of a file written for it: one reader that does nothing else, one whose core
-    computes, several that compute, and single pages.
+    computes, several that do nothing else, and single pages.
     """
     cache.require_space(cache_dir, 2 * _DISK_BYTES, "calibrating the disk")
     path = cache_dir / ".calibration"
@@ -224,7 +224,7 @@ def disk_rates(cache_dir: Path) -> dict[str, float]:
         }
         if len(available_cpus()) > 1:
             with ThreadPoolExecutor(_READERS) as pool:
-                both = pool.map(lambda _: in_helper(_reading_bps, path, True), range(_READERS))
+                both = pool.map(lambda _: in_helper(_reading_bps, path, False), range(_READERS))
                 found["disk_shared_gb_per_s"] = sum(both) / 1e9
     finally:
         path.unlink(missing_ok=True)

@@ -84,8 +84,8 @@ class DiskRead:
 class DiskQueue:
     """In order; latencies of up to `disk_queue_depth` requests overlap, transfers do not.
 
-    What it gives depends on what goes on beside it: less while devices compute, and another rate
-    for several devices that read at once. So a read's end is known when it has come; until then
+    What it gives depends on what goes on beside it: less while all that read compute, and another
+    rate for several devices that read at once and do not. So a read's end is known when it has come; until then
     `expected_end` says when it would come if nothing changed any more.
     """
 
@@ -171,9 +171,10 @@ class DiskQueue:
 
     def _gb_per_s(self) -> float:
         """What the disk gives right now, in bytes a nanosecond."""
-        if len(self._num_reads) > 1:
-            return self._shared
-        return self._beside_computing if self._num_computing else self._alone
+        num_reading = len(self._num_reads)
+        rate = self._shared if num_reading > 1 else self._alone
+        all_compute = self._num_computing and self._num_computing >= num_reading
+        return min(rate, self._beside_computing) if all_compute else rate
 
     def _end(self, end_ns: float) -> None:
         """The first read is over; another one's latency begins."""
