@@ -85,8 +85,8 @@ class DiskQueue:
     """In order; latencies of up to `disk_queue_depth` requests overlap, transfers do not.
 
     What it gives depends on what goes on beside it: less while all that read compute, and another
-    rate for several devices that read at once and do not. So a read's end is known when it has come; until then
-    `expected_end` says when it would come if nothing changed any more.
+    rate for several devices that read at once and do not. So a read's end is known when it has
+    come; until then `expected_end` says when it would come if nothing changed any more.
     """
 
     def __init__(self, profile: DeviceProfile) -> None:
