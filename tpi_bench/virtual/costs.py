@@ -3,12 +3,13 @@
 Modelled: the computation runs once on torch's meta device, where tensors have shapes and no data;
 its operators are counted and every later one with the same key costs the same and runs no more.
 Measured: every computation really runs, alone; what is charged is the typical time of computations
-with the same key, kept in a file of this host and scaled to the device's profile. The run after the
-one that timed it times it again, and where the two disagree a third decides: others may have taken
-the core just then. Times are kept for ten minutes: what a shared host takes for the same products
-differs by a quarter between hours. A core that has idled is slower at first (caches and clock
-rate), so it idles as long before a timed computation, and times after short and long waits are kept
-apart.
+with the same key, kept in a file of this host and scaled to the device's profile. Times are kept
+for ten minutes: what a shared host takes for the same products differs by a quarter between hours.
+A core that has idled is slower at first (caches and clock rate), so it idles as long before a timed
+computation, and times after short and long waits are kept apart.
+
+What is timed without such waits is timed within an instant, in which others may have taken the
+core. So the run after that times it again, and where the two disagree a third decides.
 """
 
 from __future__ import annotations
@@ -143,7 +144,8 @@ class MeasuredCosts:
         known = self._typical.get(name)
         if known is not None:
             self._work_of[key] = known.work
-            result = fn() if known.is_settled else _timed(fn, wait_ms, self._checks[name])
+            is_checked = wait_ms or known.is_settled
+            result = fn() if is_checked else _timed(fn, wait_ms, self._checks[name])
             return result, round(known.ns * self._ratio(name, known.work, profile))
         if name in self._works:
             result = _timed(fn, wait_ms, self._samples[name])
