@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -122,6 +124,34 @@ def test_a_memory_is_read_by_two_cores_at_once() -> None:
     """Of all that compute, of the time in which all of them do."""
     found = host_rates.shared_memory_rate()
     assert 0.1 < found["memory_shared_gb_per_s"] < 2000
+
+
+def test_cores_that_share_a_memory_are_not_shared(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each process computes on a core of its own: twice 6 products of 4 MB in half a second."""
+    cpus: list[int] = []
+
+    def compute(fn: Any, cpu: int) -> list[int]:
+        cpus.append(cpu)
+        last = 10**9 // 2
+        return [0, *range(cpu * 1000, last, 10**8), last]
+
+    monkeypatch.setattr(host_rates, "available_cpus", lambda: [4, 6])
+    monkeypatch.setattr(host_rates, "in_helper", compute)
+    found = host_rates.shared_memory_rate()
+    assert sorted(cpus) == [4, 6]
+    assert found["memory_shared_gb_per_s"] == pytest.approx(12 * (4 << 20) / (10**9 / 2))
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="cores cannot be chosen here")
+def test_it_stays_on_its_core(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = os.sched_getaffinity(0)
+    monkeypatch.setattr(host_rates, "_COMPUTING_S", 0.01)
+    try:
+        ends = host_rates._product_ends_ns(max(before))
+        assert os.sched_getaffinity(0) == {max(before)}
+    finally:
+        os.sched_setaffinity(0, before)
+    assert ends == sorted(ends)
 
 
 def test_one_core_shares_its_memory_with_none(monkeypatch: pytest.MonkeyPatch) -> None:

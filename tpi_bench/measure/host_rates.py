@@ -11,7 +11,7 @@ import os
 import statistics
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -146,41 +146,58 @@ def shared_memory_rate() -> dict[str, float]:
 
     Empty where there is one core.
     """
-    num_devices = min(_MOST_DEVICES, len(available_cpus()))
-    if num_devices == 1:
+    cpus = available_cpus()[:_MOST_DEVICES]
+    if len(cpus) == 1:
         return {}
     for _ in range(_TRIES):
-        with ThreadPoolExecutor(num_devices) as pool:
-            ends = list(pool.map(lambda _: in_helper(_product_ends_ns), range(num_devices)))
+        with ThreadPoolExecutor(len(cpus)) as pool:
+            ends = list(pool.map(lambda cpu: in_helper(_product_ends_ns, cpu), cpus))
         begin, end = max(each[0] for each in ends), min(each[-1] for each in ends)
         if end - begin > _COMPUTING_S * 1e9 / 2:
             break
     else:
         raise ValueError(
-            f"this host could not be calibrated: of {num_devices} processes, as many as cores, one "
+            f"this host could not be calibrated: of {len(cpus)} processes, as many as cores, one "
             "began when another had nearly ended, several times; something else keeps it busy"
         )
     num_products = sum(begin < ns <= end for each in ends for ns in each)
     return {"memory_shared_gb_per_s": num_products * _MATRIX_BYTES / (end - begin)}
 
 
-def _product_ends_ns() -> list[int]:
-    """When products with a vector ended, one after another for a while, of the host's clock."""
+def _product_ends_ns(cpu: int) -> list[int]:
+    """When products with a vector ended, one after another for a while, of the host's clock.
+
+    It stays on its core: two that start at once were seen to share one for half a second, which
+    halves what they get together.
+    """
+    import torch
+
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {cpu})
+    torch.set_num_threads(1)
+    products = _endless_products()
+    ends = [time.monotonic_ns()]
+    with torch.inference_mode():
+        while ends[-1] - ends[0] < _COMPUTING_S * 1e9:
+            next(products)
+            ends.append(time.monotonic_ns())
+    return ends
+
+
+def _endless_products() -> Iterator[torch.Tensor]:
+    """Products with a vector, for ever, of matrices that lie in memory and in no cache.
+
+    They are there before the first product: new pages take up to 10 ms a matrix.
+    """
     import torch
 
     from tpi_bench.engine.matrix import Matrix, prepare_kernels
 
-    torch.set_num_threads(1)
     prepare_kernels()
     stored = [_stored(WEIGHTS[0], _MATRIX_BYTES) for _ in range(_MEMORY_BYTES // _MATRIX_BYTES)]
-    matrices = itertools.cycle(Matrix(*map(_as_on_a_device, tensors)) for tensors in stored)
+    matrices = [Matrix(*map(_as_on_a_device, tensors)) for tensors in stored]
     vector = torch.ones(1, _COLUMNS)
-    ends = [time.monotonic_ns()]
-    with torch.inference_mode():
-        while ends[-1] - ends[0] < _COMPUTING_S * 1e9:
-            next(matrices)(vector)
-            ends.append(time.monotonic_ns())
-    return ends
+    return (matrix(vector) for matrix in itertools.cycle(matrices))
 
 
 def _as_on_a_device(tensor: torch.Tensor) -> torch.Tensor:
@@ -245,15 +262,11 @@ def _reading_bps(path: Path, computes: bool) -> float:
     """
     import torch
 
-    from tpi_bench.engine.matrix import Matrix, prepare_kernels
     from tpi_bench.host.disk import DirectReader
     from tpi_bench.host.memory import anonymous_area
 
     torch.set_num_threads(1)
-    prepare_kernels()
-    stored = [_stored(WEIGHTS[0], _MATRIX_BYTES) for _ in range(_MEMORY_BYTES // _MATRIX_BYTES)]
-    matrices = itertools.cycle(Matrix(*map(_as_on_a_device, tensors)) for tensors in stored)
-    vector = torch.ones(1, _COLUMNS)
+    products = _endless_products() if computes else None
     area = anonymous_area(_QUEUED * _BLOCK_BYTES)
     area.fill(0)
     reader = DirectReader()
@@ -277,8 +290,8 @@ def _reading_bps(path: Path, computes: bool) -> float:
         start_s = time.perf_counter()
         with torch.inference_mode():
             while (elapsed_s := time.perf_counter() - start_s) < _READING_S:
-                if computes:
-                    next(matrices)(vector)
+                if products:
+                    next(products)
                     reader.notice()
                 else:
                     pending[0][0].wait()
