@@ -154,6 +154,23 @@ def test_it_stays_on_its_core(monkeypatch: pytest.MonkeyPatch) -> None:
     assert ends == sorted(ends)
 
 
+def test_matrices_are_there_before_products_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[int] = []
+    as_on_a_device = host_rates._as_on_a_device
+
+    def counted(tensor: torch.Tensor) -> torch.Tensor:
+        made.append(tensor.nbytes)
+        return as_on_a_device(tensor)
+
+    monkeypatch.setattr(host_rates, "_MEMORY_BYTES", 3 * host_rates._MATRIX_BYTES)
+    monkeypatch.setattr(host_rates, "_as_on_a_device", counted)
+    products = host_rates._endless_products()
+    assert len(made) == 3
+    with torch.inference_mode():
+        assert {tuple(next(products).shape) for _ in range(7)} == {(1, 1024)}
+    assert len(made) == 3
+
+
 def test_one_core_shares_its_memory_with_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(host_rates, "available_cpus", lambda: [0])
     assert host_rates.shared_memory_rate() == {}

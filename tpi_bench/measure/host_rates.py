@@ -167,8 +167,7 @@ def shared_memory_rate() -> dict[str, float]:
 def _product_ends_ns(cpu: int) -> list[int]:
     """When products with a vector ended, one after another for a while, of the host's clock.
 
-    It stays on its core: two that start at once were seen to share one for half a second, which
-    halves what they get together.
+    It stays on its core, so that no two share one.
     """
     import torch
 
@@ -187,7 +186,7 @@ def _product_ends_ns(cpu: int) -> list[int]:
 def _endless_products() -> Iterator[torch.Tensor]:
     """Products with a vector, for ever, of matrices that lie in memory and in no cache.
 
-    They are there before the first product: new pages take up to 10 ms a matrix.
+    They are there before the first product: making one took up to 10 ms on a host of ours.
     """
     import torch
 

@@ -144,8 +144,8 @@ class MeasuredCosts:
         known = self._typical.get(name)
         if known is not None:
             self._work_of[key] = known.work
-            is_checked = wait_ms or known.is_settled
-            result = fn() if is_checked else _timed(fn, wait_ms, self._checks[name])
+            is_believed = wait_ms or known.is_settled
+            result = fn() if is_believed else _timed(fn, wait_ms, self._checks[name])
             return result, round(known.ns * self._ratio(name, known.work, profile))
         if name in self._works:
             result = _timed(fn, wait_ms, self._samples[name])
