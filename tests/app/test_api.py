@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import os
@@ -73,18 +74,24 @@ def test_text_is_what_is_streamed(
     tokenizer.train_from_iterator(["abc"], trainer)
     tokenizer.save(str(folder / "tokenizer.json"))
     pieces: list[str] = []
-    result = run(
-        "model=hf",
-        f"model.path={folder}",
-        "prompt=It's abc, isn't it? a=b ${x}",
-        "workload.chat=false",
-        "workload.num_new_tokens=8",
-        "testbed.num_devices=1",
+    asked = [
+        *("model=hf", f"model.path={folder}", "prompt=It's abc, isn't it? a=b ${x}"),
+        *("workload.chat=false", "workload.num_new_tokens=8", "testbed.num_devices=1"),
         f"cache_dir={cache_dir}",
-        on_text=pieces.append,
-    )
+    ]
+    result = run(*asked, on_text=pieces.append)
     assert result.text
     assert result.text == "".join(pieces)
+    assert result.is_cut
+    said = "the answer is cut at workload.num_new_tokens=8; give more for a longer one"
+    assert said in str(result)
+    ends = json.dumps({"eos_token_id": result.token_ids[-1]})
+    other = shutil.copytree(folder, tmp_path / "ending")
+    (other / "generation_config.json").write_text(ends)
+    ended = run(*asked, f"model.path={other}")
+    assert ended.token_ids[-1] == result.token_ids[-1]
+    assert not ended.is_cut
+    assert "the answer is cut" not in str(ended)
 
 
 @pytest.mark.parametrize(

@@ -18,11 +18,13 @@ from hydra.errors import HydraException
 
 from tests.helpers.command_line import ROOT, report_of
 from tests.report.test_rows import RUN
+from tpi_bench.app import tasks
 from tpi_bench.app.errors import ExitStatus, status_of_error, status_of_run
 from tpi_bench.app.main import main
 from tpi_bench.app.notices import set_notices
 from tpi_bench.contract.plan import DoesNotFit
 from tpi_bench.host.cache import CacheError, bars_hidden
+from tpi_bench.host.machine import HostState
 from tpi_bench.measure import calibrate
 from tpi_bench.measure.turns import HostBusy
 from tpi_bench.report.folder import CannotWrite
@@ -135,6 +137,10 @@ def test_a_calibration_is_told_as_asked(
     row = {"name": "latency_us", "median": 2.0, "min": 1.0, "max": 3.0}
     found = {"threads": {"1": [row]}, "host": [row]}
     monkeypatch.setattr(calibrate, "calibrate", lambda folder: found)
+    busy = {"text": 0.5, "json": 0.3}[report]  # of two cores
+    monkeypatch.setattr(tasks.os, "cpu_count", lambda: 2)
+    look = lambda interval_s: HostState(0.0, busy, 0.0, 0.0)  # noqa: E731
+    monkeypatch.setattr(HostState, "look", look)
     typed = ["tpi_bench", "task=calibrate", f"report={report}", f"cache_dir={cache_dir}"]
     monkeypatch.setattr(sys, "argv", typed)
     handler = signal.getsignal(signal.SIGTERM)
@@ -143,6 +149,7 @@ def test_a_calibration_is_told_as_asked(
     finally:
         signal.signal(signal.SIGTERM, handler)
     out, err = capsys.readouterr()
+    assert ("others kept 0.5 of 2 cores busy when this began" in err) == (report == "text")
     if report == "json":
         assert json.loads(out) == {
             "status": "ok",

@@ -134,6 +134,18 @@ def test_unknown_names_beside_choices_of_ones_own(
         run_point(*typed.split(), config_dir=tmp_path)
 
 
+def test_help_lists_choices_of_ones_own(cache_dir: Path, tmp_path: Path) -> None:
+    for name in ("system/mine.yaml", "experiment/quick.yaml"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(FOLDER[name])
+    done = run("--help", "--config-dir", str(tmp_path), "system=mine", cache_dir=cache_dir)
+    assert done.returncode == 0, done.stderr
+    for group, own in (("system", "mine"), ("experiment", "quick")):
+        (line,) = (line for line in done.stdout.splitlines() if line.startswith(f"{group}: "))
+        assert own in line.split(": ")[1].split(", ")
+        assert line.count(",") > 10  # ours too
+
+
 GRIDS = "hydra: {sweeper: {grids: [{system: 'tpi,pipeline'}]}}"
 
 

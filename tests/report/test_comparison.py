@@ -93,6 +93,14 @@ def test_another_version_has_other_hashes() -> None:
     assert text.endswith("commit: a aaa; b bbb")
 
 
+def test_points_are_the_same_under_another_name() -> None:
+    a, b = (
+        runs({"tpi": [1.0, 1.2]}, config_hash=name, overrides=f"name={name} system=tpi")
+        for name in ("before", "after")
+    )
+    assert [line.name for line in compared_runs(a, b).lines] == ["TPI star"]
+
+
 def test_nothing_in_common() -> None:
     with pytest.raises(ValueError, match="no point in common"):
         compared_runs(A, runs({"mmap": [1.0]}))

@@ -39,7 +39,7 @@ def read_line() -> str:
 
 def chat(settings: Settings, first: str | None, read: ReadLine = read_line) -> ExitStatus:
     """Talk until the lines end. Raises ValueError before it starts."""
-    prepared = prepare_talk(settings)
+    prepared = prepare_talk(settings, first)
     request = prepared.job.request
     conversation = Talk(
         prepared.model,
@@ -121,7 +121,8 @@ class _Desk:
         print(flush=True)
         gaps = answer.token_latencies_s
         speed = f", {1 / statistics.mean(gaps):.1f} tokens/s" if gaps else ""
+        cut = ", where it is cut" if answer.is_cut else ""
         _LOG.info(
-            f"  [{len(answer.token_ids)} tokens, TTFT {answer.ttft_s * 1e3:.0f} ms{speed}; "
+            f"  [{len(answer.token_ids)} tokens{cut}, TTFT {answer.ttft_s * 1e3:.0f} ms{speed}; "
             f"{answer.num_fed} fed, {answer.num_cached} were cached]"
         )

@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 from hydra import version
 from hydra._internal.hydra import Hydra
 from hydra._internal.utils import create_config_search_path
+from hydra.core.config_search_path import SearchPathElement
 from hydra.core.global_hydra import GlobalHydra
 from hydra.types import RunMode, TaskFunction
 
@@ -42,6 +43,7 @@ def start(arguments: Sequence[str], task: TaskFunction, *, sets_logging: bool = 
     given.overrides = overrides
     with hydra_of_ours(overrides) as hydra:
         if given.help:
+            hydra.config_loader = _loader(given.config_dir)  # whose choices are listed too
             return hydra.app_help(CONFIG_NAME, options(), given)
         if given.hydra_help:
             return hydra.hydra_help(CONFIG_NAME, options(), given)
@@ -75,12 +77,20 @@ def hydra_of_ours(overrides: Sequence[str] = ()) -> Iterator[Hydra]:
     GlobalHydra.instance().clear()
     try:
         with files_are_kept():
-            loader = ConfigLoader(create_config_search_path(str(CONFIG_FOLDER)))
-            hydra = Hydra("tpi_bench", loader)
+            hydra = Hydra("tpi_bench", _loader())
             GlobalHydra.instance().initialize(hydra)
             yield hydra
     finally:
         GlobalHydra.instance().hydra = before
+
+
+def _loader(own_folder: str | None = None) -> ConfigLoader:
+    """Of our configuration, and what a folder of the user's own adds to it."""
+    where = create_config_search_path(str(CONFIG_FOLDER))
+    if own_folder is not None:
+        path = Path(own_folder).expanduser().resolve()
+        where.get_path().insert(-1, SearchPathElement("--config-dir", f"file://{path}"))
+    return ConfigLoader(where)
 
 
 def with_config_dir(overrides: Sequence[str], folder: str | Path | None) -> list[str]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from tpi_bench.contract.request import Request
 from tpi_bench.measure.settings import Settings
 from tpi_bench.measure.turns import measuring_turn
 from tpi_bench.report.results import Result
+from tpi_bench.report.rows import Record
 
 
 def refuse_unread(settings: Settings) -> None:
@@ -60,4 +62,11 @@ def run_point(
     answer = TextStream(folder) if folder else None
     if answer is None or not answer.is_text or record.run.cost == "modelled":
         return Result(record)
-    return Result(record, "".join(answer.add(token.token_id) for token in record.tokens))
+    text = "".join(answer.add(token.token_id) for token in record.tokens)
+    return Result(record, text, _is_cut(record, prepared.job.request))
+
+
+def _is_cut(record: Record, request: Request) -> bool:
+    """Whether the answer had no end of its own."""
+    ids = [token.token_id for token in record.tokens]
+    return len(ids) == request.num_new_tokens and ids[-1] not in request.eos_ids

@@ -227,7 +227,8 @@ def all_settings() -> Iterator[tuple[str, list[Setting]]]:
             cls = _CLASS_OF.get(group) or load_class(values.get("_target_"), group)
             names.setdefault(cls, []).append(choice)
         for cls, choices in names.items():
-            own = [known for known in settings_of(group, cls) if not known.name.endswith(".name")]
+            where = "device.NAME" if group == "device" else group  # each device has its own
+            own = [known for known in settings_of(where, cls) if not known.name.endswith(".name")]
             yield ", ".join(f"{group}={choice}" for choice in choices), own
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import os
 import sys
 import traceback
 from dataclasses import replace
@@ -33,15 +34,17 @@ from tpi_bench.app.points import refuse_unread, run_point
 from tpi_bench.app.survey import survey_of_cluster
 from tpi_bench.host import cache
 from tpi_bench.host.fork import HelperDied
+from tpi_bench.host.machine import HostState
 from tpi_bench.measure.settings import Settings
 from tpi_bench.measure.turns import HostBusy, measuring_turn
 from tpi_bench.report.folder import ResultsFolder
 from tpi_bench.report.older import told_of_older_rows
 from tpi_bench.report.results import Result
-from tpi_bench.report.rows import Record
+from tpi_bench.report.rows import BUSY_SHARE, Record
 from tpi_bench.report.text import point_line, run_report
 
 _LOG = logging.getLogger(__name__)
+_LOOK_S = 0.2
 
 
 class Records(Protocol):
@@ -173,7 +176,14 @@ def _calibrate(settings: Settings) -> None:
     print("calibrating; leave the machine alone for two minutes", file=sys.stderr)
     cache_dir = cache.cache_folder(settings.cache_dir)
     with measuring_turn(None, wait=settings.wait):
+        busy, cores = HostState.look(_LOOK_S).busy_cores, os.cpu_count() or 1
         found = calibrate.calibrate(cache_dir)
+    if busy > BUSY_SHARE * cores:
+        print(
+            f"note: others kept {busy:.1f} of {cores} cores busy when this began, so the host can "
+            "do more; calibrate it again when it is alone",
+            file=sys.stderr,
+        )
     file = calibrate.calibration_file(cache_dir)
     if settings.report == "json":
         said = {"status": "ok", "exit_reason": ExitStatus.OK.reason, "text": None}

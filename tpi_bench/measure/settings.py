@@ -97,8 +97,11 @@ class Settings:
 
     @property
     def config_hash(self) -> str:
-        """Names the configuration apart from the repeat; equal for points that measure the same."""
-        return cache.digest({k: v for k, v in self._relevant().items() if k != "repeat"})
+        """Names the configuration; equal for points that measure the same, whatever the repeat
+        and the experiment's name.
+        """
+        apart = ("repeat", "name")
+        return cache.digest({k: v for k, v in self._relevant().items() if k not in apart})
 
     @property
     def point(self) -> str:

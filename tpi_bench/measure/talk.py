@@ -11,6 +11,7 @@ import itertools
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from tpi_bench.contract.job import NextTurn, Outcome
 from tpi_bench.contract.model import Model
@@ -43,12 +44,17 @@ class Answer:
     num_positions: int
     ttft_s: float
     token_latencies_s: list[float]
+    is_cut: bool  # at the most tokens that an answer may have
 
 
-def prepare_talk(settings: Settings) -> Prepared:
-    """A job that talks, with everything on the disk. Raises ValueError; starts no device."""
+def prepare_talk(settings: Settings, first: str | None = None) -> Prepared:
+    """A job that talks, with everything on the disk. Raises ValueError, also for a `first` turn
+    that the model cannot be given; starts no device.
+    """
     refuse_talk(settings)
     model = load_model(settings.model, cache.cache_folder(settings.cache_dir))
+    if first is not None and _folder_of(model) is None:
+        _typed_ids(model, first)
     workload = settings.workload
     positions = workload.positions or min(POSITIONS, model.config.context_length)
     piece = min(workload.prefill_chunk or _PIECE, positions // 2)
@@ -79,6 +85,23 @@ def refuse_talk(settings: Settings) -> None:
         raise ValueError("task=chat compares nothing and reads no text; leave out check and text")
 
 
+def _folder_of(model: Model) -> Path | None:
+    """With the model's tokenizer; None where a turn is token ids."""
+    return model.folder if model.folder and has_tokenizer(model.folder) else None
+
+
+def _typed_ids(model: Model, text: str) -> list[int]:
+    """A turn for a model without tokenizer. Raises ValueError."""
+    vocab = model.config.vocab
+    words = re.split(r"[\s,]+", text.strip(" \t\r\n[]"))
+    if not all(word.isdecimal() and int(word) < vocab for word in words):
+        raise ValueError(
+            f"model={model.name} has no tokenizer, so a turn is token ids of 0 to {vocab - 1}, as "
+            f"1 2 3; given was {text[:40]!r}"
+        )
+    return [int(word) for word in words]
+
+
 class Talk:
     """The conversation as it goes. `ask` makes a turn, `take` its answer."""
 
@@ -87,7 +110,7 @@ class Talk:
         self._positions = positions
         self._num_new_tokens = num_new_tokens
         self._chat = chat
-        self._folder = model.folder if model.folder and has_tokenizer(model.folder) else None
+        self._folder = _folder_of(model)
         self._helper = SharedHelper(_IDLE_S, "the process of a conversation's tokenizer")
         self._texts: list[str] = []
         self._ids: list[int] = []  # all that was said, the last token included
@@ -132,6 +155,8 @@ class Talk:
             num_positions=len(self._ids),
             ttft_s=gaps_s[0],
             token_latencies_s=gaps_s[1:],
+            is_cut=len(answer.token_ids) == self._turn.num_new_tokens
+            and answer.token_ids[-1] not in self._model.config.eos_ids,
         )
 
     def end(self) -> None:
@@ -143,14 +168,7 @@ class Talk:
             texts = (*self._texts, text)
             ids: list[int] = self._helper.call(encode_conversation, self._folder, texts, self._chat)
             return ids
-        vocab = self._model.config.vocab
-        words = re.split(r"[\s,]+", text.strip(" \t\r\n[]"))
-        if not all(word.isdecimal() and int(word) < vocab for word in words):
-            raise ValueError(
-                f"model={self._model.name} has no tokenizer, so a turn is token ids of 0 to "
-                f"{vocab - 1}, as 1 2 3; given was {text[:40]!r}"
-            )
-        return [*self._ids, *(int(word) for word in words)]
+        return [*self._ids, *_typed_ids(self._model, text)]
 
     def stream(self) -> TextStream | None:
         """What makes text of an answer's tokens, if there is a tokenizer."""

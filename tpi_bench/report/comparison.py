@@ -129,9 +129,9 @@ def _overrides(runs: pd.DataFrame) -> list[Any]:
 
 
 def _typed(text: Any) -> list[str]:
-    """What was typed for a point, apart from the repeat."""
+    """What was typed for a point, apart from the repeat and the experiment's name."""
     texts = shlex.split(text) if isinstance(text, str) else []
-    return [each for each in texts if not each.startswith("repeat=")]
+    return [each for each in texts if not each.startswith(("repeat=", "name="))]
 
 
 def _names(runs: pd.DataFrame, keys: pd.Series) -> dict[str, str]:

@@ -28,10 +28,12 @@ class Result:
 
     `row` has every column of the run as an attribute; `tokens`, `devices` and `spans` are lists of
     rows. `text` is the answer; None where the model has no tokenizer or tokens mean nothing.
+    `is_cut` says that it ends because of `workload.num_new_tokens`.
     """
 
     record: Record = field(repr=False)
     text: str | None = None
+    is_cut: bool = False
 
     @property
     def row(self) -> RunRow:
@@ -65,7 +67,11 @@ class Result:
     def __str__(self) -> str:
         if self.status != "ok":
             return point_line(self.row)
-        return generation_text(self.record)
+        text = generation_text(self.record)
+        if not self.is_cut:
+            return text
+        limit = f"workload.num_new_tokens={len(self.tokens)}"
+        return f"{text}\nnote: the answer is cut at {limit}; give more for a longer one"
 
 
 @dataclass(frozen=True)
