@@ -24,7 +24,7 @@ from tpi_bench.measure import noise, point
 
 def pytest_configure() -> None:
     """Collections were a tenth of the time of tests, which load more than they throw away."""
-    gc.set_threshold(20_000, 20, 50)
+    gc.set_threshold(50_000, 50, 1000)
 
 
 def pytest_collection_finish() -> None:

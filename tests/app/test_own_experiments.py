@@ -157,6 +157,14 @@ GRIDS = "hydra: {sweeper: {grids: [{system: 'tpi,pipeline'}]}}"
             "hydra: {mode: MULTIRUN, sweeper: {grid: [{system: tpi}]}}",
             "there is no hydra.sweeper.grid; did you mean hydra.sweeper.grids?",
         ),
+        (
+            "hydra: {mode: MULTIRUN, sweeper: {params: {system: [tpi, pipeline]}}}",
+            "hydra.sweeper has system: [tpi,pipeline], which is one value, a list; to sweep over ",
+        ),
+        (
+            "hydra: {mode: MULTIRUN, sweeper: {grids: [{network.link_latency_ms: [1, 2]}]}}",
+            "it must be a number; to sweep over these, write 1,2 (-m network.link_latency_ms=1,2;",
+        ),
         ("figure: broken_figure\nhydra: {mode: MULTIRUN}", "cannot draw the results: KeyError: "),
     ],
 )

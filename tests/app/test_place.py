@@ -192,6 +192,7 @@ def test_a_sweep_that_is_stopped_says_which_rows_there_are(
     report = report_of(done)
     assert (report["exit_reason"], report["results"]) == ("stopped", str(folder))
     assert (report["points"], report["failed"]) == (3, 1)
+    assert not {"token_ids", "ttft_s", "devices"} & set(report)  # those of a point
     assert len(load(folder)) == 3
 
 

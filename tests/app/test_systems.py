@@ -12,6 +12,7 @@ from hydra import compose, initialize_config_dir
 from baselines.huggingface import HuggingFaceSystem
 from tpi_bench.app import unknown
 from tpi_bench.app.compose import build_settings
+from tpi_bench.app.typed import make_dataclass
 from tpi_bench.contract.setting import setting
 from tpi_bench.contract.system import System
 from tpi_bench.engine.tpi import TpiSystem
@@ -91,3 +92,17 @@ def test_a_setting_that_the_yaml_leaves_out(monkeypatch: pytest.MonkeyPatch) -> 
     assert unknown.explained(caught.value, ["system=nope", "system.mode=slow"]) == (
         "there is no system.mode; there are none"
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hasty:
+    """Its author has written a text where the annotation says a number."""
+
+    patience: int = setting("long", "how long it waits")  # type: ignore[assignment]
+    weights: tuple[float, ...] = setting((0.5, 0.5), "of its halves")
+
+
+def test_a_default_of_the_wrong_type_is_told() -> None:
+    assert make_dataclass(Hasty, {"patience": 2}, "system").weights == (0.5, 0.5)
+    with pytest.raises(ValueError, match=r"Hasty\.patience has the default 'long' .* whole number"):
+        make_dataclass(Hasty, {}, "system")

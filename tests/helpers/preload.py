@@ -33,4 +33,5 @@ gc.disable()
 run_virtual(replace(planned_job(), profiles=(ideal_device("any"),)), Path(), cost="modelled")
 gc.collect()
 gc.freeze()
+gc.set_threshold(50_000, 50, 1000)  # as in the tests' own process
 gc.enable()

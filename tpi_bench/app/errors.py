@@ -123,8 +123,9 @@ def tell(report: str, message: str, status: ExitStatus, **more: Any) -> None:
 
 def say_failure(message: str, status: ExitStatus, **more: Any) -> None:
     """As JSON. Where standard output takes no more, as on a full disk, the status still tells."""
+    said = error_report(message, status.reason, is_point="points" not in more)
     try:
-        print(json.dumps(error_report(message, status.reason) | more), flush=True)
+        print(json.dumps(said | more), flush=True)
     except OSError as error:
         if not isinstance(error, BrokenPipeError):  # whoever read it has gone, as `head` does
             print(f"error: cannot write to standard output: {error.strerror}", file=sys.stderr)

@@ -27,7 +27,7 @@ from tpi_bench.app.errors import ExitStatus, end_unread, fail, fail_of, one_line
 from tpi_bench.app.launchers import WatchesSweep
 from tpi_bench.app.notices import set_notices
 from tpi_bench.app.place import InUse, missing_folders, open_place, remove_unused
-from tpi_bench.app.sweeper import jobs_of_grids, refuse_unknown
+from tpi_bench.app.sweeper import jobs_of_grids, refuse_settings
 from tpi_bench.host.locks import Lock
 from tpi_bench.report.drawing import Drawing
 from tpi_bench.report.folder import CannotWrite, ResultsFolder, read_runs
@@ -69,7 +69,7 @@ class Sweep(WatchesSweep):
         folder = Path(config.hydra.sweep.dir)
         try:  # Hydra turns a callback's exceptions into warnings, and would go on
             if config.hydra.sweeper.get("_target_", "").endswith(".GridSweeper"):
-                refuse_unknown(config.hydra.sweeper)
+                refuse_settings(config.hydra.sweeper)
             if config.figure is not None:
                 drawing_of(config.figure)
             self._made = missing_folders(folder)

@@ -16,7 +16,7 @@ import functools
 import itertools
 import random
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
+from tpi_bench.app.choices import GROUPS
 from tpi_bench.app.composer import Composer, SharesComposer
 from tpi_bench.app.config_folders import CONFIG_FOLDER, folders_of, settings_of_system
 from tpi_bench.app.launchers import fix_folder, refuse_side_by_side, tell_of_workers, watchers
@@ -47,12 +48,23 @@ def register() -> None:
     Plugins.instance().class_name_to_class[NAME] = GridSweeper
 
 
-def refuse_unknown(settings: Iterable[Any]) -> None:
-    """Raises ValueError for a key of `hydra.sweeper` that there is not."""
+def refuse_settings(settings: Mapping[str, Any]) -> None:
+    """Raises ValueError for a key of `hydra.sweeper` that there is not, and for a YAML list of
+    choices of a group, which would be one choice.
+    """
     for name in settings:
         if name not in _SETTINGS:
             near = did_you_mean(str(name), _SETTINGS[1:], "hydra.sweeper.")
             raise ValueError(f"there is no hydra.sweeper.{name}; {near}")
+    for grid in (settings.get("params") or {}, *(settings.get("grids") or ())):
+        for key, value in grid.items():
+            is_list = isinstance(value, Sequence) and not isinstance(value, str)
+            if is_list and key in GROUPS and key != "device":
+                texts = ",".join(map(str, value))
+                raise ValueError(
+                    f"hydra.sweeper has {key}: [{texts}], which is one value, a list; to sweep "
+                    f"over these, write {key}: {texts}"
+                )
 
 
 class GridSweeper(Sweeper):
@@ -66,7 +78,7 @@ class GridSweeper(Sweeper):
         seed: int = 0,
         **others: Any,
     ) -> None:
-        refuse_unknown(others)
+        refuse_settings({"params": params, "grids": grids, **others})
         self._params = params or {}
         self._grids = grids or [{}]
         self._draw = draw

@@ -53,14 +53,35 @@ def make_dataclass(cls: Any, values: dict[str, Any], group: str) -> Any:
         if key not in fields:
             raise ValueError(f"there is no {group}.{key}; {did_you_mean(key, fields, f'{group}.')}")
         if not fits(value, hints[key]):
-            raise ValueError(
-                f"{group}.{key}={value} has the wrong type; it must be {describe(hints[key])}"
-            )
+            raise ValueError(wrong_type(f"{group}.{key}", value, hints[key]))
         if hints[key] is str and choices[key] and value not in choices[key]:
             raise ValueError(
                 f"{group}.{key}={value} is unknown; choose one of {', '.join(choices[key])}"
             )
+    _refuse_default(cls, values, hints)
     return cls(**values)
+
+
+def wrong_type(key: str, value: Any, hint: Any) -> str:
+    """What is wrong with a value that does not fit; of a list of good ones, how to sweep them."""
+    said = f"{key}={value} has the wrong type; it must be {describe(hint)}"
+    if isinstance(value, list) and value and all(fits(each, hint) for each in value):
+        each = ",".join("null" if one is None else str(one) for one in value)
+        said += f"; to sweep over these, write {each} (-m {key}={each}; in a YAML {key}: '{each}')"
+    return said
+
+
+def _refuse_default(cls: Any, values: dict[str, Any], hints: dict[str, Any]) -> None:
+    """Of a setting that nothing gives a value: what its class says may be wrong as well."""
+    for field in dataclasses.fields(cls):
+        default = field.default
+        if field.name in values or default is dataclasses.MISSING or not field.metadata:
+            continue
+        if not fits(list(default) if isinstance(default, tuple) else default, hints[field.name]):
+            raise ValueError(
+                f"{cls.__name__}.{field.name} has the default {default!r} of the wrong type; by "
+                f"its annotation it must be {describe(hints[field.name])}"
+            )
 
 
 @functools.cache
