@@ -180,7 +180,7 @@ def _calibrate(settings: Settings) -> None:
         found = calibrate.calibrate(cache_dir)
     if busy > BUSY_SHARE * cores:
         print(
-            f"note: others kept {busy:.1f} of {cores} cores busy when this began, so the host can "
+            f"note: others kept {busy:.1f} of {cores} cores busy when this began, so the host may "
             "do more; calibrate it again when it is alone",
             file=sys.stderr,
         )

@@ -57,7 +57,7 @@ class Asked(Row):
 
     experiment: str = column("", "the name that was given to the sweep (`name=`)")
     point: str = column("", "names the point: a digest of its configuration")
-    config_hash: str = column("", "the same without the repeat: equal for points that are repeats")
+    config_hash: str = column("", "the same without the repeat and the experiment's name")
     overrides: str | None = column(
         "", "as typed or swept: the point again, behind `python -m tpi_bench task=measure`"
     )
