@@ -24,7 +24,9 @@ def source(tmp_path: Path) -> FileConfigSource:
 def test_it_gives_what_the_file_gives(name: str) -> None:
     expected = of_hydra.FileConfigSource("main", str(CONFIG_FOLDER)).load_config(name)
     for _ in range(2):
-        assert FileConfigSource("main", str(CONFIG_FOLDER)).load_config(name) == expected
+        found = vars(FileConfigSource("main", str(CONFIG_FOLDER)).load_config(name))
+        assert Path(found.pop("origin")[0]).samefile((CONFIG_FOLDER / name).with_suffix(".yaml"))
+        assert found == vars(expected)
 
 
 def test_each_has_a_copy_of_its_own(source: FileConfigSource) -> None:

@@ -11,11 +11,19 @@ import os
 import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from hydra._internal.core_plugins import file_config_source as of_hydra
 from hydra._internal.sources_registry import SourcesRegistry
 from hydra.core.plugins import Plugins
 from hydra.plugins.config_source import ConfigLoadError, ConfigResult
+
+
+@dataclass
+class KeptResult(ConfigResult):
+    """What a file says, and which file in which state that is."""
+
+    origin: tuple[str | int, ...] = ()
 
 
 class FileConfigSource(of_hydra.FileConfigSource):
@@ -32,10 +40,10 @@ class FileConfigSource(of_hydra.FileConfigSource):
         except OSError as error:
             raise ConfigLoadError(f"Config not found : {path}") from error
         as_it_is = (now.st_ino, now.st_mtime_ns, now.st_size)
-        result: ConfigResult = pickle.loads(
+        parsed: ConfigResult = pickle.loads(
             _parsed(self.provider, self.path, config_path, as_it_is)
         )
-        return result
+        return KeptResult(**vars(parsed), origin=(path, *as_it_is))
 
 
 @functools.lru_cache(maxsize=512)
