@@ -16,7 +16,6 @@ import pytest
 
 from tests.helpers.command_line import ROOT, report_of, run
 from tests.report.test_rows import RUN
-from tpi_bench import load
 from tpi_bench.app.place import ResultsPlace, open_place
 from tpi_bench.host.locks import Lock
 from tpi_bench.measure import attempt, point
@@ -170,14 +169,21 @@ def test_a_sweep_of_which_nothing_fits_has_no_answer(cache_dir: Path, tmp_path: 
     assert "failed: " not in done.stderr
 
 
+@pytest.mark.parametrize(("done_before", "rows"), [(2, (3, 1)), (0, (0, 0))])
 def test_a_sweep_that_is_stopped_says_which_rows_there_are(
-    cache_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cache_dir: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    done_before: int,
+    rows: tuple[int, int],
 ) -> None:
-    """To a script, too; Ctrl-C comes while the third point runs."""
+    """To a script, too; Ctrl-C comes while the third point runs, or the first. The refused point
+    has a row.
+    """
     measured: list[object] = []
 
     def measure(prepared: Prepared, **others: Any) -> Record:
-        if len(measured) == 2:
+        if len(measured) == done_before:
             raise KeyboardInterrupt
         measured.append(prepared)
         return of_a_point(prepared, **others)
@@ -191,9 +197,9 @@ def test_a_sweep_that_is_stopped_says_which_rows_there_are(
     assert done.stderr.endswith(f"stopped; go on with: python -m tpi_bench resume={folder}\n")
     report = report_of(done)
     assert (report["exit_reason"], report["results"]) == ("stopped", str(folder))
-    assert (report["points"], report["failed"]) == (3, 1)
+    assert (report["points"], report["failed"]) == rows
     assert not {"token_ids", "ttft_s", "devices"} & set(report)  # those of a point
-    assert len(load(folder)) == 3
+    assert len(ResultsFolder(folder).records()) == rows[0]
 
 
 # In one process.

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import math
 import re
+import threading
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -375,6 +377,45 @@ def test_no_ids_and_a_check() -> None:
     request = Request(prompt_ids=(5,), num_new_tokens=1, keep_logits=True, warmup_tokens=0)
     with pytest.raises(Explained, match=r"this server tells no token ids, which check=true"):
         ask(answer, request)
+
+
+class _WithoutIds(BaseHTTPRequestHandler):
+    """A server that streams a text and counts its tokens, as many do."""
+
+    def do_GET(self) -> None:
+        self._answer("application/json", json.dumps({"data": [{"id": "m"}]}))
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["content-length"]))
+        text = stream_of(said("a"), said(" b"), usage(3, 2)).text
+        self._answer("text/event-stream", text)
+
+    def _answer(self, kind: str, text: str) -> None:
+        self.send_response(200)
+        self.send_header("content-type", kind)
+        self.send_header("content-length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text.encode())
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Nothing on standard error."""
+
+
+@pytest.mark.parametrize("report", ["text", "json"])
+def test_an_answer_without_ids_is_no_answer(report: str, folder: Path, cache_dir: Path) -> None:
+    """Of a server that tells no ids there is nothing to show, to a person or to a script."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), _WithoutIds) as server:
+        threading.Thread(target=server.serve_forever, args=(0.05,)).start()
+        done = run(
+            *("system=endpoint", f"system.url=http://127.0.0.1:{server.server_port}"),
+            *("model=hf", f"model.path={folder}", "workload.prompt_ids=[1,2,3]"),
+            *("workload.num_new_tokens=2", f"report={report}"),
+            cache_dir=cache_dir,
+        )
+        server.shutdown()
+    assert done.returncode == 1
+    said_why = report_of(done)["error"] if report == "json" else done.stderr
+    assert "this server tells no token ids" in said_why
 
 
 def test_a_chat_of_an_exact_length() -> None:

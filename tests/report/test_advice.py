@@ -82,6 +82,7 @@ ADVICE = Advice(
         Change(words="a fast disk", point=None),
         Change(words="cables", point="best", num_left=7),
         Change(words="memory", point="more memory"),
+        Change(words="another pi", point=None, num_left=4, is_run=False),
     ],
     num_ways=90,
     num_run=30,
@@ -113,6 +114,7 @@ def test_everything_that_was_found_is_told() -> None:
         lines.index("a fast disk - no gain")
     )
     assert "cables - no gain in the likeliest ways; 7 were not run" in lines
+    assert "another pi - not looked at for lack of time (4 ways)" in lines
     assert "90 ways to run it: 30 were run in virtual time, 10 do not fit for certain" in text
     assert "(30 by links, 15 by disk). It took 12 s. 5 ways were left for lack of time" in text
     assert "at least 700 ms a token" in text
@@ -135,7 +137,7 @@ def test_the_report_is_json_and_says_the_same() -> None:
     assert best["memory_bytes"] == [10**9, 2 * 10**9]
     assert best["perplexity_of_demo_model"] == 29.86
     assert [each["token_latency_s"] for each in report["others"]] == [0.5, 1.5, None, None, 0.5]
-    assert [each["token_latency_s"] for each in report["changes"]] == [None, 0.5, 0.25]
+    assert [each["token_latency_s"] for each in report["changes"]] == [None, 0.5, 0.25, None]
     assert report["search"]["skipped_by_bound"] == {"links": 30, "disk": 15}
 
 

@@ -90,10 +90,15 @@ class ResultsPlace:
         return "stopped"
 
     def so_far(self) -> dict[str, Any]:
-        """For the JSON object of a program that was stopped: the rows that exist, if any do."""
-        records = [] if self._folder is None else ResultsFolder(self._folder).records()
-        if not records:
-            is_begun = self._folder is not None and (self._folder / ARGUMENTS_FILE).is_file()
+        """For the JSON object of a program that was stopped: the rows that exist, if any do, and
+        of a sweep that there are none yet.
+        """
+        if self._folder is None:
+            return {}
+        results = ResultsFolder(self._folder)
+        records = results.records()
+        if not records and not results.is_sweep:
+            is_begun = (self._folder / ARGUMENTS_FILE).is_file()
             return {"results": str(self._folder)} if is_begun else {}
         failed = sum(record.run.status != "ok" for record in records)
         return {"results": str(self._folder), "points": len(records), "failed": failed}

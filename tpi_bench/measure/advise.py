@@ -151,13 +151,14 @@ class Adviser:
         hopeful.sort(key=lambda each: min((b.token_s for _, b in each[1]), default=math.inf))
         for changed, bounded in hopeful:
             if bounded and effort.is_over:
+                yield Change(words=changed.words, point=None, num_left=len(bounded), is_run=False)
                 continue
             also = {"name": "advise_change", **changed.settings}
             run = self._run("what would help", changed.household, also)
             then = search(bounded, run, effort, num_best=1, over_bounds=found.over_bounds)
-            if then.tried or not bounded:  # else time is over
-                point = then.best[0].record.run.point if then.best else None
-                yield Change(words=changed.words, point=point, num_left=len(then.left))
+            point = then.best[0].record.run.point if then.best else None
+            is_run = bool(then.tried) or not bounded  # else time is over
+            yield Change(words=changed.words, point=point, num_left=len(then.left), is_run=is_run)
 
     def _weights_gb(self, weights: str) -> float:
         values = self.config.num_layers * self.config.layer_parameters

@@ -59,12 +59,14 @@ class Kind:
 class Change:
     """Something that could be done to the household, and the best way then that was found.
 
-    `num_left` ways were not run that may be better still.
+    `num_left` ways were not run that may be better still; `is_run` is whether any was, or none had
+    to be.
     """
 
     words: str
     point: str | None  # none: its bound says that it does not help
     num_left: int = 0
+    is_run: bool = True
 
 
 @dataclass(kw_only=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from tpi_bench.report.advice import PERPLEXITY, Advice, Kind, Line, Rows
+from tpi_bench.report.advice import PERPLEXITY, Advice, Change, Kind, Line, Rows
 from tpi_bench.report.names import system_name
 from tpi_bench.report.rows import DeviceRow, RunRow
 
@@ -153,14 +153,21 @@ def _changes_text(advice: Advice, rows: Rows) -> str:
     for change in sorted(advice.changes, key=lambda change: rows.token_s(change.point)):
         changed_s = rows.token_s(change.point)
         if not changed_s < 0.99 * best_s:
-            left = f"no gain in the likeliest ways; {change.num_left} were not run"
-            lines.append([f"  {change.words}", "-", left if change.num_left else "no gain"])
+            lines.append([f"  {change.words}", "-", _no_gain(change)])
             continue
         run = rows.runs[change.point or ""]
         gain = f"{best_s / changed_s:.2f} times as fast" if math.isfinite(best_s) else "it fits"
         how = f"{gain} ({way_name(run)}, {run.device})"
         lines.append([f"  {change.words}", seconds_text(changed_s), how])
     return f"What one change would do (a token then, in the same precision):\n{aligned(lines)}"
+
+
+def _no_gain(change: Change) -> str:
+    if not change.is_run:
+        return f"not looked at for lack of time ({change.num_left} ways)"
+    if change.num_left:
+        return f"no gain in the likeliest ways; {change.num_left} were not run"
+    return "no gain"
 
 
 def _best_s(advice: Advice, rows: Rows) -> float:

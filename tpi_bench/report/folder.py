@@ -79,6 +79,11 @@ class ResultsFolder:
         return (self.folder / "runs.parquet").is_file() and not self._points.is_dir()
 
     @property
+    def is_sweep(self) -> bool:
+        """Whether a sweep has been begun there."""
+        return (self.folder / _CONFIG_FILES[0]).is_file()
+
+    @property
     def arguments(self) -> list[str] | None:
         """What was typed when it was made; None where that is not known."""
         path = self.folder / ARGUMENTS_FILE
