@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from tests.helpers.calibration import HOST, PLAIN, keep
+from tpi_bench.contract.blocks import Extent
 from tpi_bench.contract.model import WEIGHTS
 from tpi_bench.host import cgroups
 from tpi_bench.host.machine import available_cpus
@@ -117,6 +118,36 @@ def test_a_disk_is_read_alone_and_beside_products(
     assert list(found)[:3] == ["disk_gb_per_s", "disk_latency_us", "disk_computing_gb_per_s"]
     assert all(value > 0 for value in found.values())
     assert not list(tmp_path.iterdir())
+
+
+def test_a_disk_is_read_by_the_block_files_that_are_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of one model at a time, whole blocks of them; models with few are left out."""
+    monkeypatch.setattr(host_rates, "_DISK_BYTES", 32 << 20)
+    monkeypatch.setattr(host_rates, "_write_random", None)
+    for model, sizes in {
+        "one": (9, 13),
+        "other": (16,),
+        "small": (3, 3, 3, 3),
+        "few": (7,),
+    }.items():
+        folder = tmp_path / "shards" / model
+        folder.mkdir(parents=True)
+        for number, size in enumerate(sizes):
+            (folder / f"rank0.{number}.safetensors").write_bytes(bytes(size << 20))
+    read: list[list[Extent]] = []
+    monkeypatch.setattr(host_rates, "_rates_of", lambda blocks: read.append(blocks) or {})
+    for _ in range(50):
+        host_rates.disk_rates(tmp_path)
+    found = {
+        Path(blocks[0].path).parent.name: [(Path(b.path).name[6], b.offset >> 20) for b in blocks]
+        for blocks in read
+    }
+    assert found == {
+        "one": [("0", 0), ("0", 4), ("1", 0), ("1", 4), ("1", 8)],
+        "other": [("0", 0), ("0", 4), ("0", 8), ("0", 12)],
+    }
 
 
 @pytest.mark.skipif(len(available_cpus()) < 2, reason="one core computes for itself")

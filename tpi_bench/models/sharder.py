@@ -45,7 +45,12 @@ def shard_folder(
         "weights": weights,
         "dtype": dtype,
     }
-    return cache_dir / "shards" / cache.digest(key)
+    return shard_folders(cache_dir) / cache.digest(key)
+
+
+def shard_folders(cache_dir: Path) -> Path:
+    """Where the folders of all block files are."""
+    return cache_dir / "shards"
 
 
 def find_shards(folder: Path) -> tuple[Manifest | None, dict[str, str]]:
