@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tpi_bench.contract.blocks import PAGE, Extent
 from tpi_bench.contract.model import FEW, GROUP, WEIGHTS, resolve_types
@@ -152,19 +152,27 @@ def shared_memory_rate() -> dict[str, float]:
     cpus = available_cpus()[:_MOST_DEVICES]
     if len(cpus) == 1:
         return {}
+    products_per_ns = _together(_product_ends_ns, [(cpu,) for cpu in cpus], _COMPUTING_S)
+    return {"memory_shared_gb_per_s": products_per_ns * _MATRIX_BYTES}
+
+
+def _together(
+    fn: Callable[..., list[int]], given: Sequence[tuple[Any, ...]], take_s: float
+) -> float:
+    """How much a nanosecond all get done together that call `fn` in a process each, while all do.
+
+    A call says when it began and when each thing was done, of the host's clock, and takes `take_s`.
+    """
     for _ in range(_TRIES):
-        with ThreadPoolExecutor(len(cpus)) as pool:
-            ends = list(pool.map(lambda cpu: in_helper(_product_ends_ns, cpu), cpus))
+        with ThreadPoolExecutor(len(given)) as pool:
+            ends = list(pool.map(lambda each: in_helper(fn, *each), given))
         begin, end = max(each[0] for each in ends), min(each[-1] for each in ends)
-        if end - begin > _COMPUTING_S * 1e9 / 2:
-            break
-    else:
-        raise ValueError(
-            f"this host could not be calibrated: of {len(cpus)} processes, as many as cores, one "
-            "began when another had nearly ended, several times; something else keeps it busy"
-        )
-    num_products = sum(begin < ns <= end for each in ends for ns in each)
-    return {"memory_shared_gb_per_s": num_products * _MATRIX_BYTES / (end - begin)}
+        if end - begin > take_s * 1e9 / 2:
+            return sum(begin < ns <= end for each in ends for ns in each) / (end - begin)
+    raise ValueError(
+        f"this host could not be calibrated: of {len(given)} processes one began when another had "
+        "nearly ended, several times; something else keeps it busy"
+    )
 
 
 def _product_ends_ns(cpu: int) -> list[int]:
@@ -248,15 +256,19 @@ def disk_rates(cache_dir: Path) -> dict[str, float]:
 
 
 def _rates_of(blocks: Sequence[Extent]) -> dict[str, float]:
+    def rate(*readers: Sequence[Extent], computes: bool = False) -> float:
+        given = [(each, computes) for each in readers]
+        return _together(_read_ends_ns, given, _READING_S) * _BLOCK_BYTES
+
     found = {
-        "disk_gb_per_s": in_helper(_reading_bps, blocks, False) / 1e9,
+        "disk_gb_per_s": rate(blocks),
         "disk_latency_us": in_helper(_page_s, blocks) * 1e6,
-        "disk_computing_gb_per_s": in_helper(_reading_bps, blocks, True) / 1e9,
+        "disk_computing_gb_per_s": rate(blocks, computes=True),
     }
-    if len(available_cpus()) > 1:
-        with ThreadPoolExecutor(_READERS) as pool:
-            both = pool.map(lambda _: in_helper(_reading_bps, blocks, False), range(_READERS))
-            found["disk_shared_gb_per_s"] = sum(both) / 1e9
+    if len(available_cpus()) > 1:  # each reads blocks of its own, as devices do
+        half = len(blocks) // _READERS
+        shared = rate(*(blocks[reader * half :][:half] for reader in range(_READERS)))
+        found["disk_shared_gb_per_s"] = shared
     return found
 
 
@@ -286,9 +298,9 @@ def _write_random(path: Path) -> None:
         os.fsync(file.fileno())  # else it is written while it is read
 
 
-def _reading_bps(blocks: Sequence[Extent], computes: bool) -> float:
-    """Bytes a second with blocks always queued; where it computes, beside products of its core with
-    matrices that come from memory, as the blocks do that go there.
+def _read_ends_ns(blocks: Sequence[Extent], computes: bool) -> list[int]:
+    """When it began and when each block was there, with blocks always queued; where it computes,
+    beside products of its core with matrices that come from memory, as the blocks do that go there.
     """
     import torch
 
@@ -302,7 +314,7 @@ def _reading_bps(blocks: Sequence[Extent], computes: bool) -> float:
     reader = DirectReader()
     reader.open(block.path for block in blocks)
     pending: deque[tuple[PendingRead, list[int]]] = deque()
-    num_asked = num_read = 0
+    num_asked = 0
 
     def ask() -> None:
         nonlocal num_asked
@@ -316,9 +328,9 @@ def _reading_bps(blocks: Sequence[Extent], computes: bool) -> float:
     try:
         for _ in range(_QUEUED):
             ask()
-        start_s = time.perf_counter()
+        ends_ns = [time.monotonic_ns()]
         with torch.inference_mode():
-            while (elapsed_s := time.perf_counter() - start_s) < _READING_S:
+            while ends_ns[-1] - ends_ns[0] < _READING_S * 1e9:
                 if products:
                     next(products)
                     reader.notice()
@@ -326,13 +338,13 @@ def _reading_bps(blocks: Sequence[Extent], computes: bool) -> float:
                     pending[0][0].wait()
                 while pending and pending[0][1]:
                     pending.popleft()
-                    num_read += 1
+                    ends_ns.append(time.monotonic_ns())
                     ask()
     finally:
         for read, _ in pending:
             read.wait()
         reader.close()
-    return num_read * _BLOCK_BYTES / elapsed_s
+    return ends_ns
 
 
 def _page_s(blocks: Sequence[Extent]) -> float:
