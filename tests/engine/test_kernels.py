@@ -6,6 +6,9 @@ import os
 import platform
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import gguf
 import numpy as np
@@ -262,6 +265,24 @@ def test_a_compiler_that_dies_of_a_kernel_leaves_torch(monkeypatch: pytest.Monke
     monkeypatch.setattr(compiled.sys, "executable", "/bin/false")
     assert compiled._functions()
     assert compiled.kernels.__wrapped__() == {}
+
+
+def test_one_program_compiles_and_others_find_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of several that start at once, as workers of tests do after an installation."""
+    missing, compiling = [True], []
+
+    def compile_slowly(command: list[str], **others: Any) -> subprocess.CompletedProcess[str]:
+        compiling.append(command)
+        time.sleep(0.2)
+        missing.clear()
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(compiled, "_is_missing", lambda function: bool(missing))
+    monkeypatch.setattr(compiled.subprocess, "run", compile_slowly)
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(lambda _: compiled._are_on_disk((print,)), range(3)))
+    assert found == [True] * 3
+    assert len(compiling) == 1
 
 
 @pytest.mark.parametrize("weights", WEIGHTS)

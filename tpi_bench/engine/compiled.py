@@ -6,11 +6,13 @@ Asks for numba only here and in what is loaded from here: a host without it has 
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import fcntl
 import functools
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,9 +74,21 @@ def _are_on_disk(functions: Sequence[Callable[[Any], None]]) -> bool:
     """
     if not _is_missing(functions[-1]):
         return True  # or nothing can be kept there, and each process compiles for itself
-    code = f"from {__name__} import compile_all; compile_all()"
-    done = subprocess.run([sys.executable, "-c", code], check=False, stderr=subprocess.DEVNULL)
+    with _alone():
+        if not _is_missing(functions[-1]):
+            return True  # as another program has compiled it meanwhile
+        code = f"from {__name__} import compile_all; compile_all()"
+        done = subprocess.run([sys.executable, "-c", code], check=False, stderr=subprocess.DEVNULL)
     return done.returncode == 0
+
+
+@contextlib.contextmanager
+def _alone() -> Iterator[None]:
+    """One program of this host at a time; where files cannot be locked, whoever comes."""
+    with open(__file__) as file:
+        with contextlib.suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def _functions() -> tuple[Callable[[Any], None], ...]:

@@ -240,8 +240,8 @@ def disk_rates(cache_dir: Path) -> dict[str, float]:
     nothing else, and single pages.
 
     Of block files that are there, those of one model, by chance: so rounds differ as models do. On
-    a disk of ours files of one size were read at 3.3 or at 3.9 GB/s, each always at its own rate,
-    and a new file nearly always at the higher. Where there are too few, a file is written.
+    a disk of ours files were read at 3.3 or at 3.9 GB/s, each at a rate of its own, and what was
+    just written at the higher. Where there are too few, a file is written.
     """
     there = list(_models_blocks(cache_dir))
     if there:
