@@ -40,6 +40,7 @@ def test_lines_in_and_answers_out(checkpoints: dict[str, Path], cache_dir: Path)
     assert report["text"] == second["text"] == " ".join(map(str, second["token_ids"]))
     assert "error: model=" in done.stderr  # hello is no token id; the conversation goes on
     assert "has no tokenizer, so a turn is token ids" in done.stderr
+    assert "Ctrl-D ends (Ctrl-C too, amid an answer)" in done.stderr
 
 
 def test_a_first_turn_that_cannot_be_is_refused_before_anything_is_made(

@@ -49,7 +49,7 @@ def chat(settings: Settings, first: str | None, read: ReadLine = read_line) -> E
     )
     desk = _Desk(conversation, first, read, is_text=settings.report == "text")
     kind = "token ids, as 1 2 3" if conversation.speaks_ids else "a line each"
-    _LOG.info("%s; %s, Ctrl-D ends", describe(prepared), kind)
+    _LOG.info("%s; %s, Ctrl-D ends (Ctrl-C too, amid an answer)", describe(prepared), kind)
     try:
         outcome = talk(prepared, desk.next_turn, desk.on_token)
     finally:

@@ -127,7 +127,8 @@ PLAIN = (
         "timeout_s",
         None,
         float | None,
-        "wall seconds that a point may run; with task=advise all of it, null: 26",
+        "wall seconds that a point may run once it has its turn and its files; with task=advise "
+        "all of it, null: 26",
         (),
         True,
     ),
