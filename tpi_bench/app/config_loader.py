@@ -2,7 +2,7 @@
 
 Whether a command is a sweep stands in its configuration. Hydra composes it to see that, and once
 more to run it. Commands and points that choose the same files differ in the values that are set in
-what the files say together, which is kept: half of the time.
+what the files say together, which is kept: putting that together is nearly half of the time.
 """
 
 from __future__ import annotations

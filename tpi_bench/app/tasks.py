@@ -139,7 +139,7 @@ def _own_overrides() -> list[str]:
 
 def _generate(settings: Settings) -> None:
     if settings.report == "json":
-        result = run_point(settings, on_text=lambda piece: None)  # a server that tells none fails
+        result = run_point(settings, on_text=lambda piece: None)  # as in text: ids must be told
         _print_report(result)
         _exit_unless_good(result.record)
         return

@@ -64,7 +64,7 @@ class Change:
     """
 
     words: str
-    point: str | None  # none: its bound says that it does not help
+    point: str | None  # none: nothing better was found, or looked for
     num_left: int = 0
     is_run: bool = True
 
