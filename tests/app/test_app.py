@@ -134,6 +134,7 @@ def test_check_says_its_verdict(
         ["name=../x"],
         ["verbosity=loud"],
         ["wait=perhaps"],
+        ["wait=-1"],
         ["network.timeout_s=inf"],
         ["workload.seed=-1"],
         ["workload.warmup_tokens=9999"],

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import IO
 
 from tests.helpers.command_line import ROOT, run
 from tests.helpers.models_zoo import oracle
@@ -40,7 +42,53 @@ def test_lines_in_and_answers_out(checkpoints: dict[str, Path], cache_dir: Path)
     assert report["text"] == second["text"] == " ".join(map(str, second["token_ids"]))
     assert "error: model=" in done.stderr  # hello is no token id; the conversation goes on
     assert "has no tokenizer, so a turn is token ids" in done.stderr
-    assert "Ctrl-D ends (Ctrl-C too, amid an answer)" in done.stderr
+    assert "Ctrl-C stops an answer, Ctrl-D ends" in done.stderr
+
+
+def test_ctrl_c_stops_an_answer_and_the_conversation_goes_on(
+    checkpoints: dict[str, Path], cache_dir: Path
+) -> None:
+    """Without an answer under way it ends the conversation."""
+    folder = checkpoints["gqa"]
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "tpi_bench", "task=chat", "prompt=1 2 3", "model=hf"),
+            *(f"model.path={folder}", "network.link_latency_ms=10", f"cache_dir={cache_dir}"),
+        ],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    first = [_word(process.stdout) for _ in range(3)]
+    process.send_signal(signal.SIGINT)
+    while (word := _word(process.stdout)) != "":
+        first.append(word)
+    process.stdin.write("4 5\n")
+    process.stdin.flush()
+    second = [_word(process.stdout) for _ in range(3)]
+    process.send_signal(signal.SIGINT)
+    while _word(process.stdout) != "":
+        pass
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    said = oracle(folder, (1, 2, 3), len(first))[0]
+    assert list(map(int, first)) == said
+    assert list(map(int, second)) == oracle(folder, (1, 2, 3, *said, 4, 5), 3)[0]
+    assert len(first) < 20  # of 256
+    assert errors.count(" tokens, stopped, TTFT ") == 2
+
+
+def _word(stream: IO[str]) -> str:
+    """The next token as it comes; "" at the end of a line."""
+    word = ""
+    while (letter := stream.read(1)) not in (" ", "\n", ""):
+        word += letter
+    return word
 
 
 def test_a_first_turn_that_cannot_be_is_refused_before_anything_is_made(

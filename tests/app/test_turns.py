@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -44,6 +45,17 @@ def test_who_shall_not_wait_is_refused(
         assert report["error"].startswith(f"this host is measured by process {os.getpid()} (")
         assert report["exit_reason"] == "busy"
     assert not list(tmp_path.rglob("points/*.json"))
+
+
+def test_who_waits_for_seconds_is_refused_then(other_measurement: Lock, cache_dir: Path) -> None:
+    begun = time.monotonic()
+    done = run(*MEASURED, "wait=0.5", cache_dir=cache_dir)
+    assert time.monotonic() - begun > 0.5
+    assert done.returncode == 1
+    said, error = done.stderr.splitlines()
+    assert said.startswith(f"waiting for process {os.getpid()} (")
+    assert error.startswith(f"error: this host is measured by process {os.getpid()} (")
+    assert "(waited 0.5 s); try again later" in error
 
 
 def test_virtual_points_wait_for_nobody(other_measurement: Lock, cache_dir: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -57,8 +59,27 @@ def test_the_holder_is_named_until_it_dies(tmp_path: Path, holder: subprocess.Po
 
 
 def test_who_does_not_wait_is_told_who_is_there(tmp_path: Path, holder: subprocess.Popen) -> None:
-    with pytest.raises(Occupied, match=f"process {holder.pid} "), turn(tmp_path, None):
+    with pytest.raises(Occupied, match=f"process {holder.pid} "), turn(tmp_path, print, 0.0):
         pass
+
+
+def test_seconds_count_for_the_whole_line(tmp_path: Path, holder: subprocess.Popen) -> None:
+    """Who is second in line waits no longer than who is first, and leaves it."""
+    second = python(HOLD, tmp_path / "next.lock")
+    assert second.stdout is not None
+    assert second.stdout.readline() == "held\n"
+    told: list[str] = []
+    begun = time.monotonic()
+    threading.Timer(0.3, second.kill).start()
+    with pytest.raises(Occupied, match=f"process {holder.pid} "), turn(tmp_path, told.append, 0.6):
+        pass
+    assert 0.6 <= time.monotonic() - begun < 0.85
+    second.communicate()
+    assert len(told) == 1
+    holder.kill()
+    holder.wait()
+    with turn(tmp_path, told.append, 0.0):
+        assert len(told) == 1
 
 
 def test_who_waits_is_told_once_and_comes_next(tmp_path: Path, holder: subprocess.Popen) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,7 +16,7 @@ from tests.helpers.running import make_job
 from tests.helpers.settings import settings_of
 from tpi_bench.contract.job import NextTurn
 from tpi_bench.contract.network import NetworkConfig
-from tpi_bench.contract.request import Generation, Request, Turn
+from tpi_bench.contract.request import Generation, Request, Turn, Workload
 from tpi_bench.contract.system import System
 from tpi_bench.engine.tpi import TpiSystem
 from tpi_bench.measure.talk import Full, Talk, prepare_talk
@@ -23,6 +24,7 @@ from tpi_bench.models.tokenizer import encode_conversation
 from tpi_bench.processes.launcher import run_job
 
 WORDS = (prompt_of(5), (7, 8, 9), (11,), tuple(range(40, 60)))
+SLOW = NetworkConfig(topology="switch", link_latency_ms=5)
 PIECE = 8  # shorter than the last of them
 
 
@@ -98,13 +100,19 @@ def model_without_tokenizer(vocab: int = 100):
     return SimpleNamespace(name="tiny", folder=None, config=config)
 
 
+def talk_of(positions: int, eos_ids: tuple[int, ...] = ()) -> Talk:
+    """With answers of up to 8 tokens."""
+    request = SimpleNamespace(positions=positions, eos_ids=eos_ids)
+    return Talk(model_without_tokenizer(), request, Workload(prompt_ids=[1], num_new_tokens=8))
+
+
 def answer_of(*token_ids: int) -> Generation:
     times = [10 * (i + 1) for i in range(len(token_ids))]
     return Generation(token_ids=list(token_ids), request_ns=0, token_ns=times, account=[])
 
 
 def test_only_what_is_new_is_fed() -> None:
-    talk = Talk(model_without_tokenizer(), positions=20, num_new_tokens=8, chat=True)
+    talk = talk_of(positions=20)
     assert talk.ask("1 2 3") == Turn(position=0, token_ids=[1, 2, 3], num_new_tokens=8)
     answer = talk.take(answer_of(50, 51))
     assert (answer.num_fed, answer.num_cached, answer.text) == (3, 0, "50 51")
@@ -115,8 +123,68 @@ def test_only_what_is_new_is_fed() -> None:
     assert talk.ask("6 7 8 9 10 11 12").num_new_tokens == 5
 
 
+@pytest.mark.parametrize(
+    ("token_ids", "eos_ids", "was_asked", "is_cut", "is_stopped"),
+    [
+        ([50, 51], (), True, False, True),
+        ([50, 51], (51,), True, False, False),  # it ended by itself first
+        ([50] * 8, (), True, True, False),
+        ([50, 51], (), False, False, False),  # out of time
+        ([50] * 8, (50,), False, False, False),
+        ([50] * 8, (), False, True, False),
+    ],
+)
+def test_how_an_answer_ended(
+    token_ids: list[int],
+    eos_ids: tuple[int, ...],
+    was_asked: bool,
+    is_cut: bool,
+    is_stopped: bool,
+) -> None:
+    talk = talk_of(20, eos_ids)
+    talk.ask("1 2 3")
+    answer = talk.take(answer_of(*token_ids), was_asked)
+    assert (answer.is_cut, answer.is_stopped) == (is_cut, is_stopped)
+
+
+def test_an_answer_ends_when_it_is_enough(checkpoints: dict[str, Path], cache_dir: Path) -> None:
+    """What was there before it is kept, and what was said too late ends no other answer."""
+    folder = checkpoints["gqa"]
+    job = job_of(TpiSystem(), folder, cache_dir, 2, network=SLOW)
+    found: list[Generation] = []
+    turns = [
+        Turn(position=0, token_ids=[1, 2, 3], num_new_tokens=60),
+        Turn(position=3, token_ids=[], num_new_tokens=3),
+        Turn(position=0, token_ids=[1, 2, 3], num_new_tokens=3),
+    ]
+    seen: list[int] = []
+
+    def next_turn(answer: Generation | None) -> Turn | None:
+        if answer is not None:
+            found.append(answer)
+        if len(found) == 1:  # what was stopped is said again
+            stopped = found[0].token_ids
+            turns[1] = replace(turns[1], token_ids=[stopped[0]])
+        seen.clear()
+        return turns[len(found)] if len(found) < len(turns) else None
+
+    def on_token(token: int) -> bool:
+        seen.append(token)
+        is_last = len(found) == 1 and len(seen) == 3  # it ends by itself
+        return is_last or (not found and len(seen) == 4)
+
+    outcome = run_job(replace(job, stream=True), on_token, next_turn)
+    assert outcome.status == "ok", outcome.error
+    whole = oracle(folder, (1, 2, 3), 60)[0]
+    first, second, third = (answer.token_ids for answer in found)
+    assert 4 <= len(first) < 60
+    assert first == whole[: len(first)]
+    assert second == whole[1:4]
+    assert third == whole[:3]
+
+
 def test_what_cannot_be_asked() -> None:
-    talk = Talk(model_without_tokenizer(), positions=8, num_new_tokens=8, chat=True)
+    talk = talk_of(positions=8)
     for text in ("hello", "1 100", "1 -2"):
         with pytest.raises(ValueError, match="a turn is token ids of 0 to 99"):
             talk.ask(text)

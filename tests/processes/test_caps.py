@@ -329,8 +329,8 @@ def test_a_point_that_takes_longer_than_it_may(
 
 
 def test_a_wait_is_told_from_work(checkpoints: dict[str, Path], cache_dir: Path) -> None:
-    job = job_of(Saboteur(1, "loop"), checkpoints, cache_dir, num_devices=2, timeout_s=1.0)
-    assert run_job(job).error == "rank 0 was still waiting for rank 1 after 1 s (timeout_s)"
+    job = job_of(Saboteur(1, "loop"), checkpoints, cache_dir, num_devices=2, timeout_s=3.0)
+    assert run_job(job).error == "rank 0 was still waiting for rank 1 after 3 s (timeout_s)"
 
 
 def test_virtual_time_has_a_limit_of_wall_time(cache_dir: Path) -> None:

@@ -66,6 +66,7 @@ MESSAGES: dict[str, Any] = {
         Turn(position=3, token_ids=[7], num_new_tokens=5)
     ),
     '["Asked", {"turn": null}]': control.Asked(None),
+    '["Enough", {}]': control.Enough(),
     '["Setup", {"ports": [4711, 4712], "secret": "00ff", "services": []}]': control.Setup(
         ports=[4711, 4712], secret="00ff"
     ),

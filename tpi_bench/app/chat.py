@@ -5,11 +5,15 @@ Turns are lines of standard input; `prompt=` on the command line is the first on
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+import signal
 import statistics
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from types import FrameType
 from typing import Any
 
 from tpi_bench.app.errors import ExitStatus
@@ -40,18 +44,13 @@ def read_line() -> str:
 def chat(settings: Settings, first: str | None, read: ReadLine = read_line) -> ExitStatus:
     """Talk until the lines end. Raises ValueError before it starts."""
     prepared = prepare_talk(settings, first)
-    request = prepared.job.request
-    conversation = Talk(
-        prepared.model,
-        request.positions,
-        settings.workload.num_new_tokens,
-        settings.workload.chat,
-    )
+    conversation = Talk(prepared.model, prepared.job.request, settings.workload)
     desk = _Desk(conversation, first, read, is_text=settings.report == "text")
     kind = "token ids, as 1 2 3" if conversation.speaks_ids else "a line each"
-    _LOG.info("%s; %s, Ctrl-D ends (Ctrl-C too, amid an answer)", describe(prepared), kind)
+    _LOG.info("%s; %s, Ctrl-C stops an answer, Ctrl-D ends", describe(prepared), kind)
     try:
-        outcome = talk(prepared, desk.next_turn, desk.on_token)
+        with _ctrl_c(desk.stop):
+            outcome = talk(prepared, desk.next_turn, desk.on_token)
     finally:
         conversation.end()
     status = _STATUS.get(outcome.status, ExitStatus.ERROR)
@@ -63,6 +62,24 @@ def chat(settings: Settings, first: str | None, read: ReadLine = read_line) -> E
     if outcome.status != "ok":
         print(f"{outcome.status}: {outcome.error}", file=sys.stderr)
     return status
+
+
+@contextlib.contextmanager
+def _ctrl_c(stop: Callable[[], bool]) -> Iterator[None]:
+    """What `stop` has no use for is a KeyboardInterrupt, as ever. Without effect in threads."""
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        if not stop():
+            raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, on_signal)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 class _Desk:
@@ -78,11 +95,14 @@ class _Desk:
         self._is_text = is_text
         self._text = ""
         self._stream: TextStream | None = None
+        self._is_answering = False
+        self._is_stopped = False
 
     def next_turn(self, answer: Generation | None) -> Turn | None:
         """Show what the answer took, and ask for the next line."""
+        self._is_answering = False
         if answer is not None:
-            self._show(self._conversation.take(answer))
+            self._show(self._conversation.take(answer, self._is_stopped))
         while (text := self._line()) is not None:
             try:
                 turn = self._conversation.ask(text)
@@ -93,13 +113,21 @@ class _Desk:
                 print(f"error: {error}", file=sys.stderr)
                 continue
             self._text, self._stream = text, self._conversation.stream()
+            self._is_answering, self._is_stopped = True, False
             return turn
         return None
 
-    def on_token(self, token: int) -> None:
+    def on_token(self, token: int) -> bool:
+        """Show it; whether the person has stopped the answer."""
         if self._is_text:
             piece = self._stream.add(token) if self._stream else f"{token} "
             print(piece, end="", flush=True)
+        return self._is_stopped
+
+    def stop(self) -> bool:
+        """End the answer that is under way; False where there is none, or it was asked before."""
+        was_asked, self._is_stopped = self._is_stopped, self._is_answering
+        return self._is_answering and not was_asked
 
     def _line(self) -> str | None:
         """The next line with something on it; None when there is none."""
@@ -121,7 +149,7 @@ class _Desk:
         print(flush=True)
         gaps = answer.token_latencies_s
         speed = f", {1 / statistics.mean(gaps):.1f} tokens/s" if gaps else ""
-        cut = ", where it is cut" if answer.is_cut else ""
+        cut = ", where it is cut" if answer.is_cut else ", stopped" if answer.is_stopped else ""
         _LOG.info(
             f"  [{len(answer.token_ids)} tokens{cut}, TTFT {answer.ttft_s * 1e3:.0f} ms{speed}; "
             f"{answer.num_fed} fed, {answer.num_cached} were cached]"

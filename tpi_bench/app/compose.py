@@ -86,6 +86,8 @@ def _check_plain(values: dict[str, Any]) -> None:
             raise ValueError(
                 f"{name}={value} has the wrong type; it must be {describe(known.hint)}"
             )
+    if not 0 <= values["wait"] < math.inf:
+        raise ValueError(f"wait={values['wait']} must be true, false or seconds, 0 or more")
     timeout_s = values["timeout_s"]
     if timeout_s is not None and not 0 < timeout_s < math.inf:
         raise ValueError(f"timeout_s={timeout_s} must be above 0 seconds, or null")

@@ -91,8 +91,9 @@ PLAIN = (
     Setting(
         "wait",
         True,
-        bool,
-        "measured points wait for another program's on this host; false: they are refused",
+        bool | float,
+        "measured points wait for another program's on this host; false: they are refused, a "
+        "number: after so many seconds",
     ),
     Setting("results_dir", "results/runs", str, "where results folders are made"),
     Setting(

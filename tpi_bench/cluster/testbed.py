@@ -33,7 +33,7 @@ from tpi_bench.cluster.nodes import (
 from tpi_bench.cluster.ray_cluster import NodeLost, RayCluster, cluster_at
 from tpi_bench.cluster.shipping import Storage, ship
 from tpi_bench.contract.device import DeviceProfile
-from tpi_bench.contract.job import Job, LinkReading, NextTurn, Outcome
+from tpi_bench.contract.job import Job, LinkReading, NextTurn, OnToken, Outcome
 from tpi_bench.contract.network import NetworkConfig
 from tpi_bench.contract.setting import setting
 from tpi_bench.contract.system import System
@@ -170,14 +170,10 @@ class ClusterTestbed(Testbed):
     def run(self, job: Job, on_token: Callable[[int], None] | None, cache_dir: Path) -> Outcome:
         return self._run(job, on_token, None)
 
-    def converse(
-        self, job: Job, on_token: Callable[[int], None] | None, next_turn: NextTurn
-    ) -> Outcome:
+    def converse(self, job: Job, on_token: OnToken | None, next_turn: NextTurn) -> Outcome:
         return self._run(job, on_token, next_turn)
 
-    def _run(
-        self, job: Job, on_token: Callable[[int], None] | None, next_turn: NextTurn | None
-    ) -> Outcome:
+    def _run(self, job: Job, on_token: OnToken | None, next_turn: NextTurn | None) -> Outcome:
         cluster, places = self.cluster, self.places()
         links: list[LinkReading] = []
         identity: Identity | None = None

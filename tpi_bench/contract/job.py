@@ -111,17 +111,24 @@ class Job:
         return sorted(own.union(self.draft.opened_files if self.draft else ()))
 
 
+# A token of an answer as it comes -> whether that is enough, where the answer is a turn's.
+OnToken = Callable[[int], bool | None]
+
 # The answer to the turn before, if there was one -> the next turn; None ends the conversation.
 NextTurn = Callable[[Generation | None], Turn | None]
 
 
 @dataclass
 class Output:
-    """Where the master's tokens and logits go as they come, and its next turn comes from."""
+    """Where the master's tokens and logits go as they come, and its next turn comes from.
+
+    `is_enough` is asked after each pass whether the answer shall end there.
+    """
 
     on_token: Callable[[int], None] | None = None
     on_logits: Callable[[torch.Tensor], None] | None = None
     next_turn: NextTurn | None = None
+    is_enough: Callable[[], bool] | None = None
 
 
 @dataclass(kw_only=True)

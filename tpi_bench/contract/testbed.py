@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from tpi_bench.contract.device import DeviceProfile, ProfileSource
-from tpi_bench.contract.job import Job, NextTurn, Outcome
+from tpi_bench.contract.job import Job, NextTurn, OnToken, Outcome
 from tpi_bench.contract.network import NetworkConfig
 from tpi_bench.contract.system import System
 
@@ -104,10 +104,11 @@ class Testbed(ABC):
         """Whether a run must know what this host can do."""
         return False
 
-    def converse(
-        self, job: Job, on_token: Callable[[int], None] | None, next_turn: NextTurn
-    ) -> Outcome:
-        """As `run`, of a job that `talks`. Raises ValueError where nobody can be talked with."""
+    def converse(self, job: Job, on_token: OnToken | None, next_turn: NextTurn) -> Outcome:
+        """As `run`, of a job that `talks`: an answer ends where `on_token` says that it is enough.
+
+        Raises ValueError where nobody can be talked with.
+        """
         raise ValueError("task=chat talks with devices as they run; use testbed=processes")
 
     @abstractmethod

@@ -187,7 +187,7 @@ class _Told:
         if is_decoding and self._request.speculation is not None:
             result.proposed.append(num_proposed)
             result.accepted.append(min(num_taken, len(tokens) - 1))
-        return is_over
+        return is_over or (output.is_enough is not None and output.is_enough())
 
 
 def feed(forward: Forward, new_ids: list[int], position: int, most_new: int) -> torch.Tensor:

@@ -29,6 +29,7 @@ def run_rank(
     job: Job,
     on_token: Callable[[int], None] | None = None,
     next_turn: NextTurn | None = None,
+    is_enough: Callable[[], bool] | None = None,
 ) -> RankResult:
     """Run one rank of a job to its end. The master's logits are kept where the job says."""
     round_trips_ns = measure_round_trips(rt, job.network)
@@ -37,6 +38,7 @@ def run_rank(
     output = Output()
     if rt.rank == 0:
         output.on_token, output.next_turn = on_token, next_turn
+        output.is_enough = is_enough
         if job.logits_path:
             output.on_logits = lambda row: logits.append(row.clone())
     generation = job.program.run_device(rt, job, output)

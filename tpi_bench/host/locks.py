@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import shlex
 import time
@@ -55,17 +56,17 @@ class Lock:
 
     def take(self) -> bool:
         """Whether it is ours now. Does not wait. Raises OSError where no file can be."""
+        return self.wait(0.0)
+
+    def wait(self, longest_s: float = math.inf) -> bool:
+        """Come back when it is ours, True, or after so many seconds, False."""
+        timeout_s = -1 if longest_s == math.inf else max(longest_s, 0.0)
         try:
-            self._lock.acquire(timeout=0)
+            self._lock.acquire(timeout=timeout_s, poll_interval=_POLL_S)
         except filelock.Timeout:
             return False
         cache.write_json(self._note, asdict(Holder.this_process()))
         return True
-
-    def wait(self) -> None:
-        """Come back when it is ours."""
-        self._lock.acquire(poll_interval=_POLL_S)
-        cache.write_json(self._note, asdict(Holder.this_process()))
 
     def give_back(self) -> None:
         """Let the next have it; nothing where it is not ours."""
@@ -86,19 +87,20 @@ class Lock:
 
 
 @contextlib.contextmanager
-def turn(folder: Path, on_wait: Callable[[str], None] | None) -> Iterator[None]:
+def turn(
+    folder: Path, on_wait: Callable[[str], None], longest_s: float = math.inf
+) -> Iterator[None]:
     """Hold the lock of `folder`, after whoever came before.
 
     Those who wait stand in line: a holder that comes again at once, as a sweep with its next point,
-    lets another go first. `on_wait` is told once for whom; without it nobody waits, and
-    `Occupied` says by whom the lock is held.
+    lets another go first. `on_wait` is told once for whom. After `longest_s`, 0 for who does not
+    wait, `Occupied` says by whom the lock is held.
     """
     now, following = Lock(folder / "now.lock"), Lock(folder / "next.lock")
-    if on_wait is None:
-        if not now.take():
-            raise Occupied(now.holder)
-    else:
-        _stand_in_line(now, following, on_wait)
+    if longest_s > 0:
+        _stand_in_line(now, following, on_wait, longest_s)
+    elif not now.take():
+        raise Occupied(now.holder)
     try:
         yield
     finally:
@@ -109,15 +111,20 @@ class Occupied(RuntimeError):
     """Somebody else holds it: the text says who."""
 
 
-def _stand_in_line(now: Lock, following: Lock, on_wait: Callable[[str], None]) -> None:
+def _stand_in_line(
+    now: Lock, following: Lock, on_wait: Callable[[str], None], longest_s: float
+) -> None:
+    ends_s = time.monotonic() + longest_s
     try:
         is_first = following.take()
         if not is_first:
             on_wait(now.holder)
-            following.wait()
+            if not following.wait(longest_s):
+                raise Occupied(now.holder)
         if not now.take():
             if is_first:
                 on_wait(now.holder)
-            now.wait()
+            if not now.wait(ends_s - time.monotonic()):
+                raise Occupied(now.holder)
     finally:
         following.give_back()

@@ -54,7 +54,7 @@ class Settings:
     timeout_s: float | None
     network: NetworkConfig
     workload: Workload
-    wait: bool
+    wait: bool | float
     raw: dict[str, Any]
     draft: ModelSource | None = None  # `workload.draft_model`
     overrides: tuple[str, ...] = ()  # as typed or swept

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from tpi_bench.contract.job import NextTurn, Outcome
+from tpi_bench.contract.job import NextTurn, OnToken, Outcome
 from tpi_bench.contract.model import Model
-from tpi_bench.contract.request import Generation, Turn
+from tpi_bench.contract.request import Generation, Request, Turn, Workload
 from tpi_bench.host import cache
 from tpi_bench.host.helper import SharedHelper
 from tpi_bench.measure.planned import load_model
@@ -45,6 +45,7 @@ class Answer:
     ttft_s: float
     token_latencies_s: list[float]
     is_cut: bool  # at the most tokens that an answer may have
+    is_stopped: bool  # before its end, by the person
 
 
 def prepare_talk(settings: Settings, first: str | None = None) -> Prepared:
@@ -105,11 +106,12 @@ def _typed_ids(model: Model, text: str) -> list[int]:
 class Talk:
     """The conversation as it goes. `ask` makes a turn, `take` its answer."""
 
-    def __init__(self, model: Model, positions: int, num_new_tokens: int, chat: bool) -> None:
+    def __init__(self, model: Model, request: Request, workload: Workload) -> None:
         self._model = model
-        self._positions = positions
-        self._num_new_tokens = num_new_tokens
-        self._chat = chat
+        self._positions = request.positions
+        self._eos_ids = request.eos_ids  # none where they end nothing
+        self._num_new_tokens = workload.num_new_tokens
+        self._chat = workload.chat
         self._folder = _folder_of(model)
         self._helper = SharedHelper(_IDLE_S, "the process of a conversation's tokenizer")
         self._texts: list[str] = []
@@ -139,14 +141,16 @@ class Talk:
         self._turn = Turn(position=same, token_ids=ids[same:], num_new_tokens=limit)
         return self._turn
 
-    def take(self, answer: Generation) -> Answer:
-        """The answer to the turn that was asked last."""
+    def take(self, answer: Generation, is_stopped: bool = False) -> Answer:
+        """The answer to the turn that was asked last; `is_stopped` where it was asked to end."""
         self._ids = [*self._ids, *answer.token_ids]
         self._cached = self._ids[:-1]  # the last token has not been fed
         text = self._decoded(answer.token_ids)
         self._texts.append(text)
         times = [answer.request_ns, *answer.token_ns]
         gaps_s = [(after - before) / 1e9 for before, after in itertools.pairwise(times)]
+        is_whole = answer.token_ids[-1] in self._eos_ids
+        is_at_limit = len(answer.token_ids) == self._turn.num_new_tokens
         return Answer(
             token_ids=answer.token_ids,
             text=text,
@@ -155,8 +159,8 @@ class Talk:
             num_positions=len(self._ids),
             ttft_s=gaps_s[0],
             token_latencies_s=gaps_s[1:],
-            is_cut=len(answer.token_ids) == self._turn.num_new_tokens
-            and answer.token_ids[-1] not in self._model.config.eos_ids,
+            is_cut=is_at_limit and not is_whole,
+            is_stopped=is_stopped and not is_at_limit and not is_whole,
         )
 
     def end(self) -> None:
@@ -181,9 +185,7 @@ class Talk:
         return "".join(stream.add(token) for token in token_ids)
 
 
-def talk(
-    prepared: Prepared, next_turn: NextTurn, on_token: Callable[[int], None] | None
-) -> Outcome:
+def talk(prepared: Prepared, next_turn: NextTurn, on_token: OnToken | None) -> Outcome:
     """Start the devices and answer until `next_turn` has none. Never raises for a device."""
     return prepared.settings.testbed.converse(prepared.job, on_token, next_turn)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -22,26 +23,28 @@ _LOG = logging.getLogger(__name__)
 
 
 class HostBusy(RuntimeError):
-    """Another measurement runs on this host and `wait=false` was given."""
+    """Another measurement runs on this host, for longer than `wait` allows."""
 
 
 @contextlib.contextmanager
-def measuring_turn(testbed: Testbed | None, *, wait: bool) -> Iterator[None]:
+def measuring_turn(testbed: Testbed | None, *, wait: bool | float) -> Iterator[None]:
     """Measure alone on this host; `testbed` None is for what measures the host itself.
 
-    Raises HostBusy where another process measures and nobody is to wait.
+    Raises HostBusy where another process measures for longer than `wait`: seconds, or whether to.
     """
     if testbed is not None and not testbed.measures_here:
         yield
         return
     folder = _runtime_folder()
+    longest_s = float(wait) if not isinstance(wait, bool) else math.inf if wait else 0.0
     with contextlib.ExitStack() as held:
         try:
-            held.enter_context(turn(folder, _say if wait else None))
+            held.enter_context(turn(folder, _say, longest_s))
         except Occupied as holder:
+            waited = f" (waited {longest_s:g} s)" if longest_s else ""
             raise HostBusy(
-                f"this host is measured by {holder}, and two at once would disturb each other; "
-                "try again later, or let it wait with wait=true"
+                f"this host is measured by {holder}, and two at once would disturb each other"
+                f"{waited}; try again later, or let it wait with wait=true"
             ) from None
         yield
 
@@ -60,4 +63,8 @@ def _runtime_folder() -> Path:
 
 
 def _say(holder: str) -> None:
-    _LOG.warning("waiting for %s, which measures on this host (wait=false refuses instead)", holder)
+    _LOG.warning(
+        "waiting for %s, which measures on this host (wait=false refuses instead, "
+        "wait=60 after 60 s)",
+        holder,
+    )

@@ -110,8 +110,13 @@ class Asked:
     turn: Turn | None
 
 
+@dataclass(frozen=True)
+class Enough:
+    """From the launcher to the master: the answer may end with the pass that is under way."""
+
+
 FromDevice = Entered | Listening | Token | Answered | Done | Failed | Lost | Status
-FromLauncher = Setup | StatusQuestion | Asked
+FromLauncher = Setup | StatusQuestion | Asked | Enough
 FROM_DEVICE: tuple[type[FromDevice], ...] = typing.get_args(FromDevice)
 
 M = TypeVar("M", bound=FromDevice | FromLauncher)

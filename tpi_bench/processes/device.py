@@ -38,6 +38,7 @@ from tpi_bench.processes.control import (
     BadMessage,
     Control,
     Done,
+    Enough,
     Entered,
     Failed,
     FromDevice,
@@ -131,18 +132,18 @@ def _run(rank: int, job: Job, cap: Cap, control: Control, key: bytes, tls: Tls |
     reader = DirectReader()
     others = addresses(setup.services)
     rt = WallRuntime(rank, job.num_devices, mesh, reader, trace=job.trace, addresses=others)
-    turns: queue.SimpleQueue[Turn | None] = queue.SimpleQueue()
+    asked = _Asked()
     threading.Thread(
-        target=_serve_control, args=(control, mesh, rt, turns), name="control", daemon=True
+        target=_serve_control, args=(control, mesh, rt, asked), name="control", daemon=True
     ).start()
     try:
         reader.open(block.path for block in job.blocks_of(rank))
         if has_cores and job.blocks:
             bind_threads(job.threads_per_device)
         on_token = functools.partial(_tell_token, control) if job.stream else None
-        next_turn = functools.partial(_next_turn, control, turns) if job.talks else None
+        next_turn = functools.partial(_next_turn, control, asked) if job.talks else None
         served = [] if rank else round_trips_ns(setup.services, job.network)
-        result = run_rank(rt, job, on_token, next_turn)
+        result = run_rank(rt, job, on_token, next_turn, asked.is_enough.is_set)
         memory.sample()
         pss, disk_after = pss_bytes("self"), disk_bytes_read()
     finally:
@@ -191,14 +192,24 @@ def _report(
     )
 
 
-def _serve_control(
-    control: Control, mesh: Mesh, rt: WallRuntime, turns: queue.SimpleQueue[Turn | None]
-) -> None:
+class _Asked:
+    """What the launcher wants of a conversation: turns, and that an answer be over."""
+
+    def __init__(self) -> None:
+        self.turns: queue.SimpleQueue[Turn | None] = queue.SimpleQueue()
+        self.is_enough = threading.Event()
+
+
+def _serve_control(control: Control, mesh: Mesh, rt: WallRuntime, asked: _Asked) -> None:
     """Answer the launcher's questions for as long as it is there, and take what it asks."""
     while True:
-        message = _hear(control, StatusQuestion, Asked)
+        message = _hear(control, StatusQuestion, Asked, Enough)
         if isinstance(message, Asked):
-            turns.put(message.turn)
+            asked.is_enough.clear()  # that was of the turn before, which may have ended by itself
+            asked.turns.put(message.turn)
+            continue
+        if isinstance(message, Enough):
+            asked.is_enough.set()
             continue
         status = Status(
             waiting_for=mesh.waiting_for, is_computing=rt.is_computing, num_steps=rt.num_steps
@@ -206,11 +217,9 @@ def _serve_control(
         _tell(control, status)
 
 
-def _next_turn(
-    control: Control, turns: queue.SimpleQueue[Turn | None], answer: Generation | None
-) -> Turn | None:
+def _next_turn(control: Control, asked: _Asked, answer: Generation | None) -> Turn | None:
     _tell(control, Answered(answer))
-    return turns.get()
+    return asked.turns.get()
 
 
 def _tell_token(control: Control, token_id: int) -> None:

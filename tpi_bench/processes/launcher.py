@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import wait
 
-from tpi_bench.contract.job import Job, NextTurn, Outcome
+from tpi_bench.contract.job import Job, NextTurn, OnToken, Outcome
 from tpi_bench.contract.request import Generation
 from tpi_bench.processes.caps import Caps, Limit
 from tpi_bench.processes.control import (
@@ -25,6 +25,7 @@ from tpi_bench.processes.control import (
     Asked,
     BadMessage,
     Done,
+    Enough,
     Entered,
     Failed,
     FromDevice,
@@ -48,13 +49,14 @@ _ANSWER_S = 0.3  # how long a device may take to say what it was at
 
 def run_job(
     job: Job,
-    on_token: Callable[[int], None] | None = None,
+    on_token: OnToken | None = None,
     next_turn: NextTurn | None = None,
     crew: Crew | None = None,
 ) -> Outcome:
     """Run `job` with one process a device and wait. Never raises for a device's failure.
 
-    A job that talks asks `next_turn` what is next. Without a crew, devices run on this host.
+    A job that talks asks `next_turn` what is next, and `on_token` whether it is enough. Without a
+    crew, devices run on this host.
     """
     return Launch(job, on_token, next_turn, crew or Crew(job)).run()
 
@@ -65,7 +67,7 @@ class Launch:
     def __init__(
         self,
         job: Job,
-        on_token: Callable[[int], None] | None,
+        on_token: OnToken | None,
         next_turn: NextTurn | None,
         crew: Crew,
     ) -> None:
@@ -167,7 +169,7 @@ class Hearing:
         self,
         caps: Caps,
         watch: Watch,
-        on_token: Callable[[int], None] | None,
+        on_token: OnToken | None,
         next_turn: NextTurn | None,
     ) -> None:
         self.outcome = Outcome(status="ok")
@@ -210,8 +212,9 @@ class Hearing:
             case Listening(port, services):
                 device.port, device.services = port, services
             case Token(token_id):
-                if self._on_token:
-                    self._on_token(token_id)
+                if self._on_token and self._on_token(token_id):
+                    with contextlib.suppress(OSError):  # as in `_tell`
+                        device.control.send(Enough())
             case Answered(generation):
                 self._ask(device, generation)
             case Status():

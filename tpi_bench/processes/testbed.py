@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from tpi_bench.contract.device import DeviceProfile
-from tpi_bench.contract.job import Job, NextTurn, Outcome
+from tpi_bench.contract.job import Job, NextTurn, OnToken, Outcome
 from tpi_bench.contract.network import VIRTUAL_ONLY, NetworkConfig
 from tpi_bench.contract.setting import setting
 from tpi_bench.contract.system import System
@@ -91,9 +91,7 @@ class ProcessesTestbed(Testbed):
     def run(self, job: Job, on_token: Callable[[int], None] | None, cache_dir: Path) -> Outcome:
         return run_job(job, on_token)
 
-    def converse(
-        self, job: Job, on_token: Callable[[int], None] | None, next_turn: NextTurn
-    ) -> Outcome:
+    def converse(self, job: Job, on_token: OnToken | None, next_turn: NextTurn) -> Outcome:
         return run_job(job, on_token, next_turn)
 
     def one_way_s(self, job: Job, round_trips_ns: Sequence[int]) -> float:
