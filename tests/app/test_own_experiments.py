@@ -231,3 +231,42 @@ def test_a_system_that_fails_while_it_plans_is_a_row(cache_dir: Path, tmp_path: 
     said = str(rows["hasty"].error)
     assert said.startswith("ZeroDivisionError: a plan of its own (")
     assert "hasty.py:" in said
+
+
+EDITED = {
+    "num_new_tokens: 3": "workload.num_new_tokens is 3 and was 2",
+    "prompt_tokens: 5": "workload.prompt_tokens is 5 and was 4",
+    "'1,2'": "hydra.sweeper.grids is [{'testbed.num_devices': '1,2'}] and was [{'testbed",
+}
+
+
+@pytest.mark.parametrize("edited", EDITED)
+def test_a_sweep_whose_yaml_was_edited_is_not_taken_up_again(
+    edited: str, cache_dir: Path, tmp_path: Path
+) -> None:
+    """Rows of two experiments would stand in one table."""
+    text = """task: measure
+workload:
+  num_new_tokens: 2
+  prompt_tokens: 4
+hydra:
+  mode: MULTIRUN
+  sweeper: {grids: [{testbed.num_devices: '1,2,3'}]}"""
+    given = typed(tmp_path, "mine", text)
+    done = run(*given, "model=debug", "testbed=virtual", cache_dir=cache_dir)
+    assert done.returncode == 0, done.stderr
+    out = tmp_path / "out"
+    (out / "runs.parquet").unlink()  # as if it had been stopped before its last point
+    first, *_ = sorted((out / "points").glob("*.json"))
+    first.unlink()
+    wrong = {"num_new_tokens: 3": "num_new_tokens: 2", "prompt_tokens: 5": "prompt_tokens: 4"}
+    typed(tmp_path, "mine", text.replace(wrong.get(edited, "'1,2,3'"), edited))
+    again = run(f"resume={out}", cache_dir=cache_dir)
+    assert again.returncode == 2
+    assert EDITED[edited] in again.stderr
+    assert again.stderr.splitlines()[-1].endswith("; undo that, or begin a new folder")
+    assert not first.exists()
+    typed(tmp_path, "mine", text)
+    again = run(f"resume={out}", "timeout_s=60", cache_dir=cache_dir)
+    assert again.returncode == 0, again.stderr
+    assert len(load(out).rows) == 3

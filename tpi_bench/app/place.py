@@ -9,10 +9,12 @@ from __future__ import annotations
 import contextlib
 import shlex
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+
+from omegaconf import Container, OmegaConf
 
 from tpi_bench.app.arguments import as_typed, plain_text
 from tpi_bench.host.locks import Lock
@@ -20,6 +22,7 @@ from tpi_bench.report.folder import ARGUMENTS_FILE, ResultsFolder, read_runs
 
 # What may differ from how the folder was begun: it changes no point.
 _FREE = ("report", "timeout_s", "verbosity", "progress", "wait", "cache_dir")
+_PLACES = ("resume", "output_dir", "results_dir")
 
 LEAVE_NO_ROWS = (
     "generate",
@@ -102,6 +105,40 @@ class ResultsPlace:
             return {"results": str(self._folder)} if is_begun else {}
         failed = sum(record.run.status != "ok" for record in records)
         return {"results": str(self._folder), "points": len(records), "failed": failed}
+
+
+def refuse_changed(config: Container, stored: Container) -> None:
+    """What files of the configuration say may not differ from how a sweep was begun.
+
+    Raises ValueError.
+    """
+    now, before = _values_of(config), _values_of(stored)
+    changed = [key for key in {**before, **now} if now.get(key) != before.get(key)]
+    if changed:
+        key = changed[0]
+        more = f" (and {len(changed) - 1} more)" if changed[1:] else ""
+        raise ValueError(
+            f"resume={config.resume}: the configuration has changed since it was begun: {key} is "
+            f"{now.get(key)} and was {before.get(key)}{more}; undo that, or begin a new folder"
+        )
+
+
+def _values_of(config: Container) -> dict[str, Any]:
+    """What makes its points, each by its whole name, as it was written."""
+    plain = OmegaConf.to_container(config)
+    assert isinstance(plain, dict)
+    sweeper = plain.pop("hydra", {}).get("sweeper", {})
+    kept = {key: value for key, value in plain.items() if key not in {*_FREE, *_PLACES}}
+    kept["hydra"] = {"sweeper": {key: value for key, value in sweeper.items() if key[0] != "_"}}
+    return dict(_flat(kept))
+
+
+def _flat(values: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{above}{key}.")
+        elif not key.startswith("_"):  # names of classes, which may move
+            yield f"{above}{key}", value
 
 
 def missing_folders(folder: Path) -> list[Path]:

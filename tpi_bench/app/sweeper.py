@@ -33,7 +33,7 @@ from tpi_bench.app.choices import GROUPS
 from tpi_bench.app.composer import Composer, SharesComposer
 from tpi_bench.app.config_folders import CONFIG_FOLDER, folders_of, settings_of_system
 from tpi_bench.app.launchers import fix_folder, refuse_side_by_side, tell_of_workers, watchers
-from tpi_bench.app.place import LEAVE_NO_ROWS
+from tpi_bench.app.place import LEAVE_NO_ROWS, refuse_changed
 from tpi_bench.app.refusals import refuse_typed, trouble_of
 from tpi_bench.app.typed import did_you_mean
 
@@ -126,8 +126,11 @@ class GridSweeper(Sweeper):
         if self.config.task not in LEAVE_NO_ROWS:
             folder = Path(self.config.hydra.sweep.dir)
             folder.mkdir(parents=True, exist_ok=True)
-            if not (folder / "multirun.yaml").exists():  # which a sweep that is resumed has
-                OmegaConf.save(self.config, folder / "multirun.yaml")
+            stored = folder / "multirun.yaml"
+            if stored.exists():  # a sweep that is resumed
+                refuse_changed(self.config, OmegaConf.load(stored))
+            else:
+                OmegaConf.save(self.config, stored)
         fix_folder(self.config)
         for watcher in watchers(self.hydra_context):
             watcher.on_accepted()
