@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
+import pytest
+
 from tests.helpers.command_line import ROOT, run
 from tests.helpers.models_zoo import oracle
+from tpi_bench.app.chat import _Desk
+from tpi_bench.contract.request import Turn
 
 
 def test_lines_in_and_answers_out(checkpoints: dict[str, Path], cache_dir: Path) -> None:
@@ -42,7 +48,7 @@ def test_lines_in_and_answers_out(checkpoints: dict[str, Path], cache_dir: Path)
     assert report["text"] == second["text"] == " ".join(map(str, second["token_ids"]))
     assert "error: model=" in done.stderr  # hello is no token id; the conversation goes on
     assert "has no tokenizer, so a turn is token ids" in done.stderr
-    assert "Ctrl-C stops an answer, Ctrl-D ends" in done.stderr
+    assert "Ctrl-C stops an answer or else ends, as Ctrl-D" in done.stderr
 
 
 def test_ctrl_c_stops_an_answer_and_the_conversation_goes_on(
@@ -60,20 +66,21 @@ def test_ctrl_c_stops_an_answer_and_the_conversation_goes_on(
         stderr=subprocess.PIPE,
         text=True,
         cwd=ROOT,
+        start_new_session=True,
     )
     assert process.stdin is not None
     assert process.stdout is not None
     assert process.stderr is not None
     first = [_word(process.stdout) for _ in range(3)]
-    process.send_signal(signal.SIGINT)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
     while (word := _word(process.stdout)) != "":
         first.append(word)
     process.stdin.write("4 5\n")
     process.stdin.flush()
     second = [_word(process.stdout) for _ in range(3)]
-    process.send_signal(signal.SIGINT)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
     errors = [process.stderr.readline() for _ in range(3)]
-    process.send_signal(signal.SIGINT)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
     _, last = process.communicate(timeout=60)
     assert process.returncode == 130, last
     said = oracle(folder, (1, 2, 3), len(first))[0]
@@ -81,6 +88,45 @@ def test_ctrl_c_stops_an_answer_and_the_conversation_goes_on(
     assert list(map(int, second)) == oracle(folder, (1, 2, 3, *said, 4, 5), 3)[0]
     assert len(first) < 20  # of 256
     assert ["tokens, stopped, TTFT " in line for line in errors] == [False, True, True]
+
+
+class Conversation:
+    """Stops, as a person would who is impatient while a turn is encoded."""
+
+    def __init__(self, turns: Iterator[Turn | Exception]) -> None:
+        self.desk: _Desk | None = None
+        self.stopped: list[bool] = []
+        self._turns = turns
+
+    def ask(self, text: str) -> Turn:
+        assert self.desk is not None
+        self.stopped.append(self.desk.stop())
+        turn = next(self._turns)
+        if isinstance(turn, Exception):
+            raise turn
+        return turn
+
+    def stream(self) -> None:
+        return None
+
+
+def test_ctrl_c_counts_from_the_line_on(capsys: pytest.CaptureFixture[str]) -> None:
+    """Before its first token too, which takes longest; not at the prompt after a mistake."""
+    turn = Turn(position=0, token_ids=[1], num_new_tokens=3)
+    conversation = Conversation(iter([ValueError("no token"), turn]))
+    told: list[bool] = []
+
+    def read() -> str:
+        told.append(conversation.desk.stop())
+        return "1"
+
+    conversation.desk = _Desk(conversation, None, read, is_text=True)
+    assert conversation.desk.next_turn(None) == turn
+    assert told == [False, False]
+    assert conversation.stopped == [True, True]
+    assert conversation.desk.on_token(5)
+    assert not conversation.desk.stop()  # asked twice: somebody wants it to end
+    assert capsys.readouterr() == ("5 ", "error: no token\n")
 
 
 def _word(stream: IO[str]) -> str:

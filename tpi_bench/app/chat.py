@@ -6,6 +6,7 @@ Turns are lines of standard input; `prompt=` on the command line is the first on
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import logging
 import signal
@@ -35,6 +36,8 @@ ReadLine = Callable[[], str]  # the next line; raises EOFError at the end
 def read_line() -> str:
     """From a person, with what a terminal offers to edit it, or from a file or pipe."""
     if sys.stdin.isatty():
+        with contextlib.suppress(ImportError):  # not everywhere
+            importlib.import_module("readline")  # `input` then knows arrows and earlier lines
         return input("> ")
     if line := sys.stdin.readline():
         return line
@@ -47,7 +50,7 @@ def chat(settings: Settings, first: str | None, read: ReadLine = read_line) -> E
     conversation = Talk(prepared.model, prepared.job.request, settings.workload)
     desk = _Desk(conversation, first, read, is_text=settings.report == "text")
     kind = "token ids, as 1 2 3" if conversation.speaks_ids else "a line each"
-    _LOG.info("%s; %s, Ctrl-C stops an answer, Ctrl-D ends", describe(prepared), kind)
+    _LOG.info("%s; %s, Ctrl-C stops an answer or else ends, as Ctrl-D", describe(prepared), kind)
     try:
         with _ctrl_c(desk.stop):
             outcome = talk(prepared, desk.next_turn, desk.on_token)
@@ -104,6 +107,7 @@ class _Desk:
         if answer is not None:
             self._show(self._conversation.take(answer, self._is_stopped))
         while (text := self._line()) is not None:
+            self._is_answering, self._is_stopped = True, False
             try:
                 turn = self._conversation.ask(text)
             except Full as error:
@@ -111,9 +115,9 @@ class _Desk:
                 return None
             except ValueError as error:
                 print(f"error: {error}", file=sys.stderr)
+                self._is_answering = False
                 continue
             self._text, self._stream = text, self._conversation.stream()
-            self._is_answering, self._is_stopped = True, False
             return turn
         return None
 
