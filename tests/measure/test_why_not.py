@@ -84,6 +84,20 @@ def test_every_kind_is_told_whether_it_was_run_or_not() -> None:
     assert (galaxy.bound_s, galaxy.why) == (None, "does not fit: 2.5 GB too much at least")
 
 
+def test_what_is_tried_only_where_memory_is_short_is_told_so() -> None:
+    """Its time is that of a precision that does not fit, and beside others that do."""
+    short = replace(way(0, 1, system="mmap", weights="float32"), only_short=True)
+    (told,) = (
+        kind
+        for kind in kinds(Found(tried=[tried(way(0), 0.9), tried(short, 30.0)]), HOME)
+        if (kind.of, kind.name) == ("system", "mmap")
+    )
+    assert told.why.startswith("mmap on A B in float32: ")
+    assert told.why.endswith(
+        "tried only where memory is short, elsewhere no faster than tpi or a pipeline"
+    )
+
+
 def test_a_device_that_is_idle_counts_for_nothing() -> None:
     each = tried(way(1, 0, system="edgeshard", scheme="chain"), 0.5)
     idle = replace(each.record.devices[1], ledger_bytes=0)

@@ -142,9 +142,11 @@ def test_the_report_is_json_and_says_the_same() -> None:
 
 
 def test_where_nothing_fits_it_says_what_would_help() -> None:
-    nothing = replace(ADVICE, best=[], kinds=[ADVICE.kinds[3]])
+    nothing = replace(ADVICE, best=[], kinds=[ADVICE.kinds[3]], num_left=0)
     text = advice_text(nothing, Rows.of(RECORDS))
     assert "Nothing fits" in text
+    hasty = advice_text(replace(nothing, num_left=3), Rows.of(RECORDS))
+    assert "Nothing that was run fits" in hasty
     assert "it fits (TPI star wire q8, pi, pi)" in text
 
 

@@ -102,6 +102,7 @@ class Way:
     shares: Shares
     has: Mapping[str, Any] = field(default_factory=dict, hash=False, compare=False)
     is_typed: bool = False
+    only_short: bool = False  # not tried where memory is not short
 
     def setting(self, name: str, default: Any = None) -> Any:
         """Of the system, as tried, typed or in its YAML."""
@@ -168,6 +169,7 @@ def ways(household: Household, config: ModelConfig, fixed: Fixed) -> Iterator[Wa
                         shares=shares,
                         has=family.has,
                         is_typed=family.is_typed,
+                        only_short=family.only_short and not family.is_typed,
                     )
 
 

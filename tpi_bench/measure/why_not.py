@@ -120,12 +120,18 @@ def _kind(
 
 
 def _why(tried: Tried, found: Found, household: Household) -> str:
-    """In a few words: what it is, what limits it, and where fewer devices do better."""
+    """In a few words: what it is, what limits it, and where fewer devices do better, or why it is
+    in no better place.
+    """
     best, way = found.best, tried.way
     where = f"{way.kind} on {letters(tried.team)} in {way.weights}"
     if tried is best[0]:
         return f"{where}: the best of all"
     words = f"{where}: {limited_by(tried, household)}"
+    if way.only_short:
+        return (
+            f"{words}; tried only where memory is short, elsewhere no faster than tpi or a pipeline"
+        )
     fewer = [
         each
         for each in best

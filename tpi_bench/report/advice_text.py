@@ -43,7 +43,8 @@ def _heading(advice: Advice) -> str:
 
 def _best_table(advice: Advice, rows: Rows) -> str:
     if not advice.best:
-        return "Nothing fits: see below what does not, and what would help."
+        fits = "Nothing that was run fits" if advice.num_left else "Nothing fits"
+        return f"{fits}: see below what does not, and what would help."
     lengths = [f"TTFT {_prompt(rows, line.point)}" for line in advice.best[:1]]
     lengths += [f"TTFT {_prompt(rows, line.long_point)}" for line in advice.best[:1]]
     head = ["", "system", "devices", "weights", "a token", "tokens/s", *lengths]
