@@ -103,6 +103,8 @@ def test_text_is_what_is_streamed(
         (["task=calibrate"], "task=calibrate is no single point"),
         (["system=tpi,pipeline"], "system=tpi,pipeline names several values; run() takes one"),
         (["no value"], "'no value' is no KEY=VALUE"),
+        (["-m"], "-m is an option of the command line; give KEY=VALUE"),
+        (["--config-dir", "own"], "--config-dir is an option of the command line; give KEY=VALUE"),
         (["testbed.num_devices=7"], "more than the model's 6 attention heads"),
     ],
 )
@@ -160,6 +162,12 @@ def test_a_sweep_is_resumed(tmp_path: Path) -> None:
     assert removed.exists()
     assert kept.stat().st_mtime_ns == before
     assert len(again) == 2
+
+
+def test_workers_show_nothing_either(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    asked = [*MODELLED, TOKENS, "system=tpi,pipeline", "hydra/launcher=joblib"]
+    assert len(sweep(*asked, f"results_dir={tmp_path}", show=False)) == 2
+    assert capfd.readouterr() == ("", "")
 
 
 def test_a_sweep_that_cannot_be_is_a_value_error(

@@ -12,6 +12,7 @@ from hydra import compose, initialize_config_dir
 from baselines.huggingface import HuggingFaceSystem
 from tpi_bench.app import unknown
 from tpi_bench.app.compose import build_settings
+from tpi_bench.app.settings import settings_of
 from tpi_bench.app.typed import make_dataclass
 from tpi_bench.contract.setting import setting
 from tpi_bench.contract.system import System
@@ -39,6 +40,7 @@ class NoSystem:
 @dataclass(frozen=True, kw_only=True)
 class Choosy(TpiSystem):
     mode: str = setting("fast", "how it goes about it", ("fast", "careful"))
+    depth: int = setting(2, "how deep", (1, 2, 3))
 
 
 class NoDataclass(HuggingFaceSystem):
@@ -73,6 +75,12 @@ def test_a_value_that_is_no_choice_is_refused() -> None:
         config = compose("config", ["model=debug", "workload.prompt_ids=[1]"])
     config.system = {"_target_": f"{__name__}.Choosy", "name": "choosy", "mode": "careful"}
     assert build_settings(config).system.mode == "careful"  # type: ignore[attr-defined]
+    config.system = {**config.system, "depth": 4}
+    with pytest.raises(ValueError, match=r"system\.depth=4 is unknown; choose one of 1, 2, 3$"):
+        build_settings(config)
+    (depth,) = (known for known in settings_of("system", Choosy) if known.name == "system.depth")
+    assert depth.allowed == "1, 2, 3"
+    config.system.depth = 3
     config.system.mode = "slow"
     with pytest.raises(
         ValueError, match=r"system\.mode=slow is unknown; choose one of fast, caref"

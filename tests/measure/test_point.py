@@ -13,8 +13,8 @@ from tests.helpers.settings import settings_of
 from tpi_bench.contract.job import Outcome
 from tpi_bench.measure import point
 from tpi_bench.measure.probe import HostLimits
-from tpi_bench.report.rows import Limits, RunRow, Speed
-from tpi_bench.report.text import point_line
+from tpi_bench.report.rows import Limits, Record, RunRow, Speed
+from tpi_bench.report.text import generation_text, point_line
 
 SPEED = replace(Speed.unmeasured(), token_latency_s=1.0)
 
@@ -97,3 +97,23 @@ def test_a_busy_host_is_told(changes: dict, is_told: bool) -> None:
 )
 def test_who_measures_this_host_takes_its_turn(testbed: str, measures: bool) -> None:
     assert settings_of(f"testbed={testbed}").testbed.measures_here is measures
+
+
+@pytest.mark.parametrize(
+    ("cost", "words"),
+    [("modelled", "a formula of it is wrong: of the collective's"), ("real", "the host was slow")],
+)
+def test_why_a_point_may_be_faster_than_its_limit(cost: str, words: str) -> None:
+    """In modelled time no host was measured: an extender's formula does not fit what is run."""
+    run = replace(RunRow.of(), status="ok", cost=cost, beats_limit=True, token_latency_s=0.1)
+    assert f"faster than its limit ({words}" in point_line(run, ["x=1"])
+    assert f"note: faster than its limit, so {words}" in generation_text(Record(run=run))
+
+
+@pytest.mark.parametrize(
+    ("device", "words"), [("pi", "10.0 GB/s 99"), ("pi, pc", "10.0 GB/s, the")]
+)
+def test_the_rate_of_the_slowest_is_told_as_such(device: str, words: str) -> None:
+    run = replace(RunRow.of(), status="ok", device=device, memory_bps=1e10, limit_memory_s=0.099)
+    timed = replace(run, token_latency_s=0.1, limit_token_s=0.099)
+    assert f"memory at {words}" in generation_text(Record(run=timed))

@@ -30,6 +30,7 @@ from tpi_bench.measure.settings import Settings
 from tpi_bench.report.results import Result, Results, load
 
 _ONE_POINT = ("generate", "measure")
+_SWEEPS = ("-m", "--multirun")
 _SWEPT = "task=measure"
 
 
@@ -70,12 +71,16 @@ def sweep(*arguments: str, show: bool = True, config_dir: str | Path | None = No
     """
     place = ResultsPlace()
     with _value_errors(arguments), _shown(show), _logging_kept():
-        given = options_last(place.with_stored(with_config_dir(_typed(arguments), config_dir)))
+        given = options_last(
+            place.with_stored(with_config_dir(_typed(arguments, _SWEEPS), config_dir))
+        )
         others = [text for text in given if text.startswith("task=") and text != _SWEPT]
         if others:
             raise ValueError(f"{others[0]} is nothing to sweep; give task=measure, or leave it out")
         if not any(text.startswith(("task=", "+experiment=", "resume=")) for text in given):
             given = [_SWEPT, *given]
+        if not show and not any(text.startswith("verbosity=") for text in given):
+            given = ["verbosity=quiet", *given]  # to workers too, whose words go past this process
         given = [*given, SWEEP]
         register(place, given)
         _without_status(lambda: start(given, run_task, sets_logging=False))
@@ -110,7 +115,7 @@ def _without_status(command: Callable[[], None]) -> None:
         return
 
 
-def _typed(arguments: Sequence[str]) -> list[str]:
+def _typed(arguments: Sequence[str], options: Sequence[str] = ()) -> list[str]:
     """As the command line reads them: a prompt is text, whatever is in it.
 
     Raises ValueError for what is no text.
@@ -118,6 +123,11 @@ def _typed(arguments: Sequence[str]) -> list[str]:
     for each in arguments:
         if not isinstance(each, str):
             raise ValueError(f'{each!r} is no text; give settings as they are typed: "system=tpi"')
+        if each.startswith("-") and each not in options:
+            raise ValueError(
+                f"{each} is an option of the command line; give KEY=VALUE, several values to "
+                "sweep(), and a folder of configurations as config_dir=DIR"
+            )
     return for_hydra(arguments, sys.stdin.read)
 
 

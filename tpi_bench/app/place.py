@@ -14,7 +14,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from omegaconf import Container, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from tpi_bench.app.arguments import as_typed, plain_text
 from tpi_bench.host.locks import Lock
@@ -107,7 +107,7 @@ class ResultsPlace:
         return {"results": str(self._folder), "points": len(records), "failed": failed}
 
 
-def refuse_changed(config: Container, stored: Container) -> None:
+def refuse_changed(config: DictConfig, stored: DictConfig) -> None:
     """What files of the configuration say may not differ from how a sweep was begun.
 
     Raises ValueError.
@@ -123,10 +123,9 @@ def refuse_changed(config: Container, stored: Container) -> None:
         )
 
 
-def _values_of(config: Container) -> dict[str, Any]:
+def _values_of(config: DictConfig) -> dict[str, Any]:
     """What makes its points, each by its whole name, as it was written."""
-    plain = OmegaConf.to_container(config)
-    assert isinstance(plain, dict)
+    plain: dict[str, Any] = OmegaConf.to_container(config)  # type: ignore[assignment]
     sweeper = plain.pop("hydra", {}).get("sweeper", {})
     kept = {key: value for key, value in plain.items() if key not in {*_FREE, *_PLACES}}
     kept["hydra"] = {"sweeper": {key: value for key, value in sweeper.items() if key[0] != "_"}}

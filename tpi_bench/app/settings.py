@@ -153,7 +153,7 @@ def settings_of(group: str, cls: type) -> list[Setting]:
                 default,
                 hints[field.name],
                 field.metadata.get("meaning", ""),
-                field.metadata.get("choices", ()),
+                tuple(map(str, field.metadata.get("choices", ()))),
                 field.metadata.get("common", False),
             )
         )

@@ -128,7 +128,7 @@ class GridSweeper(Sweeper):
             folder.mkdir(parents=True, exist_ok=True)
             stored = folder / "multirun.yaml"
             if stored.exists():  # a sweep that is resumed
-                refuse_changed(self.config, OmegaConf.load(stored))
+                refuse_changed(self.config, DictConfig(OmegaConf.load(stored)))
             else:
                 OmegaConf.save(self.config, stored)
         fix_folder(self.config)

@@ -11,6 +11,8 @@ import typing
 from collections.abc import Iterable
 from typing import Any
 
+_CHOSEN = (str, int, float)  # types of which a setting's choices are all that it may be
+
 
 def load_class(target: object, group: str) -> Any:
     """The dataclass that a group's `_target_` names. Raises ValueError."""
@@ -54,10 +56,9 @@ def make_dataclass(cls: Any, values: dict[str, Any], group: str) -> Any:
             raise ValueError(f"there is no {group}.{key}; {did_you_mean(key, fields, f'{group}.')}")
         if not fits(value, hints[key]):
             raise ValueError(wrong_type(f"{group}.{key}", value, hints[key]))
-        if hints[key] is str and choices[key] and value not in choices[key]:
-            raise ValueError(
-                f"{group}.{key}={value} is unknown; choose one of {', '.join(choices[key])}"
-            )
+        if hints[key] in _CHOSEN and choices[key] and value not in choices[key]:
+            names = ", ".join(map(str, choices[key]))
+            raise ValueError(f"{group}.{key}={value} is unknown; choose one of {names}")
     _refuse_default(cls, values, hints)
     return cls(**values)
 

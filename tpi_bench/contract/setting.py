@@ -11,7 +11,7 @@ from typing import Any
 
 
 def setting(
-    default: Any, meaning: str, choices: Sequence[str] = (), *, common: bool = False
+    default: Any, meaning: str, choices: Sequence[object] = (), *, common: bool = False
 ) -> Any:
     """A field with its meaning, and the values it takes where its type does not say it.
 

@@ -121,8 +121,9 @@ def _speed_lines(run: RunRow) -> list[str]:
         )
         lines += _drafted(run)
         if limit > 0:
+            slowest = ", the slowest," if "," in (run.device or "") else ""  # of several profiles
             reason = (
-                f"limit {1 / limit:.1f}: memory at {run.memory_bps / 1e9:.1f} GB/s "
+                f"limit {1 / limit:.1f}: memory at {run.memory_bps / 1e9:.1f} GB/s{slowest} "
                 f"{_ms(run.limit_memory_s)}, links {_ms(run.limit_network_s)}, "
                 f"disk {_ms(run.limit_disk_s)} a token"
             )
@@ -189,10 +190,17 @@ def _notes(run: RunRow) -> list[str]:
             "the limits were measured: the host can do more"
         )
     if run.beats_limit:
-        notes.append("faster than its limit, so the host was slower when the limit was measured")
+        notes.append(f"faster than its limit, so {_why_faster(run)}")
     if run.devices_share_cores:
         notes.append(f"{run.num_devices} devices share {run.cores} cores; real devices would not")
     return notes
+
+
+def _why_faster(run: RunRow) -> str:
+    """What can be the matter: in modelled time both are computed of the same devices."""
+    if run.cost == "modelled":
+        return "a formula of it is wrong: of the collective's record, or the system's `traffic`"
+    return "the host was slower when the limit was measured"
 
 
 def _cap_text(run: RunRow, devices: Sequence[DeviceRow]) -> str:
@@ -213,7 +221,7 @@ def point_line(run: RunRow, swept: Sequence[str] = ()) -> str:
         return f"{where}: {run.status}: {run.error}"
     where += f": {run.token_latency_s * 1e3:.1f} ms a token, TTFT {run.ttft_s * 1e3:.1f} ms"
     if run.beats_limit:
-        where += ", faster than its limit (the host was slower when that was measured)"
+        where += f", faster than its limit ({_why_faster(run)})"
     if run.was_disturbed or run.probe_was_disturbed:
         where += ", measured on a busy host"
     if run.tokens_equal is not None:
