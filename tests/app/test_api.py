@@ -243,7 +243,7 @@ def test_the_example_that_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     smaller = {
         '"prompt=Name three colours."': '"model=debug", "workload.prompt_ids=[1]", "repeat=1"',
         '"model=llama2_70b"': '"model=debug", "workload.num_new_tokens=2"',
-        "num_devices=4,8": "num_devices=2,3",
+        "num_devices=6,8": "num_devices=2,3",
         "results/fig_latency": str(ROOT / "results" / "fig_latency"),
     }
     for shown, used in smaller.items():

@@ -65,8 +65,9 @@ def sweep(*arguments: str, show: bool = True, config_dir: str | Path | None = No
     `"resume=FOLDER"` takes one up again. With `show`, progress and the table go to standard error.
     A point that fails is a row. Raises ValueError, in one line, for what cannot be run.
 
-    >>> results = sweep("testbed=virtual", "model=llama2_70b", "workload.prompt_tokens=32",
-    ...                 "system=tpi,pipeline", "testbed.num_devices=4,8")
+    >>> results = sweep("testbed=virtual", "model=llama2_70b", "model.weights=q4",
+    ...                 "workload.prompt_tokens=32", "system=tpi,pipeline",
+    ...                 "testbed.num_devices=6,8")
     >>> print(results.runs[["system", "num_devices", "token_latency_s"]])
     """
     place = ResultsPlace()
