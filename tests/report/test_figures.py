@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -91,3 +92,11 @@ def test_faults_of_a_figure_are_found(axes: Any) -> None:
     (fault,) = other_looks(axes.figure)
     assert fault.startswith("TPI star: ")
     assert {"tiny", "far away"} <= {text.get_text() for text in words_of(axes.figure)}
+
+
+def test_a_figure_that_is_drawn_again_is_the_same_file(axes: Any, tmp_path: Path) -> None:
+    axes.plot([1, 2], [3, 4])
+    png, pdf = figures.save_figure(axes.figure, tmp_path, "mine")
+    assert png.read_bytes().startswith(b"\x89PNG")
+    assert pdf.read_bytes().startswith(b"%PDF")
+    assert b"CreationDate" not in pdf.read_bytes()

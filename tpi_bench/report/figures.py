@@ -138,12 +138,13 @@ def named_lines(axes: Axes) -> dict[str, Any]:
 
 
 def save_figure(figure: Figure, folder: Path, name: str) -> list[Path]:
-    """PNG and PDF of the figure in `folder`."""
+    """PNG and PDF of the figure in `folder`; the same bytes whenever they are drawn."""
     import matplotlib.pyplot as plt
 
     paths = [folder / f"{name}.{ending}" for ending in ("png", "pdf")]
+    undated = {".png": {}, ".pdf": {"CreationDate": None}}
     for path in paths:
-        figure.savefig(path)
+        figure.savefig(path, metadata=undated[path.suffix])
     plt.close(figure)
     return paths
 
