@@ -181,6 +181,16 @@ def test_what_else_an_experiment_may_get_wrong(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_figure_without_rows_is_refused(cache_dir: Path, tmp_path: Path) -> None:
+    """It would run all its points and keep nothing."""
+    text = f"figure: fig_window\n{GRIDS.replace('{sweeper', '{mode: MULTIRUN, sweeper')}"
+    given = typed(tmp_path, "mine", text)
+    done = run(*given, "model=debug", "testbed=virtual", cache_dir=cache_dir)
+    assert done.returncode == 2
+    (said,) = done.stderr.splitlines()
+    assert said.startswith("error: figure=fig_window draws rows, and task=generate leaves none; ")
+
+
 def test_an_experiment_whose_first_line_is_missing(cache_dir: Path, tmp_path: Path) -> None:
     given = typed(tmp_path, "mine", "")
     path = tmp_path / "experiment" / "mine.yaml"

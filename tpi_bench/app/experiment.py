@@ -59,6 +59,14 @@ class Sweep(WatchesSweep):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         is_shown = set_notices(config.verbosity, progress=bool(config.progress))
+        if config.task == "generate" and config.figure is not None:
+            fail_of(
+                config.report,
+                ValueError(
+                    f"figure={config.figure} draws rows, and task=generate leaves none; give "
+                    "task=measure, in an experiment's YAML task: measure"
+                ),
+            )
         if config.task != "measure":
             jobs = all_jobs(config)
             if jobs is not None and len(jobs) > 1:
