@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -123,6 +124,25 @@ def test_a_copied_cache_is_not_damage(checkpoints: dict[str, Path], tmp_path: Pa
     manifest, bad = find_shards(target)
     assert not bad
     assert json.loads((target / "manifest.json").read_text()) == manifest
+
+
+def test_a_copied_cache_may_be_read_only(
+    checkpoints: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a CI brings one back; root could write there all the same."""
+    target, _, _ = shards_of(checkpoints["gqa"], tmp_path, 2)
+    before = (target / "manifest.json").read_text()
+    for path in target.glob("*.safetensors"):
+        path.touch()
+
+    def refuse(path: Path, value: Any) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(cache, "write_json", refuse)
+    manifest, bad = find_shards(target)
+    assert not bad
+    assert manifest is not None
+    assert (target / "manifest.json").read_text() == before
 
 
 def test_another_plan_or_dtype_has_another_folder(
