@@ -157,7 +157,7 @@ def test_a_sweep_is_resumed(tmp_path: Path) -> None:
     kept, removed = sorted((first.folder / "points").glob("*.json"))
     removed.unlink()
     before = kept.stat().st_mtime_ns
-    again = sweep(f"resume={first.folder}", show=False)
+    again = sweep("-m", f"resume={first.folder}", show=False)
     assert again.folder == first.folder
     assert removed.exists()
     assert kept.stat().st_mtime_ns == before

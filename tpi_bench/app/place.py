@@ -75,7 +75,8 @@ class ResultsPlace:
             )
         if folder.is_finished:
             raise ValueError(f"{resumed}: {_finished(folder)}")
-        asked = without_resume(arguments)
+        flags = ("-m", "--multirun") if folder.is_sweep else ()  # which it is in any case
+        asked = [text for text in without_resume(arguments) if text not in flags]
         added = [text for text in asked if text.partition("=")[0] in _FREE]
         different = [text for text in asked if text not in {*stored, *added}]
         if different:
