@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -83,6 +84,53 @@ def test_what_is_no_description_says_how_one_is_written(typed: str) -> None:
     """Else Hydra's parser would tell of tokens."""
     with pytest.raises(ValueError, match=r"is no device; one is described as NAME\(cores, memory"):
         with_devices(f"device={typed}")
+
+
+@pytest.mark.parametrize(
+    ("typed", "words"),
+    [
+        ("[a(4,8,20,0.5)", "the bracket is not closed; a list is written device=[A,B]"),
+        ("[a(4,8,20,0.5)]]", "a bracket too many closes"),
+        ("[[a(4,8,20,0.5)],b(4,8,20,0.5)]", "a bracket too many opens"),
+        ("a[4,8,20,0.5]", "a[4,8,20,0.5] is no device; one is described as NAME(cores, memory"),
+        ("a{4,8,20,0.5}", "is no device; one is described as NAME(cores, memory"),
+        ("a(4,8,20,0.5) b(4,8,20,0.5)", "and several are written [A,B]"),
+        ("[]", "there is no device in the list"),
+        ("[ ]", "there is no device in the list"),
+        ("[a(4,8,20,0.5),]", "a comma too many"),
+        ("[a(4,8,20,0.5),,phone_2024]", "a comma too many"),
+    ],
+)
+def test_what_is_no_list_says_how_one_is_written(typed: str, words: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(words)) as caught:
+        with_devices(f"device={typed}")
+    assert f"device={typed}" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (("task=advise",), "are written in brackets, device=[a(4,8,20,0.5),phone_2024]"),
+        (VIRTUAL, "are written in brackets, device=[a(4,8,20,0.5),phone_2024]; add -m to run each"),
+    ],
+)
+def test_several_without_brackets(given: tuple[str, ...], words: str, cache_dir: Path) -> None:
+    done = run(*given, "device=a(4,8,20,0.5),phone_2024", cache_dir=cache_dir)
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert "%" not in done.stderr
+
+
+def test_devices_are_told_as_they_were_typed(cache_dir: Path, tmp_path: Path) -> None:
+    """Not as Hydra knows them: by a sweep, its table and rows, and by what refuses them."""
+    given = ("task=measure", *VIRTUAL, f"output_dir={tmp_path / 'out'}", "-m")
+    done = run(*given, "device=a(4,8,20,0.5),[b(4,8,20,0.5),phone_2024]", cache_dir=cache_dir)
+    assert done.returncode == 0, done.stderr
+    assert "device=a(4,8,20,0.5)" in done.stderr
+    assert "[b(4,8,20,0.5),phone_2024]" in done.stdout
+    assert "%" not in done.stderr + done.stdout
+    refused = run("model=debug", "device=a(4,8,20,0.5)", cache_dir=cache_dir)
+    assert refused.stderr.startswith("error: device=a(4,8,20,0.5) changes nothing here")
 
 
 def test_calibrated_elsewhere(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
-from tpi_bench.app.arguments import as_typed, plain_text
+from tpi_bench.app.arguments import plain_text, with_plain_text
 from tpi_bench.app.choices import GROUPS
 from tpi_bench.app.devices import name_of
 from tpi_bench.app.drafts import draft_source
@@ -66,7 +66,7 @@ def settings_from(values: dict[str, Any], overrides: Sequence[str]) -> Settings:
         workload=workload,
         draft=draft_source(values),
         raw=values,
-        overrides=tuple(map(as_typed, overrides)),
+        overrides=tuple(map(with_plain_text, overrides)),
     )
 
 

@@ -44,8 +44,10 @@ _TAKEN = {
     "disk_queue_depth": 8,
 }
 _SEVERAL = re.compile(r"(\d+)\*(.+)")
-_DESCRIBED = re.compile(r"([A-Za-z]\w*)\((.*)\)")
+_DESCRIBED = re.compile(r"([A-Za-z]\w*)\(([^()]*)\)")
+_FORM = "NAME(cores, memory in GB, GB/s of memory, GB/s of the disk)"
 _ENCODED = re.compile(r"[\w.%+-]*%[0-9A-F]{2}[\w.%+-]*")
+_EMPTY = re.compile(r"(?:[\[,]|^),|,(?:\]|$)")
 _OF_HYDRA = re.compile(r"(?:choice|glob|range|interval|sort|shuffle|tag|extend_list)\(")
 
 
@@ -54,9 +56,10 @@ def with_devices(text: str) -> str:
     key, equals, value = text.partition("=")
     if key + equals != _KEY or _OF_HYDRA.match(value):
         return text
-    found, depth = [], 0
+    found, depth = list[str](), 0
     for part in _parts(value):
         depth += {"[": 1, "]": -1}.get(part, 0)
+        _refuse_bracket(part, found, depth, text)
         if part in ("[", "]", ","):
             found.append(part)
         elif part.strip():
@@ -64,7 +67,32 @@ def with_devices(text: str) -> str:
             is_list = depth > 0 or (len(names) == 1 and "*" not in part)
             listed = ",".join(names)
             found.append(listed if is_list else f"[{listed}]")
-    return _KEY + "".join(found)
+    if depth:
+        raise ValueError(f"{text}: the bracket is not closed; a list is written device=[A,B]")
+    listed = "".join(found)
+    if "[]" in listed or listed == ",":
+        raise ValueError(f"{text}: there is no device in the list; give its devices: device=[A,B]")
+    if _EMPTY.search(listed):
+        raise ValueError(f"{text}: a comma too many; a list is written device=[A,B]")
+    return _KEY + listed
+
+
+def _refuse_bracket(part: str, before: Sequence[str], depth: int, text: str) -> None:
+    """Of a part of a list, with how many brackets are open then; any other part is none."""
+    if part == "[" and before and before[-1] not in ("[", ","):
+        raise ValueError(f"{text} is no device; {_how_described()}")
+    if depth not in (0, 1):
+        raise ValueError(
+            f"{text}: a bracket too many {'opens' if depth > 1 else 'closes'}; a list is written "
+            "device=[A,B]"
+        )
+
+
+def _how_described() -> str:
+    return (
+        f"one is described as {_FORM}, NAME in letters, digits and _, as old_pc(4,8,20,0.5), and "
+        "several are written [A,B]"
+    )
 
 
 def surveyed_folder(choices: Sequence[str]) -> Path | None:
@@ -100,6 +128,11 @@ def name_of(choice: str) -> str:
     plain = _plain(choice)
     described = _DESCRIBED.fullmatch(plain)
     return described[1] if described else _name_of_file(Path(plain))
+
+
+def plain_choices(text: str) -> str:
+    """A text in which devices are named as Hydra knows them, with what was typed."""
+    return _ENCODED.sub(lambda found: _plain(found[0]), text)
 
 
 def as_typed(choices: Sequence[str]) -> str:
@@ -143,11 +176,8 @@ def _expanded(part: str, text: str) -> Iterator[str]:
                 "task=calibrate names, one a machine, called as the machine"
             )
         yield from (_encoded(str(path)) for path in files)
-    elif "(" in part or ")" in part:
-        raise ValueError(
-            f"{text}: {part} is no device; one is described as NAME(cores, memory in GB, GB/s of "
-            "memory, GB/s of the disk), NAME in letters, digits and _, as old_pc(4,8,20,0.5)"
-        )
+    elif re.search(r"[(){}]", part):
+        raise ValueError(f"{text}: {part} is no device; {_how_described()}")
     else:
         yield part
 
@@ -202,8 +232,7 @@ def _described(plain: str) -> DeviceProfile:
     missing = [field for field in _IN_ORDER if field not in given]
     if missing:
         raise ValueError(
-            f"{where}: {', '.join(missing)} must be given: NAME(cores, memory in GB, GB/s of "
-            "memory, GB/s of the disk), as old_pc(4,8,20,0.5)"
+            f"{where}: {', '.join(missing)} must be given: {_FORM}, as old_pc(4,8,20,0.5)"
         )
     defaults = {"peak_gflops": _GFLOPS_A_CORE * given["cores"], **_TAKEN}
     taken = {field: value for field, value in defaults.items() if field not in given}

@@ -16,6 +16,7 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 from tpi_bench.app.arguments import plain_text
 from tpi_bench.app.choices import GROUPS, choices_of, defaults
 from tpi_bench.app.config_folders import systems_offered
+from tpi_bench.app.devices import plain_choices
 from tpi_bench.app.misplaced import misplaced_in_experiments
 from tpi_bench.app.settings import PLAIN
 from tpi_bench.app.typed import did_you_mean, load_class
@@ -63,9 +64,13 @@ def explained(error: BaseException, arguments: Sequence[str]) -> str | None:
 def _of_comma(typed: str, arguments: Sequence[str]) -> str:
     key, _, value = typed.partition("=")
     value = ",".join(map(plain_text, value.split(",")))
+    if key == "device":
+        listed = plain_choices(value)
+        more = "" if "task=advise" in arguments else "; add -m to run each of them by itself"
+        return f"{key}={listed}: several devices are written in brackets, {key}=[{listed}]{more}"
     if "task=advise" in arguments:
         return f"{key}={value} has several values; task=advise takes one: ask it once for each"
-    is_choice = key.lstrip("+") in GROUPS and key.lstrip("+") != "device"
+    is_choice = key.lstrip("+") in GROUPS
     listed = "" if is_choice else f"; a list is written {key}=[{value}]"
     return f"{key}={value} has several values; add -m to run each of them{listed}"
 
