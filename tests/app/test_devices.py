@@ -133,6 +133,28 @@ def test_devices_are_told_as_they_were_typed(cache_dir: Path, tmp_path: Path) ->
     assert refused.stderr.startswith("error: device=a(4,8,20,0.5) changes nothing here")
 
 
+@pytest.mark.parametrize(
+    ("typed", "words"),
+    [
+        ("device.lenvo.memory_gb=2", "did you mean device.lenovo?"),
+        (
+            "device.hp.memory_gb=2",
+            "device.hp.memory_gb; there are acer, lenovo, memory_mb, phone_2",
+        ),
+        ("device.acer.memory_bg=2", "did you mean device.acer.memory_gb?"),
+        ("device.raspbery_pi_5.cores=2", "did you mean device.raspberry_pi_5?"),
+        ("device.lenovo.used_cores=9", "device.lenovo.used_cores=9 must be 1 to 4"),
+    ],
+)
+def test_settings_of_a_device_name_those_chosen(
+    typed: str, words: str, cache_dir: Path, tmp_path: Path
+) -> None:
+    listed = "device=[lenovo(4,8,20,0.5),2*acer(2,4,10,0.1),phone_2024]"
+    done = run(*VIRTUAL, listed, typed, f"results_dir={tmp_path}", cache_dir=cache_dir)
+    assert done.returncode == 2
+    assert words in done.stderr
+
+
 def test_calibrated_elsewhere(tmp_path: Path) -> None:
     folder = keep(tmp_path / "home", "annas-laptop.json", "pi.json")
     anna, pi, phone = profiles(f"device=[{folder}/,phone_2024]")
@@ -167,7 +189,7 @@ def test_a_point_of_a_described_device_runs(cache_dir: Path, tmp_path: Path) -> 
         ("device=old(four,8,20,0.5)", "cores=four must be a whole number"),
         ("device=old(4,8,20,fast)", "disk_gb_per_s=fast must be a number"),
         ("device=old(4,8,20,0.5,q4_gbps=3)", "there is no q4_gbps; did you mean q4_gb_per_s?"),
-        ("device=old(4,-8,20,0.5)", "device.memory_gb=-8.0 must be above 0"),
+        ("device=old(4,-8,20,0.5)", "device.old.memory_gb=-8.0 must be above 0"),
         ("device=raspberry_pi_5(4,8,20,0.5)", "there is a profile called raspberry_pi_5 already"),
         ("device=[a(4,8,20,0.5),a(4,16,20,0.5)]", "are both called a; give each device a name"),
         ("device=0*raspberry_pi_5", "0*raspberry_pi_5 is no device; give 1*raspberry_pi_5"),

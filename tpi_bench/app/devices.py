@@ -30,7 +30,7 @@ _KEY = "device="
 _SURVEYED = "devices"  # where `measure/survey.py` writes
 _IN_ORDER = ("cores", "memory_gb", "memory_gb_per_s", "disk_gb_per_s")
 _WHOLE = ("cores", "used_cores", "disk_queue_depth")
-_FIELDS = tuple(
+FIELDS = tuple(
     field.name
     for field in dataclasses.fields(DeviceProfile)
     if field.metadata and field.name not in ("name", "source")
@@ -130,6 +130,12 @@ def name_of(choice: str) -> str:
     return described[1] if described else _name_of_file(Path(plain))
 
 
+def names_of(value: str) -> list[str]:
+    """What the profiles are called that a value of `device=` lists, each once."""
+    choices = [choice for choice in re.split(r"[\[\],]", value) if choice]
+    return list(dict.fromkeys(map(name_of, choices)))
+
+
 def plain_choices(text: str) -> str:
     """A text in which devices are named as Hydra knows them, with what was typed."""
     return _ENCODED.sub(lambda found: _plain(found[0]), text)
@@ -226,8 +232,8 @@ def _described(plain: str) -> DeviceProfile:
             if place >= len(_IN_ORDER):
                 raise ValueError(f"{where}: only {', '.join(_IN_ORDER)} go without their names")
             field = _IN_ORDER[place]
-        if field not in _FIELDS:
-            raise ValueError(f"{where}: there is no {field}; {did_you_mean(field, _FIELDS)}")
+        if field not in FIELDS:
+            raise ValueError(f"{where}: there is no {field}; {did_you_mean(field, FIELDS)}")
         given[field] = _number(where, field, value)
     missing = [field for field in _IN_ORDER if field not in given]
     if missing:
