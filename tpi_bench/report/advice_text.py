@@ -6,11 +6,12 @@ A function of stored rows and of `advice.json` beside them (`advice.py`).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from tpi_bench.report.advice import PERPLEXITY, Advice, Change, Kind, Line, Rows
 from tpi_bench.report.names import system_name
-from tpi_bench.report.rows import DeviceRow, RunRow
+from tpi_bench.report.rows import SETTING_PREFIX, DeviceRow
 
 # Modelled cost errs by a tenth or more: results/fig_fidelity.
 _NOT_TOLD_APART = 0.1
@@ -56,7 +57,7 @@ def _best_table(advice: Advice, rows: Rows) -> str:
         lines.append(
             [
                 str(number),
-                way_name(run),
+                way_name(run.cells()),
                 line.team,
                 run.weights,
                 seconds_text(run.token_latency_s),
@@ -101,11 +102,12 @@ def _ttft_s(point: str | None, rows: Rows) -> float:
     return run.ttft_s if run is not None and run.status == "ok" else math.inf
 
 
-def way_name(run: RunRow) -> str:
+def way_name(row: Mapping[Any, Any]) -> str:
     """The system with what sets it apart; on one device without a collective, which it has not."""
-    collective = run.system_settings.get("collective", "")
-    name = system_name(run.cells())
-    return name.replace(f" {collective}", "", 1) if run.num_devices == 1 and collective else name
+    collective = row.get(f"{SETTING_PREFIX}collective")
+    name = system_name(row)
+    is_alone = row["num_devices"] == 1 and isinstance(collective, str)
+    return name.replace(f" {collective}", "", 1) if is_alone and collective else name
 
 
 def _prompt(rows: Rows, point: str | None) -> str:
@@ -157,7 +159,7 @@ def _changes_text(advice: Advice, rows: Rows) -> str:
             continue
         run = rows.runs[change.point or ""]
         gain = f"{best_s / changed_s:.2f} times as fast" if math.isfinite(best_s) else "it fits"
-        how = f"{gain} ({way_name(run)}, {run.device})"
+        how = f"{gain} ({way_name(run.cells())}, {run.device})"
         lines.append([f"  {change.words}", seconds_text(changed_s), how])
     return f"What one change would do (a token then, in the same precision):\n{aligned(lines)}"
 
