@@ -155,6 +155,23 @@ def test_settings_of_a_device_name_those_chosen(
     assert words in done.stderr
 
 
+@pytest.mark.parametrize("more", [(), ("task=measure", "-m")])
+def test_what_no_machine_has_is_noted(
+    more: tuple[str, ...], cache_dir: Path, tmp_path: Path
+) -> None:
+    """Once, on standard error: most likely another unit was meant."""
+    described = "device=[a(4,8000,20000,500),b(4,8,20,0.5),c(4,8,20,500)]"
+    done = run(*VIRTUAL, *more, described, f"results_dir={tmp_path}", cache_dir=cache_dir)
+    assert done.returncode == 0, done.stderr
+    notes = [line for line in done.stderr.split("\n") if line.startswith("note: ")]
+    assert [note.partition("; ")[0] for note in notes] == [
+        "note: a(4,8000,20000,500) is far beyond any machine (memory_gb=8000, "
+        "memory_gb_per_s=20000, disk_gb_per_s=500)",
+        "note: c(4,8,20,500) is far beyond any machine (disk_gb_per_s=500)",
+    ]
+    assert "memory is in GB, the rates of memory and disk in GB/s" in notes[0]
+
+
 def test_calibrated_elsewhere(tmp_path: Path) -> None:
     folder = keep(tmp_path / "home", "annas-laptop.json", "pi.json")
     anna, pi, phone = profiles(f"device=[{folder}/,phone_2024]")
@@ -187,7 +204,10 @@ def test_a_point_of_a_described_device_runs(cache_dir: Path, tmp_path: Path) -> 
         ("device=old(4,8)", "memory_gb_per_s, disk_gb_per_s must be given: NAME(cores, memory"),
         ("device=old(4,8,20,0.5,9)", "only cores, memory_gb, memory_gb_per_s, disk_gb_per_s go"),
         ("device=old(four,8,20,0.5)", "cores=four must be a whole number"),
-        ("device=old(4,8,20,fast)", "disk_gb_per_s=fast must be a number"),
+        ("device=old(4,8,20,fast)", "disk_gb_per_s=fast must be a finite number"),
+        ("device=old(4,8,inf,0.5)", "memory_gb_per_s=inf must be a finite number"),
+        ("device=old(4,nan,20,0.5)", "memory_gb=nan must be a finite number"),
+        ("device=old(4,8,20,0.5,cores=8)", "cores is given twice"),
         ("device=old(4,8,20,0.5,q4_gbps=3)", "there is no q4_gbps; did you mean q4_gb_per_s?"),
         ("device=old(4,-8,20,0.5)", "device.old.memory_gb=-8.0 must be above 0"),
         ("device=raspberry_pi_5(4,8,20,0.5)", "there is a profile called raspberry_pi_5 already"),

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 import re
 import urllib.parse
 from collections.abc import Iterator, Sequence
@@ -43,6 +44,8 @@ _TAKEN = {
     "disk_latency_us": 100.0,
     "disk_queue_depth": 8,
 }
+# No machine of today comes near: where more is typed, another unit was meant.
+_FAR_BEYOND = {"memory_gb": 2000.0, "memory_gb_per_s": 10_000.0, "disk_gb_per_s": 100.0}
 _SEVERAL = re.compile(r"(\d+)\*(.+)")
 _DESCRIBED = re.compile(r"([A-Za-z]\w*)\(([^()]*)\)")
 _FORM = "NAME(cores, memory in GB, GB/s of memory, GB/s of the disk)"
@@ -119,6 +122,25 @@ def register_devices(arguments: Sequence[str]) -> None:
             ConfigStore.instance().store(
                 group="device", name=choice, node=values, package=f"device.{name}"
             )
+
+
+def notes_on(arguments: Sequence[str]) -> list[str]:
+    """What is odd about devices that are described in a line, one sentence a device."""
+    listed = " ".join(text for text in arguments if text.startswith(_KEY))
+    notes = []
+    for plain in dict.fromkeys(map(_plain, _ENCODED.findall(listed))):
+        profile = _described(plain) if _DESCRIBED.fullmatch(plain) else None
+        odd = [
+            f"{field}={getattr(profile, field):g}"
+            for field, most in _FAR_BEYOND.items()
+            if profile is not None and getattr(profile, field) > most
+        ]
+        if odd:
+            notes.append(
+                f"note: {plain} is far beyond any machine ({', '.join(odd)}); memory is in GB, the "
+                "rates of memory and disk in GB/s"
+            )
+    return notes
 
 
 def name_of(choice: str) -> str:
@@ -234,6 +256,8 @@ def _described(plain: str) -> DeviceProfile:
             field = _IN_ORDER[place]
         if field not in FIELDS:
             raise ValueError(f"{where}: there is no {field}; {did_you_mean(field, FIELDS)}")
+        if field in given:
+            raise ValueError(f"{where}: {field} is given twice; leave out one of them")
         given[field] = _number(where, field, value)
     missing = [field for field in _IN_ORDER if field not in given]
     if missing:
@@ -248,11 +272,14 @@ def _described(plain: str) -> DeviceProfile:
 
 
 def _number(where: str, field: str, value: str) -> float | int:
+    kind = "a whole number" if field in _WHOLE else "a finite number"
     try:
-        return int(value) if field in _WHOLE else float(value)
+        number = int(value) if field in _WHOLE else float(value)
     except ValueError:
-        kind = "a whole number" if field in _WHOLE else "a number"
-        raise ValueError(f"{where}: {field}={value} must be {kind}") from None
+        number = math.nan
+    if not math.isfinite(number):
+        raise ValueError(f"{where}: {field}={value} must be {kind}")
+    return number
 
 
 def _name_of_file(path: Path) -> str:

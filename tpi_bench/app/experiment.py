@@ -23,6 +23,7 @@ from tqdm import tqdm
 from tpi_bench.app.arguments import as_typed, plain_text
 from tpi_bench.app.compose import build_settings
 from tpi_bench.app.config_folders import folders_of
+from tpi_bench.app.devices import notes_on
 from tpi_bench.app.errors import ExitStatus, end_unread, fail, fail_of, one_line
 from tpi_bench.app.launchers import WatchesSweep
 from tpi_bench.app.notices import set_notices
@@ -56,6 +57,8 @@ class Sweep(WatchesSweep):
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         set_notices(config.verbosity, progress=bool(config.progress))
+        for note in notes_on(self.arguments):
+            _LOG.info(note)
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         is_shown = set_notices(config.verbosity, progress=bool(config.progress))
@@ -65,6 +68,7 @@ class Sweep(WatchesSweep):
                 self._jobs = jobs
                 note = f"note: task={config.task} leaves no rows and no table; task=measure does"
                 self._greeting = [note]
+            self._greeting += notes_on(self.arguments)
             return
         folder = Path(config.hydra.sweep.dir)
         try:  # Hydra turns a callback's exceptions into warnings, and would go on
@@ -77,7 +81,7 @@ class Sweep(WatchesSweep):
         except (ValueError, OSError, InUse) as error:
             fail_of(config.report, error)
         self._jobs = all_jobs(config)
-        self._greeting = [f"results: {folder}"]
+        self._greeting = [f"results: {folder}", *notes_on(self.arguments)]
         if config.resume is not None:
             kept = kept_rows(ResultsFolder(folder), config.timeout_s)
             self._kept = {run.point for run in kept}
