@@ -172,6 +172,15 @@ def test_what_no_machine_has_is_noted(
     assert "memory is in GB, the rates of memory and disk in GB/s" in notes[0]
 
 
+def test_one_core_is_not_told_as_several(cache_dir: Path, tmp_path: Path) -> None:
+    given = ("task=advise", "model=debug", "system=tpi", "model.weights=q8", "timeout_s=5")
+    done = run(
+        *given, "device=a(1,8,20,0.5)", f"output_dir={tmp_path / 'out'}", cache_dir=cache_dir
+    )
+    assert done.returncode == 0, done.stderr
+    assert "A a: 1 core, 8 GB" in done.stdout
+
+
 def test_calibrated_elsewhere(tmp_path: Path) -> None:
     folder = keep(tmp_path / "home", "annas-laptop.json", "pi.json")
     anna, pi, phone = profiles(f"device=[{folder}/,phone_2024]")

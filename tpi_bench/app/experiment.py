@@ -32,6 +32,7 @@ from tpi_bench.app.sweeper import jobs_of_grids, refuse_settings
 from tpi_bench.host.locks import Lock
 from tpi_bench.report.drawing import Drawing
 from tpi_bench.report.folder import CannotWrite, ResultsFolder, read_runs
+from tpi_bench.report.names import counted
 from tpi_bench.report.older import OlderRows, told_of_older_rows
 from tpi_bench.report.rows import RunRow
 from tpi_bench.report.sweep_table import overrides_of, sweep_table, varying
@@ -172,8 +173,8 @@ class Sweep(WatchesSweep):
     def _end_of_answers(self) -> None:
         """Of a sweep without rows; what failed has been said."""
         if self._left_out:
-            of = f" of {len(self._jobs)}" if self._jobs else ""
-            print(f"{len(self._left_out)}{of} points failed", file=sys.stderr)
+            of = f"of {counted(len(self._jobs), 'point')}" if self._jobs else "points"
+            print(f"{len(self._left_out)} {of} failed", file=sys.stderr)
             sys.exit(ExitStatus.POINTS_FAILED)
 
     def _swept(self, config: DictConfig) -> list[str]:
@@ -269,7 +270,8 @@ def kept_rows(results: ResultsFolder, timeout_s: float | None) -> list[RunRow]:
 
 def kept_line(kept: Sequence[RunRow], folder: Path) -> str:
     """The same in one line."""
-    line = f"{len(kept)} points are done and are not run again"
+    several = "points are done and are not run again"
+    line = counted(len(kept), "point is done and is not run again", several)
     answers = {"oom": "out of memory", "timeout": "longer than timeout_s allows"}
     counts = {words: sum(r.status == status for r in kept) for status, words in answers.items()}
     told = [f"{count} {words}" for words, count in counts.items() if count]

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tpi_bench.report.advice import PERPLEXITY, Advice, Change, Kind, Line, Rows
-from tpi_bench.report.names import system_name
+from tpi_bench.report.names import counted, system_name
 from tpi_bench.report.rows import SETTING_PREFIX, DeviceRow
 
 # Modelled cost errs by a tenth or more: results/fig_fidelity.
@@ -166,9 +166,10 @@ def _changes_text(advice: Advice, rows: Rows) -> str:
 
 def _no_gain(change: Change) -> str:
     if not change.is_run:
-        return f"not looked at for lack of time ({change.num_left} ways)"
+        return f"not looked at for lack of time ({counted(change.num_left, 'way')})"
     if change.num_left:
-        return f"no gain in the likeliest ways; {change.num_left} were not run"
+        left = counted(change.num_left, "was not run", "were not run")
+        return f"no gain in the likeliest ways; {left}"
     return "no gain"
 
 
@@ -179,8 +180,9 @@ def _best_s(advice: Advice, rows: Rows) -> float:
 def _search_text(advice: Advice, rows: Rows) -> str:
     skipped = ", ".join(f"{count} by {what}" for what, count in advice.skipped.items())
     text = (
-        f"{advice.num_ways} ways to run it: {advice.num_run} were run in virtual time, "
-        f"{advice.num_lacking} do not fit for certain"
+        f"{counted(advice.num_ways, 'way')} to run it: "
+        f"{counted(advice.num_run, 'was run', 'were run')} in virtual time, "
+        f"{counted(advice.num_lacking, 'does not fit', 'do not fit')} for certain"
     )
     if skipped:
         text += f", and bounds put the rest out of reach ({skipped})"
@@ -188,11 +190,13 @@ def _search_text(advice: Advice, rows: Rows) -> str:
     if advice.num_left:
         left_s = advice.left_bound_s or 0.0
         text += (
-            f" {advice.num_left} ways were left for lack of time; each takes at least "
+            f" {counted(advice.num_left, 'way was', 'ways were')} left for lack of time; "
+            f"{'it' if advice.num_left == 1 else 'each'} takes at least "
             f"{seconds_text(left_s)} a token"
         )
         if left_s < _best_s(advice, rows):
-            text += ", so that one of them may be better: timeout_s=120 gives it two minutes."
+            which = "it" if advice.num_left == 1 else "one of them"
+            text += f", so that {which} may be better: timeout_s=120 gives it two minutes."
         else:
             text += ", so that what is faster above is certain to be so."
     return text
