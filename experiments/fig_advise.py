@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from tpi_bench.report import figures, looks, names
 from tpi_bench.report.advice import Advice
+from tpi_bench.report.advice_text import way_name
 from tpi_bench.report.drawing import Drawing, succeeded
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ def table(rows: pd.DataFrame) -> str:
     times = {"token_latency_s": "ms a token", "ttft_s": "TTFT ms"}
     times |= {name: name.removesuffix("_s").replace("_", " ") for name in _LIMITS}
     shown = rows.assign(**{words: rows[name] * 1e3 for name, words in times.items()})
-    columns = ["way", "device", "weights", *times.values()]
+    columns = ["way", "team", "weights", *times.values()]
     return shown[columns].round(1).to_string(index=False)
 
 
@@ -48,7 +49,7 @@ def draw(rows: pd.DataFrame) -> Figure:
         heights = [place + 0.22 * (number - 1) for place in places]
         axes.barh(heights, rows[name], height=0.18, color=colours[name], label=words)
     labels = [
-        f"{row['place']:.0f}  {row['way']}, {row['weights']}\n{row['device']}"
+        f"{row['place']:.0f}  {row['way']}, {row['weights']}\n{row['team']}"
         for row in rows.to_dict("records")
     ]
     axes.set_yticks(places, labels, fontsize=6)
@@ -67,7 +68,7 @@ def draw(rows: pd.DataFrame) -> Figure:
 def _rows(runs: pd.DataFrame) -> pd.DataFrame:
     """Those of the table of the best, in its order, each with its name as `way`."""
     best = succeeded(runs[runs.place.notna()]).sort_values("place")
-    return best.assign(way=[names.system_name(row) for row in best.to_dict("records")])
+    return best.assign(way=[way_name(row) for row in best.to_dict("records")])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,10 +76,13 @@ class AdviceDrawing(Drawing):
     """Shows what `advice.json` beside the rows calls the best."""
 
     def stored(self, folder: Path) -> pd.DataFrame:
-        """The run table with the `place` among the best, from 1 on; NaN of all others."""
-        runs, best = super().stored(folder), Advice.load(folder).best
-        places = {line.point: number for number, line in enumerate(best, start=1)}
-        return runs.assign(place=runs.point.map(places))
+        """The run table with the `place` among the best, from 1 on, and the `team` that works; NaN
+        of all others.
+        """
+        runs, advice = super().stored(folder), Advice.load(folder)
+        places = {line.point: number for number, line in enumerate(advice.best, start=1)}
+        teams = {line.point: advice.team_text(line) for line in advice.best}
+        return runs.assign(place=runs.point.map(places), team=runs.point.map(teams))
 
 
 DRAWING = AdviceDrawing(

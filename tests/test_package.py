@@ -109,7 +109,7 @@ def test_an_experiment_from_another_folder(python: Path, tmp_path: Path, cache_d
     assert runs.status.to_dict() == {"eager": "ok", "lone": "ok", "tpi": "ok"}
     assert runs.num_devices.to_dict() == {"eager": 2, "lone": 1, "tpi": 2}
     assert runs.system_greeting.dropna().to_dict() == {"lone": "hi"}
-    assert "1 points are left out: system=eager has no greeting" in done.stderr
+    assert "1 point is left out: system=eager has no greeting" in done.stderr
     assert set(runs.commit) == {"tpi_bench 0.1.0"}
 
     again = run_in(tmp_path, python, "-m", "tpi_bench", f"resume={folder}")

@@ -72,6 +72,28 @@ def test_all_that_is_missing_is_told_in_one_sentence(
     assert sorted(told) == sorted(lacking)
 
 
+@pytest.mark.parametrize(
+    ("line", "instead", "words"),
+    [
+        (
+            "peak_gflops: 60",
+            "peak_gflop: 60",
+            "device.my_board.peak_gflops is missing; give it a value; there is no "
+            "device.my_board.peak_gflop: did you mean device.my_board.peak_gflops?",
+        ),
+        ("memory_gb: 8.6", "memory_gb: null", "device.my_board.memory_gb=null has the wrong type"),
+        ("name: my_board", "name: board", "device.my_board.name=board is the name of another"),
+    ],
+)
+@pytest.mark.parametrize("device", ["device=my_board", "device=[phone_2024,my_board]"])
+def test_a_line_that_is_wrong_is_named(
+    tmp_path: Path, line: str, instead: str, words: str, device: str
+) -> None:
+    assert f"\n{line}" in FORM
+    with pytest.raises(ValueError, match=re.escape(words)):
+        typed(tmp_path, FORM.replace(f"\n{line}", f"\n{instead}"), device)
+
+
 @pytest.mark.parametrize("first", ["", "# @package device.phone_2024\n"])
 @pytest.mark.parametrize("device", ["device=my_board", "device=[phone_2024,my_board]"])
 def test_the_first_line_is_told_of(tmp_path: Path, first: str, device: str) -> None:

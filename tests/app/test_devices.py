@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -85,6 +86,101 @@ def test_what_is_no_description_says_how_one_is_written(typed: str) -> None:
         with_devices(f"device={typed}")
 
 
+@pytest.mark.parametrize(
+    ("typed", "words"),
+    [
+        ("[a(4,8,20,0.5)", "the bracket is not closed; a list is written device=[A,B]"),
+        ("[a(4,8,20,0.5)]]", "a bracket too many closes"),
+        ("[[a(4,8,20,0.5)],b(4,8,20,0.5)]", "a bracket too many opens"),
+        ("a[4,8,20,0.5]", "a[4,8,20,0.5] is no device; one is described as NAME(cores, memory"),
+        ("a{4,8,20,0.5}", "is no device; one is described as NAME(cores, memory"),
+        ("a(4,8,20,0.5) b(4,8,20,0.5)", "and several are written [A,B]"),
+        ("[]", "there is no device in the list"),
+        ("[ ]", "there is no device in the list"),
+        ("[a(4,8,20,0.5),]", "a comma too many"),
+        ("[a(4,8,20,0.5),,phone_2024]", "a comma too many"),
+    ],
+)
+def test_what_is_no_list_says_how_one_is_written(typed: str, words: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(words)) as caught:
+        with_devices(f"device={typed}")
+    assert f"device={typed}" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (("task=advise",), "are written in brackets, device=[a(4,8,20,0.5),phone_2024]"),
+        (VIRTUAL, "are written in brackets, device=[a(4,8,20,0.5),phone_2024]; add -m to run each"),
+    ],
+)
+def test_several_without_brackets(given: tuple[str, ...], words: str, cache_dir: Path) -> None:
+    done = run(*given, "device=a(4,8,20,0.5),phone_2024", cache_dir=cache_dir)
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert "%" not in done.stderr
+
+
+def test_devices_are_told_as_they_were_typed(cache_dir: Path, tmp_path: Path) -> None:
+    """Not as Hydra knows them: by a sweep, its table and rows, and by what refuses them."""
+    given = ("task=measure", *VIRTUAL, f"output_dir={tmp_path / 'out'}", "-m")
+    done = run(*given, "device=a(4,8,20,0.5),[b(4,8,20,0.5),phone_2024]", cache_dir=cache_dir)
+    assert done.returncode == 0, done.stderr
+    assert "device=a(4,8,20,0.5)" in done.stderr
+    assert "[b(4,8,20,0.5),phone_2024]" in done.stdout
+    assert "%" not in done.stderr + done.stdout
+    refused = run("model=debug", "device=a(4,8,20,0.5)", cache_dir=cache_dir)
+    assert refused.stderr.startswith("error: device=a(4,8,20,0.5) changes nothing here")
+
+
+@pytest.mark.parametrize(
+    ("typed", "words"),
+    [
+        ("device.lenvo.memory_gb=2", "did you mean device.lenovo?"),
+        (
+            "device.hp.memory_gb=2",
+            "device.hp.memory_gb; there are acer, lenovo, memory_mb, phone_2",
+        ),
+        ("device.acer.memory_bg=2", "did you mean device.acer.memory_gb?"),
+        ("device.raspbery_pi_5.cores=2", "did you mean device.raspberry_pi_5?"),
+        ("device.lenovo.used_cores=9", "device.lenovo.used_cores=9 must be 1 to 4"),
+    ],
+)
+def test_settings_of_a_device_name_those_chosen(
+    typed: str, words: str, cache_dir: Path, tmp_path: Path
+) -> None:
+    listed = "device=[lenovo(4,8,20,0.5),2*acer(2,4,10,0.1),phone_2024]"
+    done = run(*VIRTUAL, listed, typed, f"results_dir={tmp_path}", cache_dir=cache_dir)
+    assert done.returncode == 2
+    assert words in done.stderr
+
+
+@pytest.mark.parametrize("more", [(), ("task=measure", "-m")])
+def test_what_no_machine_has_is_noted(
+    more: tuple[str, ...], cache_dir: Path, tmp_path: Path
+) -> None:
+    """Once, on standard error: most likely another unit was meant."""
+    described = "device=[a(4,8000,20000,500),b(4,8,20,0.5),c(4,8,20,500)]"
+    done = run(*VIRTUAL, *more, described, f"results_dir={tmp_path}", cache_dir=cache_dir)
+    assert done.returncode == 0, done.stderr
+    notes = [line for line in done.stderr.split("\n") if line.startswith("note: ")]
+    assert [note.partition("; ")[0] for note in notes] == [
+        "note: a(4,8000,20000,500) is far beyond any machine (memory_gb=8000, "
+        "memory_gb_per_s=20000, disk_gb_per_s=500)",
+        "note: c(4,8,20,500) is far beyond any machine (disk_gb_per_s=500)",
+    ]
+    assert "memory is in GB, the rates of memory and disk in GB/s" in notes[0]
+
+
+def test_one_core_is_not_told_as_several(cache_dir: Path, tmp_path: Path) -> None:
+    given = ("task=advise", "model=debug", "system=tpi", "model.weights=q8", "timeout_s=5")
+    done = run(
+        *given, "device=a(1,8,20,0.5)", f"output_dir={tmp_path / 'out'}", cache_dir=cache_dir
+    )
+    assert done.returncode == 0, done.stderr
+    assert "A a: 1 core, 8 GB" in done.stdout
+
+
 def test_calibrated_elsewhere(tmp_path: Path) -> None:
     folder = keep(tmp_path / "home", "annas-laptop.json", "pi.json")
     anna, pi, phone = profiles(f"device=[{folder}/,phone_2024]")
@@ -117,9 +213,12 @@ def test_a_point_of_a_described_device_runs(cache_dir: Path, tmp_path: Path) -> 
         ("device=old(4,8)", "memory_gb_per_s, disk_gb_per_s must be given: NAME(cores, memory"),
         ("device=old(4,8,20,0.5,9)", "only cores, memory_gb, memory_gb_per_s, disk_gb_per_s go"),
         ("device=old(four,8,20,0.5)", "cores=four must be a whole number"),
-        ("device=old(4,8,20,fast)", "disk_gb_per_s=fast must be a number"),
+        ("device=old(4,8,20,fast)", "disk_gb_per_s=fast must be a finite number"),
+        ("device=old(4,8,inf,0.5)", "memory_gb_per_s=inf must be a finite number"),
+        ("device=old(4,nan,20,0.5)", "memory_gb=nan must be a finite number"),
+        ("device=old(4,8,20,0.5,cores=8)", "cores is given twice"),
         ("device=old(4,8,20,0.5,q4_gbps=3)", "there is no q4_gbps; did you mean q4_gb_per_s?"),
-        ("device=old(4,-8,20,0.5)", "device.memory_gb=-8.0 must be above 0"),
+        ("device=old(4,-8,20,0.5)", "device.old.memory_gb=-8.0 must be above 0"),
         ("device=raspberry_pi_5(4,8,20,0.5)", "there is a profile called raspberry_pi_5 already"),
         ("device=[a(4,8,20,0.5),a(4,16,20,0.5)]", "are both called a; give each device a name"),
         ("device=0*raspberry_pi_5", "0*raspberry_pi_5 is no device; give 1*raspberry_pi_5"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,8 @@ from tests.helpers import command_line
 from tests.helpers.command_line import ROOT, run
 from tpi_bench import load
 from tpi_bench import run as run_point
+from tpi_bench.app.experiment import kept_line
+from tpi_bench.report.rows import RunRow
 
 WRONG = {
     "device: raspberry_pi_5": "- override /device: raspberry_pi_5",
@@ -280,3 +283,8 @@ hydra:
     again = run(f"resume={out}", "timeout_s=60", cache_dir=cache_dir)
     assert again.returncode == 0, again.stderr
     assert len(load(out).rows) == 3
+
+
+def test_one_point_is_not_told_as_several() -> None:
+    run_row = replace(RunRow.of(), status="ok")
+    assert kept_line([run_row], Path("x")) == "1 point is done and is not run again"

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import csv
+import re
 from pathlib import Path
 
 import pytest
 
 from experiments.advise_published import PUBLISHED, side_by_side
+from experiments.fig_advise import DRAWING
 from tests.helpers.command_line import ROOT, run_module
 from tpi_bench.report.advice import Advice, Rows
 from tpi_bench.report.advice_text import advice_text
@@ -50,3 +52,17 @@ def test_a_stored_answer_is_told_from_its_rows(name: str) -> None:
         if row.experiment == "advise" and row.status == "ok" and row.prompt_tokens == 32
     )
     assert rows.runs[advice.best[0].point].token_latency_s == best
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_its_figure_names_ways_and_devices_as_its_table(name: str) -> None:
+    folder = STORED / name
+    rows = DRAWING.rows(DRAWING.stored(folder))
+    table = (folder / "answer.txt").read_text().partition("perplexity*\n")[2].split("\n")
+    assert len(rows) > 0
+    for line, way, team in zip(table, rows.way, rows.team, strict=False):
+        letters, _, names = team.partition(": ")
+        assert re.match(rf"\d+ +{re.escape(way)}  +{letters}  ", line), (line, way, team)
+        assert sum(
+            int(part.partition(" x ")[0]) if " x " in part else 1 for part in (names.split(", "))
+        ) == len(letters.split())

@@ -13,6 +13,7 @@ from tpi_bench.measure.fits import advice, refuse_too_little
 from tpi_bench.measure.planned import devices_of, load_model, planned_job, request_of
 from tpi_bench.measure.point import measure
 from tpi_bench.measure.prepare import prepare
+from tpi_bench.measure.settings import Settings
 
 pytestmark = pytest.mark.usefixtures("as_a_user_forks")
 
@@ -69,6 +70,25 @@ def test_what_would_not_help_is_not_advised(cache_dir: Path) -> None:
     assert "system.window" not in galaxy  # it has none
     listed = refusal("testbed.num_devices=2", "device.memory_mb=[260,250]", cache_dir=cache_dir)
     assert "testbed.num_devices" not in listed  # there is no saying what a third one would have
+
+
+@pytest.mark.parametrize("system", ["tpi_auto", "tpi"])
+def test_devices_with_memory_of_their_own_are_named(system: str, cache_dir: Path) -> None:
+    """Nobody typed device.memory_mb."""
+    given = [*LARGE, "testbed=virtual", f"system={system}", f"cache_dir={cache_dir}"]
+    given += ["device=[raspberry_pi_4,phone_2024]", "workload.ignore_eos=true"]
+    error = measured(settings_of(*given, "device.raspberry_pi_4.memory_gb=0.002"))
+    assert "memory_mb" not in error
+    least = re.findall(r"device\.raspberry_pi_4\.memory_gb=[\d.]+\d", error)[-1]
+    assert not measured(settings_of(*given, least))
+
+
+def measured(settings: Settings) -> str:
+    """The error of a point, if it has one."""
+    try:
+        return measure(prepare(settings)).run.error or ""
+    except DoesNotFit as error:
+        return str(error)
 
 
 def test_what_may_fit_is_tried(cache_dir: Path) -> None:
@@ -128,10 +148,9 @@ def test_of_unequal_devices_the_one_with_the_least_to_spare_is_named(cache_dir: 
     assert len(options) == 4
     for _, needed, memory, rank in options:
         assert int(needed) <= int(memory) == job.memory_of(int(rank)) / 1e6
-    (enough,) = re.findall(r"device\.memory_mb=\[(\d+),(\d+),(\d+)\]$", said)
-    assert int(enough[0]) > 8600
-    assert int(enough[1]) == job.memory_of(1) / 1e6  # it had enough
-    assert int(enough[2]) > 8600
+    enough = re.findall(r"device\.(\w+)\.memory_gb=([\d.]+)", said)
+    assert [name for name, _ in enough] == ["macbook_air_i5", "raspberry_pi_5"]  # not who has it
+    assert all(float(memory_gb) > 8.6 for _, memory_gb in enough)
 
 
 @pytest.mark.parametrize(("window", "is_noted"), [(10, True), (9, False)])

@@ -121,6 +121,20 @@ def test_everything_that_was_found_is_told() -> None:
     assert text.endswith("Again:\n  python -m tpi_bench task=measure\n\nnote: virtual time")
 
 
+def test_one_is_not_told_as_several() -> None:
+    changes = [
+        Change(words="cables", point=None, num_left=1),
+        Change(words="another pi", point=None, num_left=1, is_run=False),
+    ]
+    one = replace(ADVICE, changes=changes, num_ways=3, num_run=1, num_lacking=1, num_left=1)
+    text = advice_text(replace(one, left_bound_s=0.3), Rows.of(RECORDS))
+    assert "no gain in the likeliest ways; 1 was not run" in text
+    assert "not looked at for lack of time (1 way)" in text
+    assert "3 ways to run it: 1 was run in virtual time, 1 does not fit for certain" in text
+    assert "1 way was left for lack of time; it takes at least 300 ms" in text
+    assert "so that it may be better" in text
+
+
 def test_it_is_the_same_from_the_disk(tmp_path: Path) -> None:
     ADVICE.save(tmp_path)
     assert Advice.load(tmp_path) == ADVICE

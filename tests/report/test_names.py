@@ -46,3 +46,9 @@ def test_a_precision() -> None:
         "q4",
         "other",
     ]
+
+
+def test_counts_have_the_words_that_go_with_them() -> None:
+    assert [names.counted(count, "way") for count in (0, 1, 2)] == ["0 ways", "1 way", "2 ways"]
+    assert names.counted(1, "was run", "were run") == "1 was run"
+    assert names.counted(3, "was run", "were run") == "3 were run"

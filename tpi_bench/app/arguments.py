@@ -17,7 +17,7 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
-from tpi_bench.app.devices import with_devices
+from tpi_bench.app.devices import plain_choices, with_devices
 
 _MARK = "%text:"
 _AS_THEY_ARE = " /"  # beside letters, digits and _ . - which mean nothing to Hydra
@@ -68,6 +68,12 @@ def as_typed(argument: str) -> str:
 
     As it is where it means something else when typed: `prompt=-` is standard input.
     """
+    is_of_devices = argument.startswith("device=")
+    return plain_choices(argument) if is_of_devices else with_plain_text(argument)
+
+
+def with_plain_text(argument: str) -> str:
+    """The same, with the devices as Hydra knows them."""
     key, _, value = argument.partition("=")
     if not value.startswith(_MARK.rstrip(":")):  # Hydra has its own way to write the colon
         return argument

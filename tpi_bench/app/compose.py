@@ -10,13 +10,13 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
-from tpi_bench.app.arguments import as_typed, plain_text
+from tpi_bench.app.arguments import plain_text, with_plain_text
 from tpi_bench.app.choices import GROUPS
-from tpi_bench.app.devices import name_of
+from tpi_bench.app.devices import name_of, names_of
 from tpi_bench.app.drafts import draft_source
 from tpi_bench.app.misplaced import misplaced
 from tpi_bench.app.settings import PLAIN
-from tpi_bench.app.typed import describe, did_you_mean, fits, load_class, make_dataclass
+from tpi_bench.app.typed import describe, did_you_mean, fits, load_class, make_dataclass, shown
 from tpi_bench.contract.request import Workload
 from tpi_bench.contract.system import System
 from tpi_bench.measure.settings import Settings
@@ -38,7 +38,7 @@ def build_settings(cfg: DictConfig, overrides: Sequence[str] = ()) -> Settings:
         raise ValueError(said)
     _check_plain(values)
     values["memory_mb"] = _take_memory(values["device"])
-    values["device"] = _devices_in_order(_packaged(values["device"]), overrides)
+    values["device"] = _devices_in_order(_packaged(values["device"], overrides), overrides)
     return settings_from(values, overrides)
 
 
@@ -66,7 +66,7 @@ def settings_from(values: dict[str, Any], overrides: Sequence[str]) -> Settings:
         workload=workload,
         draft=draft_source(values),
         raw=values,
-        overrides=tuple(map(as_typed, overrides)),
+        overrides=tuple(map(with_plain_text, overrides)),
     )
 
 
@@ -84,7 +84,7 @@ def _check_plain(values: dict[str, Any]) -> None:
             raise ValueError(f"{name}={value} is unknown; choose one of {', '.join(known.choices)}")
         if not fits(value, known.hint):
             raise ValueError(
-                f"{name}={value} has the wrong type; it must be {describe(known.hint)}"
+                f"{name}={shown(value)} has the wrong type; it must be {describe(known.hint)}"
             )
     if not 0 <= values["wait"] < math.inf:
         raise ValueError(f"wait={values['wait']} must be true, false or seconds, 0 or more")
@@ -133,10 +133,17 @@ def chosen_devices(overrides: Sequence[str]) -> list[str]:
     return choices
 
 
-def _packaged(profiles: dict[str, Any]) -> dict[str, Any]:
+def _packaged(profiles: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     """The profiles by name, once each is known to be in a package of its own."""
+    typed = [text.removeprefix("device=") for text in overrides if text.startswith("device=")]
+    chosen = names_of(",".join(typed))
     for name, profile in profiles.items():
         called = profile.get("name", name) if isinstance(profile, dict) else profiles.get("name")
+        if called != name and name in chosen and called not in chosen:
+            raise ValueError(
+                f"device.{name}.name={called} is the name of another device; it must be {name}, as "
+                "its file is called"
+            )
         if called != name:
             raise ValueError(
                 f"the device profile {called} is not in its own package: the first line of its "

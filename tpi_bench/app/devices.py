@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 import re
 import urllib.parse
 from collections.abc import Iterator, Sequence
@@ -30,7 +31,7 @@ _KEY = "device="
 _SURVEYED = "devices"  # where `measure/survey.py` writes
 _IN_ORDER = ("cores", "memory_gb", "memory_gb_per_s", "disk_gb_per_s")
 _WHOLE = ("cores", "used_cores", "disk_queue_depth")
-_FIELDS = tuple(
+FIELDS = tuple(
     field.name
     for field in dataclasses.fields(DeviceProfile)
     if field.metadata and field.name not in ("name", "source")
@@ -43,9 +44,13 @@ _TAKEN = {
     "disk_latency_us": 100.0,
     "disk_queue_depth": 8,
 }
+# No machine of today comes near: where more is typed, another unit was meant.
+_FAR_BEYOND = {"memory_gb": 2000.0, "memory_gb_per_s": 10_000.0, "disk_gb_per_s": 100.0}
 _SEVERAL = re.compile(r"(\d+)\*(.+)")
-_DESCRIBED = re.compile(r"([A-Za-z]\w*)\((.*)\)")
+_DESCRIBED = re.compile(r"([A-Za-z]\w*)\(([^()]*)\)")
+_FORM = "NAME(cores, memory in GB, GB/s of memory, GB/s of the disk)"
 _ENCODED = re.compile(r"[\w.%+-]*%[0-9A-F]{2}[\w.%+-]*")
+_EMPTY = re.compile(r"(?:[\[,]|^),|,(?:\]|$)")
 _OF_HYDRA = re.compile(r"(?:choice|glob|range|interval|sort|shuffle|tag|extend_list)\(")
 
 
@@ -54,9 +59,10 @@ def with_devices(text: str) -> str:
     key, equals, value = text.partition("=")
     if key + equals != _KEY or _OF_HYDRA.match(value):
         return text
-    found, depth = [], 0
+    found, depth = list[str](), 0
     for part in _parts(value):
         depth += {"[": 1, "]": -1}.get(part, 0)
+        _refuse_bracket(part, found, depth, text)
         if part in ("[", "]", ","):
             found.append(part)
         elif part.strip():
@@ -64,7 +70,32 @@ def with_devices(text: str) -> str:
             is_list = depth > 0 or (len(names) == 1 and "*" not in part)
             listed = ",".join(names)
             found.append(listed if is_list else f"[{listed}]")
-    return _KEY + "".join(found)
+    if depth:
+        raise ValueError(f"{text}: the bracket is not closed; a list is written device=[A,B]")
+    listed = "".join(found)
+    if "[]" in listed or listed == ",":
+        raise ValueError(f"{text}: there is no device in the list; give its devices: device=[A,B]")
+    if _EMPTY.search(listed):
+        raise ValueError(f"{text}: a comma too many; a list is written device=[A,B]")
+    return _KEY + listed
+
+
+def _refuse_bracket(part: str, before: Sequence[str], depth: int, text: str) -> None:
+    """Of a part of a list, with how many brackets are open then; any other part is none."""
+    if part == "[" and before and before[-1] not in ("[", ","):
+        raise ValueError(f"{text} is no device; {_how_described()}")
+    if depth not in (0, 1):
+        raise ValueError(
+            f"{text}: a bracket too many {'opens' if depth > 1 else 'closes'}; a list is written "
+            "device=[A,B]"
+        )
+
+
+def _how_described() -> str:
+    return (
+        f"one is described as {_FORM}, NAME in letters, digits and _, as old_pc(4,8,20,0.5), and "
+        "several are written [A,B]"
+    )
 
 
 def surveyed_folder(choices: Sequence[str]) -> Path | None:
@@ -93,6 +124,25 @@ def register_devices(arguments: Sequence[str]) -> None:
             )
 
 
+def notes_on(arguments: Sequence[str]) -> list[str]:
+    """What is odd about devices that are described in a line, one sentence a device."""
+    listed = " ".join(text for text in arguments if text.startswith(_KEY))
+    notes = []
+    for plain in dict.fromkeys(map(_plain, _ENCODED.findall(listed))):
+        profile = _described(plain) if _DESCRIBED.fullmatch(plain) else None
+        odd = [
+            f"{field}={getattr(profile, field):g}"
+            for field, most in _FAR_BEYOND.items()
+            if profile is not None and getattr(profile, field) > most
+        ]
+        if odd:
+            notes.append(
+                f"note: {plain} is far beyond any machine ({', '.join(odd)}); memory is in GB, the "
+                "rates of memory and disk in GB/s"
+            )
+    return notes
+
+
 def name_of(choice: str) -> str:
     """What the profile behind a choice of `device=` is called."""
     if not _ENCODED.fullmatch(choice):
@@ -100,6 +150,17 @@ def name_of(choice: str) -> str:
     plain = _plain(choice)
     described = _DESCRIBED.fullmatch(plain)
     return described[1] if described else _name_of_file(Path(plain))
+
+
+def names_of(value: str) -> list[str]:
+    """What the profiles are called that a value of `device=` lists, each once."""
+    choices = [choice for choice in re.split(r"[\[\],]", value) if choice]
+    return list(dict.fromkeys(map(name_of, choices)))
+
+
+def plain_choices(text: str) -> str:
+    """A text in which devices are named as Hydra knows them, with what was typed."""
+    return _ENCODED.sub(lambda found: _plain(found[0]), text)
 
 
 def as_typed(choices: Sequence[str]) -> str:
@@ -143,11 +204,8 @@ def _expanded(part: str, text: str) -> Iterator[str]:
                 "task=calibrate names, one a machine, called as the machine"
             )
         yield from (_encoded(str(path)) for path in files)
-    elif "(" in part or ")" in part:
-        raise ValueError(
-            f"{text}: {part} is no device; one is described as NAME(cores, memory in GB, GB/s of "
-            "memory, GB/s of the disk), NAME in letters, digits and _, as old_pc(4,8,20,0.5)"
-        )
+    elif re.search(r"[(){}]", part):
+        raise ValueError(f"{text}: {part} is no device; {_how_described()}")
     else:
         yield part
 
@@ -196,14 +254,15 @@ def _described(plain: str) -> DeviceProfile:
             if place >= len(_IN_ORDER):
                 raise ValueError(f"{where}: only {', '.join(_IN_ORDER)} go without their names")
             field = _IN_ORDER[place]
-        if field not in _FIELDS:
-            raise ValueError(f"{where}: there is no {field}; {did_you_mean(field, _FIELDS)}")
+        if field not in FIELDS:
+            raise ValueError(f"{where}: there is no {field}; {did_you_mean(field, FIELDS)}")
+        if field in given:
+            raise ValueError(f"{where}: {field} is given twice; leave out one of them")
         given[field] = _number(where, field, value)
     missing = [field for field in _IN_ORDER if field not in given]
     if missing:
         raise ValueError(
-            f"{where}: {', '.join(missing)} must be given: NAME(cores, memory in GB, GB/s of "
-            "memory, GB/s of the disk), as old_pc(4,8,20,0.5)"
+            f"{where}: {', '.join(missing)} must be given: {_FORM}, as old_pc(4,8,20,0.5)"
         )
     defaults = {"peak_gflops": _GFLOPS_A_CORE * given["cores"], **_TAKEN}
     taken = {field: value for field, value in defaults.items() if field not in given}
@@ -213,11 +272,14 @@ def _described(plain: str) -> DeviceProfile:
 
 
 def _number(where: str, field: str, value: str) -> float | int:
+    kind = "a whole number" if field in _WHOLE else "a finite number"
     try:
-        return int(value) if field in _WHOLE else float(value)
+        number = int(value) if field in _WHOLE else float(value)
     except ValueError:
-        kind = "a whole number" if field in _WHOLE else "a number"
-        raise ValueError(f"{where}: {field}={value} must be {kind}") from None
+        number = math.nan
+    if not math.isfinite(number):
+        raise ValueError(f"{where}: {field}={value} must be {kind}")
+    return number
 
 
 def _name_of_file(path: Path) -> str:

@@ -23,6 +23,7 @@ from tqdm import tqdm
 from tpi_bench.app.arguments import as_typed, plain_text
 from tpi_bench.app.compose import build_settings
 from tpi_bench.app.config_folders import folders_of
+from tpi_bench.app.devices import notes_on
 from tpi_bench.app.errors import ExitStatus, end_unread, fail, fail_of, one_line
 from tpi_bench.app.launchers import WatchesSweep
 from tpi_bench.app.notices import set_notices
@@ -31,6 +32,7 @@ from tpi_bench.app.sweeper import jobs_of_grids, refuse_settings
 from tpi_bench.host.locks import Lock
 from tpi_bench.report.drawing import Drawing
 from tpi_bench.report.folder import CannotWrite, ResultsFolder, read_runs
+from tpi_bench.report.names import counted
 from tpi_bench.report.older import OlderRows, told_of_older_rows
 from tpi_bench.report.rows import RunRow
 from tpi_bench.report.sweep_table import overrides_of, sweep_table, varying
@@ -56,6 +58,8 @@ class Sweep(WatchesSweep):
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         set_notices(config.verbosity, progress=bool(config.progress))
+        for note in notes_on(self.arguments):
+            _LOG.info(note)
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         is_shown = set_notices(config.verbosity, progress=bool(config.progress))
@@ -73,6 +77,7 @@ class Sweep(WatchesSweep):
                 self._jobs = jobs
                 note = f"note: task={config.task} leaves no rows and no table; task=measure does"
                 self._greeting = [note]
+            self._greeting += notes_on(self.arguments)
             return
         folder = Path(config.hydra.sweep.dir)
         try:  # Hydra turns a callback's exceptions into warnings, and would go on
@@ -85,7 +90,7 @@ class Sweep(WatchesSweep):
         except (ValueError, OSError, InUse) as error:
             fail_of(config.report, error)
         self._jobs = all_jobs(config)
-        self._greeting = [f"results: {folder}"]
+        self._greeting = [f"results: {folder}", *notes_on(self.arguments)]
         if config.resume is not None:
             kept = kept_rows(ResultsFolder(folder), config.timeout_s)
             self._kept = {run.point for run in kept}
@@ -176,8 +181,8 @@ class Sweep(WatchesSweep):
     def _end_of_answers(self) -> None:
         """Of a sweep without rows; what failed has been said."""
         if self._left_out:
-            of = f" of {len(self._jobs)}" if self._jobs else ""
-            print(f"{len(self._left_out)}{of} points failed", file=sys.stderr)
+            of = f"of {counted(len(self._jobs), 'point')}" if self._jobs else "points"
+            print(f"{len(self._left_out)} {of} failed", file=sys.stderr)
             sys.exit(ExitStatus.POINTS_FAILED)
 
     def _swept(self, config: DictConfig) -> list[str]:
@@ -273,7 +278,8 @@ def kept_rows(results: ResultsFolder, timeout_s: float | None) -> list[RunRow]:
 
 def kept_line(kept: Sequence[RunRow], folder: Path) -> str:
     """The same in one line."""
-    line = f"{len(kept)} points are done and are not run again"
+    several = "points are done and are not run again"
+    line = counted(len(kept), "point is done and is not run again", several)
     answers = {"oom": "out of memory", "timeout": "longer than timeout_s allows"}
     counts = {words: sum(r.status == status for r in kept) for status, words in answers.items()}
     told = [f"{count} {words}" for words, count in counts.items() if count]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from tpi_bench.app.arguments import as_typed
 from tpi_bench.contract.request import Request
 from tpi_bench.measure.settings import Settings
 from tpi_bench.measure.turns import measuring_turn
@@ -22,8 +23,8 @@ def refuse_unread(settings: Settings) -> None:
         key = text.partition("=")[0].lstrip("+")
         if key.split(".")[0] == "device" and key != "device.memory_mb":
             raise ValueError(
-                f"{text} changes nothing here, where devices are processes of this machine; "
-                "add testbed=virtual to simulate it"
+                f"{as_typed(text)} changes nothing here, where devices are processes of this "
+                "machine; add testbed=virtual to simulate it"
             )
 
 

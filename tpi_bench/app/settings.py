@@ -17,7 +17,7 @@ from typing import Any
 
 from tpi_bench.app.choices import GROUPS, choices_of
 from tpi_bench.app.notices import VERBOSITIES
-from tpi_bench.app.typed import describe, load_class
+from tpi_bench.app.typed import describe, load_class, shown
 from tpi_bench.contract.request import Workload
 from tpi_bench.host import page_cache
 
@@ -213,11 +213,7 @@ def _short(value: Any) -> str:
 
 def _shown(value: Any) -> str:
     """As one would type it."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    return "" if value is dataclasses.MISSING else str(value)
+    return "" if value is dataclasses.MISSING else shown(value)
 
 
 def all_settings() -> Iterator[tuple[str, list[Setting]]]:

@@ -36,6 +36,7 @@ from tpi_bench.app.launchers import fix_folder, refuse_side_by_side, tell_of_wor
 from tpi_bench.app.place import LEAVE_NO_ROWS, refuse_changed
 from tpi_bench.app.refusals import refuse_typed, trouble_of
 from tpi_bench.app.typed import did_you_mean
+from tpi_bench.report.names import counted
 
 NAME = "hydra_plugins.tpi_bench.GridSweeper"
 
@@ -118,7 +119,8 @@ class GridSweeper(Sweeper):
             seed=self._seed,
         )
         for reason, count in left_out.items():
-            print(f"{count} points are left out: {reason}", file=sys.stderr)
+            said = counted(count, "point is", "points are")
+            print(f"{said} left out: {reason}", file=sys.stderr)
         if not jobs:
             raise ValueError("no point of the experiment is left; give it other systems")
         composer = Composer(self.hydra_context.config_loader, self.config)

@@ -48,7 +48,12 @@ def make_dataclass(cls: Any, values: dict[str, Any], group: str) -> Any:
     missing = _missing(cls, values)
     if missing:
         verb = "is missing; give it a value" if len(missing) == 1 else "are missing; give each one"
-        raise ValueError(f"{', '.join(f'{group}.{name}' for name in missing)} {verb}")
+        unknown = "".join(
+            f"; there is no {group}.{key}: {did_you_mean(key, missing, f'{group}.')}"
+            for key in values
+            if key not in fields and difflib.get_close_matches(key, missing)
+        )
+        raise ValueError(f"{', '.join(f'{group}.{name}' for name in missing)} {verb}{unknown}")
     hints = _hints_of(cls)
     choices = {field.name: field.metadata.get("choices", ()) for field in dataclasses.fields(cls)}
     for key, value in values.items():
@@ -65,11 +70,18 @@ def make_dataclass(cls: Any, values: dict[str, Any], group: str) -> Any:
 
 def wrong_type(key: str, value: Any, hint: Any) -> str:
     """What is wrong with a value that does not fit; of a list of good ones, how to sweep them."""
-    said = f"{key}={value} has the wrong type; it must be {describe(hint)}"
+    said = f"{key}={shown(value)} has the wrong type; it must be {describe(hint)}"
     if isinstance(value, list) and value and all(fits(each, hint) for each in value):
-        each = ",".join("null" if one is None else str(one) for one in value)
+        each = ",".join(map(shown, value))
         said += f"; to sweep over these, write {each} (-m {key}={each}; in a YAML {key}: '{each}')"
     return said
+
+
+def shown(value: Any) -> str:
+    """A plain value as one would type it."""
+    if value is None:
+        return "null"
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _refuse_default(cls: Any, values: dict[str, Any], hints: dict[str, Any]) -> None:

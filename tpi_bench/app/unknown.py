@@ -16,6 +16,7 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 from tpi_bench.app.arguments import plain_text
 from tpi_bench.app.choices import GROUPS, choices_of, defaults
 from tpi_bench.app.config_folders import systems_offered
+from tpi_bench.app.devices import FIELDS, names_of, plain_choices
 from tpi_bench.app.misplaced import misplaced_in_experiments
 from tpi_bench.app.settings import PLAIN
 from tpi_bench.app.typed import did_you_mean, load_class
@@ -63,9 +64,13 @@ def explained(error: BaseException, arguments: Sequence[str]) -> str | None:
 def _of_comma(typed: str, arguments: Sequence[str]) -> str:
     key, _, value = typed.partition("=")
     value = ",".join(map(plain_text, value.split(",")))
+    if key == "device":
+        listed = plain_choices(value)
+        more = "" if "task=advise" in arguments else "; add -m to run each of them by itself"
+        return f"{key}={listed}: several devices are written in brackets, {key}=[{listed}]{more}"
     if "task=advise" in arguments:
         return f"{key}={value} has several values; task=advise takes one: ask it once for each"
-    is_choice = key.lstrip("+") in GROUPS and key.lstrip("+") != "device"
+    is_choice = key.lstrip("+") in GROUPS
     listed = "" if is_choice else f"; a list is written {key}=[{value}]"
     return f"{key}={value} has several values; add -m to run each of them{listed}"
 
@@ -96,7 +101,7 @@ def _of_key(key: str, arguments: Sequence[str]) -> str:
         return f"there is no {key}; {did_you_mean(key, [*known, *GROUPS])}"
     choices = _choices_of(group, arguments)
     if group == "device":
-        return _of_device(key, choices)
+        return _of_device(key, choices, arguments)
     chosen = _without(name, group, choices, arguments)
     values = choices.get(chosen, {})
     if name in _unlisted(values, group):
@@ -152,12 +157,14 @@ def _with_groups(name: str, arguments: Sequence[str]) -> list[str]:
     return plain + [f"{group}.{name}" for group in found]
 
 
-def _of_device(key: str, choices: _Choices) -> str:
+def _of_device(key: str, choices: _Choices, arguments: Sequence[str]) -> str:
     """`device.PROFILE.NAME`, of a profile in force, or `device.memory_mb`."""
     profile, _, name = key.removeprefix("device.").rpartition(".")
-    known = choices.get(profile)
+    chosen = names_of(",".join(_chosen("device", arguments)))
+    known = choices.get(profile, dict.fromkeys(FIELDS) if profile in chosen else None)
     if known is None:
-        names = [*choices, "memory_mb"]
+        names = [*chosen, "memory_mb"]
+        names += difflib.get_close_matches(profile, choices)
         return (
             f"there is no {key}; {did_you_mean(profile or name, names, 'device.')} "
             "(device.PROFILE.NAME=VALUE of a profile that device= names)"
@@ -181,6 +188,7 @@ def _chosen(group: str, arguments: Sequence[str]) -> list[str]:
         return typed[-1].split(",")
     for experiment in experiments_typed(arguments):
         for line in experiment.get("defaults") or []:
-            if isinstance(line, dict) and isinstance(line.get(f"override /{group}"), str):
-                return [line[f"override /{group}"]]
+            made = line.get(f"override /{group}") if isinstance(line, dict) else None
+            if made is not None:
+                return list(map(str, made)) if isinstance(made, list) else [str(made)]
     return [defaults()[group]]

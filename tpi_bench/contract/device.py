@@ -210,30 +210,31 @@ class DeviceProfile:
     rounds: tuple[tuple[tuple[str, float], ...], ...] = field(default=(), repr=False)
 
     def __post_init__(self) -> None:
+        own = f"device.{self.name}"
         for name in ("cores", "disk_queue_depth"):
             if getattr(self, name) < 1:
-                raise ValueError(f"device.{name}={getattr(self, name)} must be at least 1")
+                raise ValueError(f"{own}.{name}={getattr(self, name)} must be at least 1")
         for name in ("memory_gb", "memory_gb_per_s", "peak_gflops", "disk_gb_per_s"):
             if not getattr(self, name) > 0:
-                raise ValueError(f"device.{name}={getattr(self, name)} must be above 0")
+                raise ValueError(f"{own}.{name}={getattr(self, name)} must be above 0")
         for name in (*_OF_PRECISION, *_OF_DISK):
             rate = getattr(self, name)
             if rate is not None and not 0 < rate < inf:
                 usual = "memory_gb_per_s" if name.endswith("gb_per_s") else "peak_gflops"
                 usual = "disk_gb_per_s" if name in _OF_DISK else usual
-                raise ValueError(f"device.{name}={rate} must be above 0, or null for {usual}")
+                raise ValueError(f"{own}.{name}={rate} must be above 0, or null for {usual}")
         for name in _WITHOUT_LIMIT:
             rate = getattr(self, name)
             if rate is not None and not rate > 0:
-                raise ValueError(f"device.{name}={rate} must be above 0, or null")
+                raise ValueError(f"{own}.{name}={rate} must be above 0, or null")
         for name in ("op_overhead_us", "disk_latency_us", "message_overhead_us", *_OVERHEADS):
             if not 0 <= (getattr(self, name) or 0.0) < inf:
-                raise ValueError(f"device.{name}={getattr(self, name)} must be at least 0")
+                raise ValueError(f"{own}.{name}={getattr(self, name)} must be at least 0")
         if self.memory_gb == inf:
-            raise ValueError("device.memory_gb=inf must be a number of GB")
+            raise ValueError(f"{own}.memory_gb=inf must be a number of GB")
         if self.used_cores is not None and not 1 <= self.used_cores <= self.cores:
             raise ValueError(
-                f"device.used_cores={self.used_cores} must be 1 to {self.cores}, or null for all"
+                f"{own}.used_cores={self.used_cores} must be 1 to {self.cores}, or null for all"
             )
 
     def load(self, cache_dir: Path) -> DeviceProfile:

@@ -84,6 +84,15 @@ class Job:
             return self.profiles[rank].memory_bytes
         return self.memory_bytes[rank] if self.memory_bytes else math.inf
 
+    def memory_setting(self, rank: int, megabytes: str) -> str:
+        """How a device is given so much memory: by its cap, or by its profile where there is none;
+        that of this host has what was measured.
+        """
+        name = self.profiles[rank].name if self.profiles else "this_host"
+        if self.memory_bytes or name == "this_host":
+            return f"device.memory_mb={megabytes}"
+        return f"device.{name}.memory_gb={float(megabytes) / 1e3:.12g}"
+
     def free_of(self, rank: int) -> float:
         """Of that, what is left beside the process itself; infinite where nothing is known."""
         return self.free_bytes[rank] if self.free_bytes else self.memory_of(rank)

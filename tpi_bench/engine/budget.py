@@ -68,10 +68,11 @@ def within_memory(
     if plan is None:
         lacking = (choice.least_room() - room) * _SPARE_SHARE / (_SPARE_SHARE - 1)
         least = job.memory_of(rank) + lacking
+        given, enough = _megabytes(job.memory_of(rank)), _megabytes(least)
         raise DoesNotFit(
-            f"system.window=auto: device.memory_mb={_megabytes(job.memory_of(rank))} is too little "
+            f"system.window=auto: {job.memory_setting(rank, given)} is too little "
             f"for the largest block of device {rank} beside its KV cache, activations and buffers; "
-            f"give it at least device.memory_mb={_megabytes(least)}, or try narrower "
+            f"give it at least {job.memory_setting(rank, enough)}, or try narrower "
             "weights (model.weights) or more devices"
         )
     return plan

@@ -24,6 +24,7 @@ from tpi_bench.measure.settings import Settings
 from tpi_bench.measure.ways import Fixed, Way, ways
 from tpi_bench.measure.why_not import kinds, letters, limited_by
 from tpi_bench.report.advice import Advice, Change, Line
+from tpi_bench.report.names import counted
 from tpi_bench.report.rows import Record
 
 LONG_PROMPT = 512
@@ -168,7 +169,8 @@ class Adviser:
         found = []
         for letter, profile in zip(string.ascii_uppercase, self.household.profiles, strict=False):
             words = (
-                f"{letter} {profile.name}: {profile.num_used} cores, {profile.memory_gb:.3g} GB, "
+                f"{letter} {profile.name}: {counted(profile.num_used, 'core')}, "
+                f"{profile.memory_gb:.3g} GB, "
                 f"{profile.memory_gb_per_s:.3g} GB/s, disk {profile.disk_gb_per_s:.3g} GB/s"
             )
             taken = profile.source.partition("taken, as not said: ")[2]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import math
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -90,13 +90,24 @@ def advice(settings: Settings, model: Model, job: Job, devices: Devices) -> str:
     caps = [job.memory_of(rank) for rank in ranks]
     if all(map(math.isfinite, caps)):
         is_known = any(map(operator.gt, each, caps)) and job.blocks
-        enough = _mb(now)
-        if len(set(caps)) > 1:
-            enough = f"[{','.join(_mb(max(both)) for both in zip(each, caps, strict=True))}]"
-        found.append(f"device.memory_mb={enough}" if is_known else "a larger device.memory_mb")
+        found.append(_enough(job, each) if is_known else "a larger device.memory_mb")
     if not found:
         return "no setting of this system needs less; take a smaller model"
     return f"what fits: {', '.join(found[:-1])}{' or ' * (len(found) > 1)}{found[-1]}"
+
+
+def _enough(job: Job, needed: Sequence[float]) -> str:
+    """What gives every device the memory that it needs, or has already."""
+    caps = [job.memory_of(rank) for rank in range(job.num_devices)]
+    if job.profiles and not job.memory_bytes:
+        lacking = [rank for rank, cap in enumerate(caps) if needed[rank] > cap]
+        by_name: dict[str, int] = {}  # the neediest of each profile
+        for rank in sorted(lacking, key=lambda rank: needed[rank]):
+            by_name[job.profiles[rank].name] = rank
+        return " ".join(job.memory_setting(r, _mb(needed[r])) for r in sorted(by_name.values()))
+    if len(set(caps)) == 1:
+        return f"device.memory_mb={_mb(max(needed))}"
+    return f"device.memory_mb=[{','.join(_mb(max(b)) for b in zip(needed, caps, strict=True))}]"
 
 
 def _that_fit(point: _Point, now: float) -> Iterator[str]:

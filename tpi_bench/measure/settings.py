@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import unquote
 
 from tpi_bench.contract.device import DeviceProfile, ProfileSource
 from tpi_bench.contract.model import ModelSource
@@ -93,7 +94,8 @@ class Settings:
     def own_overrides(self) -> list[str]:
         """What was typed or swept for the point, without how it is run and shown."""
         aside = {*_NOT_PART_OF_A_POINT} - {"prompt", "oracle", "timeout_s"}
-        return [text for text in self.overrides if text.partition("=")[0] not in aside]
+        own = [text for text in self.overrides if text.partition("=")[0] not in aside]
+        return [unquote(text) if text.startswith("device=") else text for text in own]
 
     @property
     def config_hash(self) -> str:

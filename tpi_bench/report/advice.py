@@ -7,6 +7,7 @@ It says what no row does: what was looked at and skipped by its bound, and what 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -95,6 +96,14 @@ class Advice:
         """As `advice.json`."""
         text = json.dumps(dataclasses.asdict(self), indent=1)
         (folder / FILE).write_text(text + "\n")
+
+    def team_text(self, line: Line) -> str:
+        """The devices of a line by letter, then by name: `B A C: dell, 2 x pi`."""
+        names = dict(words.partition(":")[0].split(" ", 1) for words in self.devices)
+        named = itertools.groupby(names[letter] for letter in line.team.split())
+        groups = [(name, len(list(same))) for name, same in named]
+        listed = [f"{count} x {name}" if count > 1 else name for name, count in groups]
+        return f"{line.team}: {', '.join(listed)}"
 
     @classmethod
     def load(cls, folder: Path) -> Advice:

@@ -6,11 +6,12 @@ A function of stored rows and of `advice.json` beside them (`advice.py`).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from tpi_bench.report.advice import PERPLEXITY, Advice, Change, Kind, Line, Rows
-from tpi_bench.report.names import system_name
-from tpi_bench.report.rows import DeviceRow, RunRow
+from tpi_bench.report.names import counted, system_name
+from tpi_bench.report.rows import SETTING_PREFIX, DeviceRow
 
 # Modelled cost errs by a tenth or more: results/fig_fidelity.
 _NOT_TOLD_APART = 0.1
@@ -57,7 +58,7 @@ def _best_table(advice: Advice, rows: Rows) -> str:
         lines.append(
             [
                 str(number),
-                way_name(run),
+                way_name(run.cells()),
                 line.team,
                 run.weights,
                 seconds_text(run.token_latency_s),
@@ -102,11 +103,12 @@ def _ttft_s(point: str | None, rows: Rows) -> float:
     return run.ttft_s if run is not None and run.status == "ok" else math.inf
 
 
-def way_name(run: RunRow) -> str:
+def way_name(row: Mapping[Any, Any]) -> str:
     """The system with what sets it apart; on one device without a collective, which it has not."""
-    collective = run.system_settings.get("collective", "")
-    name = system_name(run.cells())
-    return name.replace(f" {collective}", "", 1) if run.num_devices == 1 and collective else name
+    collective = row.get(f"{SETTING_PREFIX}collective")
+    name = system_name(row)
+    is_alone = row["num_devices"] == 1 and isinstance(collective, str)
+    return name.replace(f" {collective}", "", 1) if is_alone and collective else name
 
 
 def _prompt(rows: Rows, point: str | None) -> str:
@@ -158,16 +160,17 @@ def _changes_text(advice: Advice, rows: Rows) -> str:
             continue
         run = rows.runs[change.point or ""]
         gain = f"{best_s / changed_s:.2f} times as fast" if math.isfinite(best_s) else "it fits"
-        how = f"{gain} ({way_name(run)}, {run.device})"
+        how = f"{gain} ({way_name(run.cells())}, {run.device})"
         lines.append([f"  {change.words}", seconds_text(changed_s), how])
     return f"What one change would do (a token then, in the same precision):\n{aligned(lines)}"
 
 
 def _no_gain(change: Change) -> str:
     if not change.is_run:
-        return f"not looked at for lack of time ({change.num_left} ways)"
+        return f"not looked at for lack of time ({counted(change.num_left, 'way')})"
     if change.num_left:
-        return f"no gain in the likeliest ways; {change.num_left} were not run"
+        left = counted(change.num_left, "was not run", "were not run")
+        return f"no gain in the likeliest ways; {left}"
     return "no gain"
 
 
@@ -178,8 +181,9 @@ def _best_s(advice: Advice, rows: Rows) -> float:
 def _search_text(advice: Advice, rows: Rows) -> str:
     skipped = ", ".join(f"{count} by {what}" for what, count in advice.skipped.items())
     text = (
-        f"{advice.num_ways} ways to run it: {advice.num_run} were run in virtual time, "
-        f"{advice.num_lacking} do not fit for certain"
+        f"{counted(advice.num_ways, 'way')} to run it: "
+        f"{counted(advice.num_run, 'was run', 'were run')} in virtual time, "
+        f"{counted(advice.num_lacking, 'does not fit', 'do not fit')} for certain"
     )
     if skipped:
         text += f", and bounds put the rest out of reach ({skipped})"
@@ -187,11 +191,13 @@ def _search_text(advice: Advice, rows: Rows) -> str:
     if advice.num_left:
         left_s = advice.left_bound_s or 0.0
         text += (
-            f" {advice.num_left} ways were left for lack of time; each takes at least "
+            f" {counted(advice.num_left, 'way was', 'ways were')} left for lack of time; "
+            f"{'it' if advice.num_left == 1 else 'each'} takes at least "
             f"{seconds_text(left_s)} a token"
         )
         if left_s < _best_s(advice, rows):
-            text += ", so that one of them may be better: timeout_s=120 gives it two minutes."
+            which = "it" if advice.num_left == 1 else "one of them"
+            text += f", so that {which} may be better: timeout_s=120 gives it two minutes."
         else:
             text += ", so that what is faster above is certain to be so."
     return text

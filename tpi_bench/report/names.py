@@ -100,5 +100,10 @@ def labels(rows: pd.DataFrame, along: Sequence[str] = ()) -> list[str]:
     return names
 
 
+def counted(count: int | None, one: str, several: str | None = None) -> str:
+    """`1 way is` or `3 ways are`: a count with words that go with it, by default with an s."""
+    return f"{count} {one if count == 1 else several or f'{one}s'}"
+
+
 def _singular(words: str) -> str:
     return words.removesuffix("s") if words.startswith("1 ") else words

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tpi_bench.report.names import system_name
+from tpi_bench.report.names import counted, system_name
 from tpi_bench.report.rows import DeviceRow, Record, RunRow
 
 _ROOT = Path(__file__).resolve().parents[2]
@@ -112,12 +112,13 @@ def generation_text(record: Record) -> str:
 
 def _speed_lines(run: RunRow) -> list[str]:
     latency, limit = run.token_latency_s, run.limit_token_s
-    lines = [f"TTFT           {run.ttft_s * 1e3:9.1f} ms   ({run.prompt_tokens} prompt tokens)"]
+    prompt = counted(run.prompt_tokens, "prompt token")
+    lines = [f"TTFT           {run.ttft_s * 1e3:9.1f} ms   ({prompt})"]
     if not math.isnan(latency):
         lines.append(
             f"token latency  {latency * 1e3:9.1f} ms   (p50 {run.token_latency_p50_s * 1e3:.1f}, "
             f"p95 {run.token_latency_p95_s * 1e3:.1f}, p99 {run.token_latency_p99_s * 1e3:.1f}, "
-            f"jitter {run.token_jitter_s * 1e3:.1f}, {run.num_tokens} tokens)"
+            f"jitter {run.token_jitter_s * 1e3:.1f}, {counted(run.num_tokens, 'token')})"
         )
         lines += _drafted(run)
         if limit > 0:
@@ -162,7 +163,7 @@ def _device_line(device: DeviceRow) -> str:
         f"{name}{device.peak_anon_bytes / 1e6:9.0f} MB anonymous at peak "
         f"({device.start_anon_bytes / 1e6:.0f} before the model), "
         f"{device.peak_file_bytes / 1e6:.0f} MB mapped files, {read}, "
-        f"{device.num_threads} threads"
+        f"{counted(device.num_threads, 'thread')}"
     )
 
 
