@@ -42,6 +42,11 @@ SWEEP = {
 }
 
 
+def no_points() -> dict[str, int]:
+    """Of a sweep that has not begun."""
+    return dict.fromkeys(SWEEP, 0)
+
+
 def markdown() -> str:
     """All of them as Markdown."""
     titles = {
