@@ -83,8 +83,11 @@ def test_a_sweep_is_locked_and_taken_up_as_it_was(cache_dir: Path, tmp_path: Pat
     assert lock.take()
     try:
         done = run(f"resume={folder}", cache_dir=cache_dir)
+        told = report_of(run(f"resume={folder}", "report=json", cache_dir=cache_dir))
     finally:
         lock.give_back()
+    assert told.keys() == (COMMON | SWEEP).keys()
+    assert (told["exit_reason"], told["points"]) == ("busy", 0)
     assert done.returncode == 1
     assert done.stderr.startswith(f"error: the results folder {folder} is in use by process ")
     assert f"process {os.getpid()} (" in done.stderr
@@ -198,7 +201,8 @@ def test_a_sweep_that_is_stopped_says_which_rows_there_are(
     report = report_of(done)
     assert (report["exit_reason"], report["results"]) == ("stopped", str(folder))
     assert (report["points"], report["failed"]) == rows
-    assert not {"token_ids", "ttft_s", "devices"} & set(report)  # those of a point
+    assert (report["ok"], report["oom"], report["left_out"]) == (done_before, 0, 0)
+    assert report.keys() == (COMMON | SWEEP).keys()
     assert len(ResultsFolder(folder).records()) == rows[0]
 
 

@@ -15,7 +15,7 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from tpi_bench.report.failure import error_report
-from tpi_bench.report.json_keys import no_points
+from tpi_bench.report.json_keys import counts_of
 
 STOPPED = 130
 _BOTH = (signal.SIGINT, signal.SIGTERM)
@@ -61,12 +61,12 @@ def end_at_once() -> None:
 
 
 def say_stopped(arguments: Sequence[str], message: str = "stopped", **more: Any) -> None:
-    """`more` is for the JSON object; without it nothing was run."""
+    """`more` is for the JSON object; without it no row is known of."""
     with unheard():
         print(message, file=sys.stderr, flush=True)
         if report_of(arguments) == "json":
-            nothing = no_points() if is_sweep(arguments) else {}
-            say_failure("stopped", "stopped", **(more or nothing))
+            nothing = counts_of([]) if is_sweep(arguments) else {}
+            say_failure("stopped", "stopped", **(nothing | more))
 
 
 def report_of(arguments: Sequence[str]) -> str:
@@ -83,9 +83,9 @@ def is_sweep(arguments: Sequence[str]) -> bool:
     return task == "task=measure" and (has_experiment or bool(_SWEEPS & set(arguments)))
 
 
-def say_failure(message: str, exit_reason: str, **more: Any) -> None:
+def say_failure(message: str, reason: str, **more: Any) -> None:
     """As JSON. Where standard output takes no more, as on a full disk, the status still tells."""
-    said = error_report(message, exit_reason, is_point="points" not in more)
+    said = error_report(message, reason, is_point="points" not in more)
     try:
         print(json.dumps(said | more), flush=True)
     except OSError as error:

@@ -121,11 +121,12 @@ def tell(report: str, message: str, status: ExitStatus, **more: Any) -> None:
         early.say_failure(message, status.reason, **more)
 
 
-def fail_of(report: str, error: BaseException) -> NoReturn:
+def fail_of(report: str, error: BaseException, **more: Any) -> NoReturn:
     """The same of an error; `verbosity=debug` shows where it came from."""
     _LOG.debug("where it came from:", exc_info=error)
     message, status = one_line(error), status_of_error(error)
-    more = {"exit_reason": "busy"} if isinstance(error, (HostBusy, InUse)) else {}
+    if isinstance(error, (HostBusy, InUse)):
+        more["exit_reason"] = "busy"
     tell(report, message, status, **more)
     raise Failed(message, status)
 

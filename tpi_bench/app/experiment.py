@@ -31,6 +31,7 @@ from tpi_bench.app.sweeper import jobs_of_grids, refuse_settings
 from tpi_bench.host.locks import Lock
 from tpi_bench.report.drawing import Drawing
 from tpi_bench.report.folder import CannotWrite, ResultsFolder, read_runs
+from tpi_bench.report.json_keys import counts_of
 from tpi_bench.report.older import OlderRows, told_of_older_rows
 from tpi_bench.report.rows import RunRow
 from tpi_bench.report.sweep_table import overrides_of, sweep_table, varying
@@ -75,7 +76,7 @@ class Sweep(WatchesSweep):
             self._made = missing_folders(folder)
             self._lock = open_place(folder, self.arguments, plain_text(config.resume))
         except (ValueError, OSError, InUse) as error:
-            fail_of(config.report, error)
+            fail_of(config.report, error, **counts_of([]))
         self._jobs = all_jobs(config)
         self._greeting = [f"results: {folder}"]
         if config.resume is not None:
@@ -213,8 +214,7 @@ def finish(
     _LOG.info("\n".join(map(str, written)))
     status = ExitStatus.OK if is_good else ExitStatus.POINTS_FAILED
     if report == "json":
-        counts = {"points": len(runs), "failed": len(failed), "left_out": num_left_out}
-        counts |= {kind: sum(r.status == kind for r in runs) for kind in ("ok", "oom", "timeout")}
+        counts = counts_of([run.status for run in runs], num_left_out)
         said = {"status": "ok" if is_good else "error", "exit_reason": status.reason, "text": None}
         print(json.dumps(said | counts | {"results": str(folder)}))
     return status

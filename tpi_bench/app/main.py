@@ -17,7 +17,7 @@ from yaml import YAMLError
 from tpi_bench.app import hydra_app
 from tpi_bench.app.advise_asked import with_advice_defaults
 from tpi_bench.app.arguments import for_hydra, options_last, plain_text
-from tpi_bench.app.early import interrupt, report_of, say_stopped, unheard
+from tpi_bench.app.early import interrupt, is_sweep, report_of, say_stopped, unheard
 from tpi_bench.app.errors import (
     HYDRA_ERRORS,
     ExitStatus,
@@ -33,6 +33,7 @@ from tpi_bench.app.streams import open_closed
 from tpi_bench.app.tasks import run_task
 from tpi_bench.app.typed_folders import with_whole_folders
 from tpi_bench.app.unknown import explained
+from tpi_bench.report.json_keys import counts_of
 
 
 def main() -> None:
@@ -62,7 +63,8 @@ def main() -> None:
         end_unread()
     except (*HYDRA_ERRORS, YAMLError, ValueError, OSError) as error:
         said = explained(error, arguments)
-        fail_of(report_of(arguments), ValueError(said) if said else error)
+        counts = counts_of([]) if is_sweep(arguments) else {}
+        fail_of(report_of(arguments), ValueError(said) if said else error, **counts)
 
 
 def version() -> str:

@@ -10,7 +10,7 @@ import sys
 import traceback
 from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
@@ -29,7 +29,7 @@ from tpi_bench.app.errors import (
     status_of_run,
     tell,
 )
-from tpi_bench.app.place import InUse, open_place
+from tpi_bench.app.place import InUse, open_place, rows_so_far
 from tpi_bench.app.points import refuse_unread, run_point
 from tpi_bench.app.survey import survey_of_cluster
 from tpi_bench.host import cache
@@ -79,11 +79,18 @@ def run_task(cfg: DictConfig, records: Records | None = None) -> str | None:
     except BrokenPipeError:
         end_unread()
     except (ValueError, OSError, HelperDied, HostBusy, InUse) as error:
-        fail_of(cfg.report, error)
+        fail_of(cfg.report, error, **_so_far(cfg))
     except Exception as error:
         traceback.print_exc()
         fail(cfg.report, f"{type(error).__name__}: {one_line(error)} (a defect; please report it)")
     return None
+
+
+def _so_far(cfg: DictConfig) -> dict[str, Any]:
+    """Of a sweep that ends here, for its JSON object."""
+    config = HydraConfig.get()
+    has_rows = config.mode == RunMode.MULTIRUN and cfg.task == "measure"
+    return rows_so_far(Path(config.sweep.dir)) if has_rows else {}
 
 
 def _refuse_grids() -> None:
