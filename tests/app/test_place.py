@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import resource
 import shutil
 import subprocess
 import sys
@@ -257,6 +258,7 @@ def test_a_folder_without_a_row_is_as_good_as_new(tmp_path: Path) -> None:
 
 def test_a_full_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = stored(tmp_path, "-m")
+    ResultsFolder(folder).save(Record(run=RUN))
 
     def full(*arguments: object, **kwargs: object) -> int:
         raise OSError(28, os.strerror(28))
@@ -291,3 +293,30 @@ def test_a_disk_that_fills_up_ends_a_sweep_with_one_line(cache_dir: Path, tmp_pa
         "some space there, then go on with: python -m tpi_bench resume="
     )
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("kinds", [["-m", "testbed.num_devices=2,3"], []])
+@pytest.mark.parametrize("limit_kb", [8, 30])
+def test_what_a_row_or_a_table_is_too_large_for(
+    limit_kb: int, kinds: list[str], cache_dir: Path, tmp_path: Path
+) -> None:
+    """A folder without a row cannot be gone on with; one with all of them is named."""
+    folder = tmp_path / "out"
+    limit = (limit_kb * 1024, limit_kb * 1024)
+    done = run(
+        *(*VIRTUAL, *kinds, f"output_dir={folder}", "report=json", "progress=false"),
+        cache_dir=cache_dir,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limit),
+    )
+    assert done.returncode == 1
+    report = report_of(done)
+    assert report["error"].startswith(f"cannot write to the results folder {folder}: ")
+    has_rows = limit_kb == 30
+    assert report["results"] == (str(folder) if has_rows else None)
+    again = f"go on with: python -m tpi_bench resume={folder}"
+    assert report["error"].endswith(f"then {again if has_rows else 'run the same command again'}")
+    num_rows = (2 if kinds else 1) if has_rows else 0
+    assert len(ResultsFolder(folder).records()) == num_rows
+    if kinds:
+        assert report.keys() == (COMMON | SWEEP).keys()
+        assert (report["points"], report["ok"], report["failed"]) == (num_rows, num_rows, 0)

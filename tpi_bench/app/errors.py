@@ -108,9 +108,9 @@ class Failed(SystemExit):
         return Failed, (self.message, self.status)
 
 
-def fail(report: str, message: str, status: ExitStatus = ExitStatus.ERROR) -> NoReturn:
+def fail(report: str, message: str, status: ExitStatus = ExitStatus.ERROR, **more: Any) -> NoReturn:
     """Say it, as JSON too where that was asked for, and end."""
-    tell(report, message, status)
+    tell(report, message, status, **more)
     raise Failed(message, status)
 
 

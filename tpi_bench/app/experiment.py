@@ -26,7 +26,7 @@ from tpi_bench.app.config_folders import folders_of
 from tpi_bench.app.errors import ExitStatus, end_unread, fail, fail_of, one_line
 from tpi_bench.app.launchers import WatchesSweep
 from tpi_bench.app.notices import set_notices
-from tpi_bench.app.place import InUse, missing_folders, open_place, remove_unused
+from tpi_bench.app.place import InUse, missing_folders, open_place, remove_unused, rows_so_far
 from tpi_bench.app.sweeper import jobs_of_grids, refuse_settings
 from tpi_bench.host.locks import Lock
 from tpi_bench.report.drawing import Drawing
@@ -154,17 +154,21 @@ class Sweep(WatchesSweep):
         except BrokenPipeError:  # whoever read the table has gone; the rows are there
             end_unread()
         except CannotWrite as error:
-            fail_of(config.report, error)
+            fail_of(config.report, error, **self._rows(config))
         except OlderRows as error:
-            fail(config.report, str(error))
+            fail(config.report, str(error), **self._rows(config))
         except Exception as error:
             traceback.print_exc()
-            fail(config.report, f"the results could not be drawn: {one_line(error)}")
+            said = f"the results could not be drawn: {one_line(error)}"
+            fail(config.report, said, **self._rows(config))
         finally:
             if self._lock is not None:
                 self._lock.give_back()
         if status != ExitStatus.OK:
             sys.exit(status)
+
+    def _rows(self, config: DictConfig) -> dict[str, Any]:
+        return rows_so_far(Path(config.hydra.sweep.dir), len(self._left_out))
 
     def _end_of_answers(self) -> None:
         """Of a sweep without rows; what failed has been said."""

@@ -36,6 +36,7 @@ from tpi_bench.app.launchers import fix_folder, refuse_side_by_side, tell_of_wor
 from tpi_bench.app.place import LEAVE_NO_ROWS
 from tpi_bench.app.refusals import refuse_typed, trouble_of
 from tpi_bench.app.typed import did_you_mean
+from tpi_bench.report.folder import ResultsFolder
 
 NAME = "hydra_plugins.tpi_bench.GridSweeper"
 
@@ -127,7 +128,8 @@ class GridSweeper(Sweeper):
             folder = Path(self.config.hydra.sweep.dir)
             folder.mkdir(parents=True, exist_ok=True)
             if not (folder / "multirun.yaml").exists():  # which a sweep that is resumed has
-                OmegaConf.save(self.config, folder / "multirun.yaml")
+                with ResultsFolder(folder).writing():
+                    OmegaConf.save(self.config, folder / "multirun.yaml")
         fix_folder(self.config)
         for watcher in watchers(self.hydra_context):
             watcher.on_accepted()

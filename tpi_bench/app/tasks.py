@@ -37,7 +37,7 @@ from tpi_bench.host.fork import HelperDied
 from tpi_bench.host.machine import HostState
 from tpi_bench.measure.settings import Settings
 from tpi_bench.measure.turns import HostBusy, measuring_turn
-from tpi_bench.report.folder import ResultsFolder
+from tpi_bench.report.folder import CannotWrite, ResultsFolder
 from tpi_bench.report.older import told_of_older_rows
 from tpi_bench.report.results import Result
 from tpi_bench.report.rows import BUSY_SHARE, Record
@@ -79,18 +79,20 @@ def run_task(cfg: DictConfig, records: Records | None = None) -> str | None:
     except BrokenPipeError:
         end_unread()
     except (ValueError, OSError, HelperDied, HostBusy, InUse) as error:
-        fail_of(cfg.report, error, **_so_far(cfg))
+        fail_of(cfg.report, error, **_so_far(cfg, error))
     except Exception as error:
         traceback.print_exc()
         fail(cfg.report, f"{type(error).__name__}: {one_line(error)} (a defect; please report it)")
     return None
 
 
-def _so_far(cfg: DictConfig) -> dict[str, Any]:
-    """Of a sweep that ends here, for its JSON object."""
-    config = HydraConfig.get()
-    has_rows = config.mode == RunMode.MULTIRUN and cfg.task == "measure"
-    return rows_so_far(Path(config.sweep.dir)) if has_rows else {}
+def _so_far(cfg: DictConfig, error: Exception) -> dict[str, Any]:
+    """Of a sweep that ends here, for its JSON object; of a point, where its row is."""
+    is_swept = HydraConfig.get().mode == RunMode.MULTIRUN
+    if cfg.task != "measure" or not (is_swept or isinstance(error, CannotWrite)):
+        return {}
+    found = rows_so_far(Path(HydraConfig.get().sweep.dir))
+    return found if is_swept else {"results": found["results"]}
 
 
 def _refuse_grids() -> None:
