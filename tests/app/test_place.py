@@ -170,6 +170,8 @@ def test_a_sweep_of_which_nothing_fits_has_no_answer(cache_dir: Path, tmp_path: 
     report = report_of(done)
     assert done.returncode == 5
     assert (report["exit_reason"], report["ok"], report["oom"]) == ("points_failed", 0, 2)
+    assert report["error"].startswith("none of 2 points has a result: ")
+    assert report["error"] in done.stderr
     assert "failed: " not in done.stderr
 
 
@@ -205,6 +207,16 @@ def test_a_sweep_that_is_stopped_says_which_rows_there_are(
     assert (report["ok"], report["oom"], report["left_out"]) == (done_before, 0, 0)
     assert report.keys() == (COMMON | SWEEP).keys()
     assert len(ResultsFolder(folder).records()) == rows[0]
+
+
+def test_a_sweep_with_failed_points_says_how_many_and_why(cache_dir: Path, tmp_path: Path) -> None:
+    sweep = ["-m", *VIRTUAL, "report=json", f"results_dir={tmp_path}", "verbosity=quiet"]
+    done = run(*sweep, "testbed.num_devices=2,20", cache_dir=cache_dir)
+    report = report_of(done)
+    assert (done.returncode, report["exit_reason"]) == (5, "points_failed")
+    assert report["error"].startswith("1 of 2 points failed: testbed.num_devices=20")
+    assert f"error: {report['error']}\n" in done.stderr
+    assert report.keys() == (COMMON | SWEEP).keys()
 
 
 # In one process.

@@ -148,7 +148,7 @@ class Sweep(WatchesSweep):
                 Path(config.hydra.sweep.dir),
                 config.figure,
                 config.report,
-                len(self._left_out),
+                self._left_out,
                 known=self._kept,
             )
         except BrokenPipeError:  # whoever read the table has gone; the rows are there
@@ -188,11 +188,12 @@ def finish(
     folder: Path,
     figure: str | None,
     report: str,
-    num_left_out: int = 0,
+    left_out: Sequence[str] = (),
     *,
     known: Collection[str] = (),
 ) -> ExitStatus:
     """Write tables and figure, print the table; the status says whether all points have answers.
+    `left_out` has the reasons of points without a row.
 
     Nothing is written where there are tables and no point beside those that are `known`. That a
     point does not fit, or takes too long, is one, but not of a sweep that has no other.
@@ -204,7 +205,7 @@ def finish(
         results.write_tables()
     failed = [run for run in runs if run.status != "ok"]
     differing = [run for run in runs if run.differs_from_oracle]
-    is_good = all(run.is_answer for run in runs) and not differing and not num_left_out
+    is_good = all(run.is_answer for run in runs) and not differing and not left_out
     is_good &= len(failed) < len(runs)
     shown = sys.stderr if report == "json" else sys.stdout  # there only the object
     figure = figure if len(failed) < len(runs) else None
@@ -217,11 +218,26 @@ def finish(
         _LOG.warning("not the oracle's tokens: %s", point_line(run, swept[run.point]))
     _LOG.info("\n".join(map(str, written)))
     status = ExitStatus.OK if is_good else ExitStatus.POINTS_FAILED
+    said_why = {} if is_good else {"error": _what_failed(runs, left_out)}
+    for line in said_why.values():
+        print(f"error: {line}", file=sys.stderr)
     if report == "json":
-        counts = counts_of([run.status for run in runs], num_left_out)
+        counts = counts_of([run.status for run in runs], len(left_out))
         said = {"status": "ok" if is_good else "error", "exit_reason": status.reason, "text": None}
-        print(json.dumps(said | counts | {"results": str(folder)}))
+        print(json.dumps(said | counts | {"results": str(folder)} | said_why))
     return status
+
+
+def _what_failed(runs: Sequence[RunRow], left_out: Sequence[str]) -> str:
+    """How many points of a sweep that is no success, and the first reason."""
+    reasons = [run.error or run.status for run in runs if not run.is_answer]
+    reasons += ["other tokens than the oracle's" for run in runs if run.differs_from_oracle]
+    reasons += left_out
+    num_points = len(runs) + len(left_out)
+    if reasons:
+        return f"{len(reasons)} of {num_points} points failed: {reasons[0]}"
+    first = next((f": {run.error or run.status}" for run in runs), "")
+    return f"none of {num_points} points has a result{first}"
 
 
 def _show(results: ResultsFolder, figure: str | None, shown: TextIO, *, draws: bool) -> list[Path]:
