@@ -4,15 +4,22 @@ import gc
 import sys
 from collections.abc import Callable
 
+from tpi_bench.app.early import STOPPED, end_at_once, say_stopped, stopped_at_once
+from tpi_bench.app.streams import open_closed
+
 
 def main() -> None:
-    """Run the application. Its imports take a while, and Ctrl-C may come before they are done."""
+    """Run the application. Its imports take a while, and a stop may come before they are done."""
+    open_closed()
     try:
-        run_app = _application()
+        with stopped_at_once():
+            run_app = _application()
         run_app()
     except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        sys.exit(130)
+        say_stopped(sys.argv[1:])
+        sys.exit(STOPPED)
+    finally:
+        end_at_once()
 
 
 def _application() -> Callable[[], None]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from pathlib import Path
 
 import pandas as pd
@@ -47,13 +49,31 @@ def test_what_is_missing_in_b_is_no_pass(tmp_path: Path) -> None:
     for name in ("tokens", "devices"):
         pd.read_parquet(Path(STORED) / f"{name}.parquet").to_parquet(fewer / f"{name}.parquet")
     compare = ("task=compare", "fail_above=5%")
-    status, shown, _ = typed(*compare, f"a={STORED}", f"b={fewer}")
+    status, shown, error = typed(*compare, f"a={STORED}", f"b={fewer}")
     assert status == 1
+    assert re.match(r"error: 1 of a's \d+ points are missing in b: ", error)
     assert shown.strip().endswith("or failed; 1 that a has are missing in b")
     status, shown, _ = typed(*compare, f"a={STORED}", f"b={fewer}", "report=json")
     found = json.loads(shown)
     assert (status, found["exit_reason"], found["fail_above"]) == (1, "missing", 0.05)
+    assert error == f"error: {found['error']}\n"
     assert typed(*compare, f"a={fewer}", f"b={STORED}")[0] == 0
+
+
+def test_what_is_slower_in_b_is_said_in_a_line(tmp_path: Path) -> None:
+    slower = tmp_path / "slower"
+    shutil.copytree(STORED, slower)
+    runs = pd.read_parquet(slower / "runs.parquet")
+    runs.assign(token_latency_s=2 * runs.token_latency_s).to_parquet(slower / "runs.parquet")
+    compare = ("task=compare", "fail_above=5%", f"a={STORED}", f"b={slower}")
+    status, shown, error = typed(*compare, "report=json")
+    found = json.loads(shown)
+    assert (status, found["exit_reason"]) == (1, "slower")
+    assert error == f"error: {found['error']}\n"
+    of = f"{len(found['worse'])} of {len(found['points'])} points"
+    said = f"{of} are slower by more than 5%, or failed: {found['worse'][0]}: slower"
+    assert found["error"] == said
+    assert typed(*compare)[2] == error
 
 
 def test_how_it_is_used() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import resource
 import shutil
 import subprocess
 import sys
@@ -83,8 +84,11 @@ def test_a_sweep_is_locked_and_taken_up_as_it_was(cache_dir: Path, tmp_path: Pat
     assert lock.take()
     try:
         done = run(f"resume={folder}", cache_dir=cache_dir)
+        told = report_of(run(f"resume={folder}", "report=json", cache_dir=cache_dir))
     finally:
         lock.give_back()
+    assert told.keys() == (COMMON | SWEEP).keys()
+    assert (told["exit_reason"], told["points"]) == ("busy", 0)
     assert done.returncode == 1
     assert done.stderr.startswith(f"error: the results folder {folder} is in use by process ")
     assert f"process {os.getpid()} (" in done.stderr
@@ -166,6 +170,8 @@ def test_a_sweep_of_which_nothing_fits_has_no_answer(cache_dir: Path, tmp_path: 
     report = report_of(done)
     assert done.returncode == 5
     assert (report["exit_reason"], report["ok"], report["oom"]) == ("points_failed", 0, 2)
+    assert report["error"].startswith("none of 2 points has a result: ")
+    assert report["error"] in done.stderr
     assert "failed: " not in done.stderr
 
 
@@ -198,8 +204,19 @@ def test_a_sweep_that_is_stopped_says_which_rows_there_are(
     report = report_of(done)
     assert (report["exit_reason"], report["results"]) == ("stopped", str(folder))
     assert (report["points"], report["failed"]) == rows
-    assert not {"token_ids", "ttft_s", "devices"} & set(report)  # those of a point
+    assert (report["ok"], report["oom"], report["left_out"]) == (done_before, 0, 0)
+    assert report.keys() == (COMMON | SWEEP).keys()
     assert len(ResultsFolder(folder).records()) == rows[0]
+
+
+def test_a_sweep_with_failed_points_says_how_many_and_why(cache_dir: Path, tmp_path: Path) -> None:
+    sweep = ["-m", *VIRTUAL, "report=json", f"results_dir={tmp_path}", "verbosity=quiet"]
+    done = run(*sweep, "testbed.num_devices=2,20", cache_dir=cache_dir)
+    report = report_of(done)
+    assert (done.returncode, report["exit_reason"]) == (5, "points_failed")
+    assert report["error"].startswith("1 of 2 points failed: testbed.num_devices=20")
+    assert f"error: {report['error']}\n" in done.stderr
+    assert report.keys() == (COMMON | SWEEP).keys()
 
 
 # In one process.
@@ -253,6 +270,7 @@ def test_a_folder_without_a_row_is_as_good_as_new(tmp_path: Path) -> None:
 
 def test_a_full_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = stored(tmp_path, "-m")
+    ResultsFolder(folder).save(Record(run=RUN))
 
     def full(*arguments: object, **kwargs: object) -> int:
         raise OSError(28, os.strerror(28))
@@ -287,3 +305,30 @@ def test_a_disk_that_fills_up_ends_a_sweep_with_one_line(cache_dir: Path, tmp_pa
         "some space there, then go on with: python -m tpi_bench resume="
     )
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("kinds", [["-m", "testbed.num_devices=2,3"], []])
+@pytest.mark.parametrize("limit_kb", [8, 30])
+def test_what_a_row_or_a_table_is_too_large_for(
+    limit_kb: int, kinds: list[str], cache_dir: Path, tmp_path: Path
+) -> None:
+    """A folder without a row cannot be gone on with; one with all of them is named."""
+    folder = tmp_path / "out"
+    limit = (limit_kb * 1024, limit_kb * 1024)
+    done = run(
+        *(*VIRTUAL, *kinds, f"output_dir={folder}", "report=json", "progress=false"),
+        cache_dir=cache_dir,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limit),
+    )
+    assert done.returncode == 1
+    report = report_of(done)
+    assert report["error"].startswith(f"cannot write to the results folder {folder}: ")
+    has_rows = limit_kb == 30
+    assert report["results"] == (str(folder) if has_rows else None)
+    again = f"go on with: python -m tpi_bench resume={folder}"
+    assert report["error"].endswith(f"then {again if has_rows else 'run the same command again'}")
+    num_rows = (2 if kinds else 1) if has_rows else 0
+    assert len(ResultsFolder(folder).records()) == num_rows
+    if kinds:
+        assert report.keys() == (COMMON | SWEEP).keys()
+        assert (report["points"], report["ok"], report["failed"]) == (num_rows, num_rows, 0)

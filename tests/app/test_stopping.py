@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -10,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import psutil
@@ -17,6 +19,8 @@ import pytest
 
 from tests.app.test_sweeps import SWEEP
 from tests.helpers.command_line import ROOT
+from tpi_bench.report import json_keys
+from tpi_bench.report.failure import error_report
 
 
 def has_connections(process: psutil.Process) -> bool:
@@ -179,6 +183,91 @@ runpy.run_module("tpi_bench", run_name="__main__")
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False
     )
     assert (done.returncode, done.stderr) == (130, "stopped\n")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("typed", [[], ["report=json"], ["-m", "task=measure", "report=json"]])
+def test_a_stop_before_the_imports_are_done_is_answered_as_later(
+    number: signal.Signals, typed: list[str]
+) -> None:
+    """Also where what is imported catches everything; a second one changes nothing."""
+    process = importing(number, number, *typed)
+    out, errors = process.communicate(timeout=20)
+    assert (process.returncode, errors) == (130, "stopped\n")
+    if not typed:
+        assert out == ""
+        return
+    report = json.loads(out)
+    own = json_keys.SWEEP if "-m" in typed else error_report("", "")
+    assert report.keys() == (json_keys.COMMON | own).keys()
+    assert (report["exit_reason"], report["error"], report["results"]) == ("stopped",) * 2 + (None,)
+
+
+def test_ctrl_c_is_ignored_in_the_background_during_the_imports_too() -> None:
+    """Where scripts start it."""
+    process = importing(
+        signal.SIGINT,
+        "--version",
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),
+    )
+    out, errors = process.communicate(timeout=20)
+    assert (process.returncode, errors) == (0, "")
+    assert out.startswith("tpi_bench")
+
+
+def importing(*given: signal.Signals | str, **how: Any) -> subprocess.Popen:
+    """The program with arguments, which gets the signals while it is imported."""
+    numbers = [int(each) for each in given if isinstance(each, signal.Signals)]
+    code = f"""
+import contextlib, os, runpy, sys
+
+class Stop:
+    def find_spec(self, name, path, target=None):
+        if name == "tpi_bench.app.main":
+            for number in {numbers}:
+                with contextlib.suppress(BaseException):
+                    os.kill(os.getpid(), number)
+
+sys.meta_path.insert(0, Stop())
+runpy.run_module("tpi_bench", run_name="__main__")
+"""
+    typed = [each for each in given if not isinstance(each, signal.Signals)]
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *typed],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        **how,
+    )
+
+
+def test_a_second_stop_while_the_first_is_said_leaves_no_traceback(cache_dir: Path) -> None:
+    """Nor does one that comes while Python ends."""
+    code = """
+import atexit, os, runpy, signal, sys
+from tpi_bench.app.place import ResultsPlace
+
+class Stop:
+    def find_spec(self, name, path, target=None):
+        if name == "tpi_bench.app.chat":
+            raise KeyboardInterrupt
+
+def message(place):
+    os.kill(os.getpid(), signal.SIGINT)
+    return "stopped"
+
+ResultsPlace.stopped_message = message
+atexit.register(lambda: os.kill(os.getpid(), signal.SIGTERM))
+sys.meta_path.insert(0, Stop())
+runpy.run_module("tpi_bench", run_name="__main__")
+"""
+    typed = ["task=chat", "model=debug", "report=json", f"cache_dir={cache_dir}"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *typed], capture_output=True, text=True, cwd=ROOT, check=False
+    )
+    assert (done.returncode, done.stderr) == (130, "stopped\n")
+    assert json.loads(done.stdout)["exit_reason"] == "stopped"
 
 
 def test_a_reader_that_leaves_is_no_failure_of_a_device(

@@ -16,6 +16,8 @@ import pytest
 from tests.helpers.command_line import ROOT, report_of, run
 from tpi_bench.host.locks import Lock
 from tpi_bench.measure import turns
+from tpi_bench.report.failure import error_report
+from tpi_bench.report.json_keys import COMMON, SWEEP
 
 LARGE = ["model.num_layers=24", "model.hidden=480", "model.intermediate=2048"]
 MEASURED = ["model=debug", "workload.prompt_ids=[1,2]", "workload.num_new_tokens=2"]
@@ -35,15 +37,16 @@ def test_who_shall_not_wait_is_refused(
     other_measurement: Lock, cache_dir: Path, tmp_path: Path
 ) -> None:
     """In a sweep and alone: a refusal is no row."""
-    for more in (
-        ["task=generate"],
-        ["-m", "task=measure", "repeat=0,1", f"results_dir={tmp_path}"],
+    for own, more in (
+        (error_report("", ""), ["task=generate"]),
+        (SWEEP, ["-m", "task=measure", "repeat=0,1", f"results_dir={tmp_path}"]),
     ):
         done = run(*more, *MEASURED, "wait=false", "report=json", cache_dir=cache_dir)
         assert done.returncode == 1
         report = report_of(done)
         assert report["error"].startswith(f"this host is measured by process {os.getpid()} (")
         assert report["exit_reason"] == "busy"
+        assert report.keys() == (COMMON | own).keys()
     assert not list(tmp_path.rglob("points/*.json"))
 
 

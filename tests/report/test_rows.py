@@ -14,6 +14,7 @@ import pytest
 from tests.helpers.command_line import sweep
 from tpi_bench.report import columns, json_keys
 from tpi_bench.report.columns import TABLES, columns_of
+from tpi_bench.report.failure import error_report
 from tpi_bench.report.folder import ResultsFolder, read_runs, tables_of
 from tpi_bench.report.rows import (
     PARTS,
@@ -25,7 +26,7 @@ from tpi_bench.report.rows import (
     Speed,
     TokenRow,
 )
-from tpi_bench.report.text import error_report, run_report
+from tpi_bench.report.text import run_report
 
 SETTINGS = {"window": "2", "collective": "star"}
 RUN = replace(

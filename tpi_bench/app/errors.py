@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import sys
@@ -13,13 +12,14 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from tpi_bench.app import early
 from tpi_bench.app.place import InUse
 from tpi_bench.contract.plan import DoesNotFit
 from tpi_bench.host.cache import CacheError
 from tpi_bench.measure.turns import HostBusy
 from tpi_bench.report.folder import CannotWrite
 from tpi_bench.report.rows import RunRow
-from tpi_bench.report.text import error_report, in_one_line, place_of
+from tpi_bench.report.text import in_one_line, place_of
 
 HYDRA_ERRORS = (HydraException, OmegaConfBaseException)
 _LOG = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ class ExitStatus(IntEnum):
     OUT_OF_MEMORY = 3
     TIMEOUT = 4
     POINTS_FAILED = 5
-    STOPPED = 130
+    STOPPED = early.STOPPED
 
     @property
     def reason(self) -> str:
@@ -108,9 +108,9 @@ class Failed(SystemExit):
         return Failed, (self.message, self.status)
 
 
-def fail(report: str, message: str, status: ExitStatus = ExitStatus.ERROR) -> NoReturn:
+def fail(report: str, message: str, status: ExitStatus = ExitStatus.ERROR, **more: Any) -> NoReturn:
     """Say it, as JSON too where that was asked for, and end."""
-    tell(report, message, status)
+    tell(report, message, status, **more)
     raise Failed(message, status)
 
 
@@ -118,25 +118,15 @@ def tell(report: str, message: str, status: ExitStatus, **more: Any) -> None:
     """What has failed, and go on; `more` is for the JSON object."""
     print(f"error: {message}", file=sys.stderr)
     if report == "json":
-        say_failure(message, status, **more)
+        early.say_failure(message, status.reason, **more)
 
 
-def say_failure(message: str, status: ExitStatus, **more: Any) -> None:
-    """As JSON. Where standard output takes no more, as on a full disk, the status still tells."""
-    said = error_report(message, status.reason, is_point="points" not in more)
-    try:
-        print(json.dumps(said | more), flush=True)
-    except OSError as error:
-        if not isinstance(error, BrokenPipeError):  # whoever read it has gone, as `head` does
-            print(f"error: cannot write to standard output: {error.strerror}", file=sys.stderr)
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def fail_of(report: str, error: BaseException) -> NoReturn:
+def fail_of(report: str, error: BaseException, **more: Any) -> NoReturn:
     """The same of an error; `verbosity=debug` shows where it came from."""
     _LOG.debug("where it came from:", exc_info=error)
     message, status = one_line(error), status_of_error(error)
-    more = {"exit_reason": "busy"} if isinstance(error, (HostBusy, InUse)) else {}
+    if isinstance(error, (HostBusy, InUse)):
+        more["exit_reason"] = "busy"
     tell(report, message, status, **more)
     raise Failed(message, status)
 

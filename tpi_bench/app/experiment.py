@@ -27,11 +27,12 @@ from tpi_bench.app.devices import notes_on
 from tpi_bench.app.errors import ExitStatus, end_unread, fail, fail_of, one_line
 from tpi_bench.app.launchers import WatchesSweep
 from tpi_bench.app.notices import set_notices
-from tpi_bench.app.place import InUse, missing_folders, open_place, remove_unused
+from tpi_bench.app.place import InUse, missing_folders, open_place, remove_unused, rows_so_far
 from tpi_bench.app.sweeper import jobs_of_grids, refuse_settings
 from tpi_bench.host.locks import Lock
 from tpi_bench.report.drawing import Drawing
 from tpi_bench.report.folder import CannotWrite, ResultsFolder, read_runs
+from tpi_bench.report.json_keys import counts_of
 from tpi_bench.report.names import counted
 from tpi_bench.report.older import OlderRows, told_of_older_rows
 from tpi_bench.report.rows import RunRow
@@ -88,7 +89,7 @@ class Sweep(WatchesSweep):
             self._made = missing_folders(folder)
             self._lock = open_place(folder, self.arguments, plain_text(config.resume))
         except (ValueError, OSError, InUse) as error:
-            fail_of(config.report, error)
+            fail_of(config.report, error, **counts_of([]))
         self._jobs = all_jobs(config)
         self._greeting = [f"results: {folder}", *notes_on(self.arguments)]
         if config.resume is not None:
@@ -160,23 +161,27 @@ class Sweep(WatchesSweep):
                 Path(config.hydra.sweep.dir),
                 config.figure,
                 config.report,
-                len(self._left_out),
+                self._left_out,
                 known=self._kept,
             )
         except BrokenPipeError:  # whoever read the table has gone; the rows are there
             end_unread()
         except CannotWrite as error:
-            fail_of(config.report, error)
+            fail_of(config.report, error, **self._rows(config))
         except OlderRows as error:
-            fail(config.report, str(error))
+            fail(config.report, str(error), **self._rows(config))
         except Exception as error:
             traceback.print_exc()
-            fail(config.report, f"the results could not be drawn: {one_line(error)}")
+            said = f"the results could not be drawn: {one_line(error)}"
+            fail(config.report, said, **self._rows(config))
         finally:
             if self._lock is not None:
                 self._lock.give_back()
         if status != ExitStatus.OK:
             sys.exit(status)
+
+    def _rows(self, config: DictConfig) -> dict[str, Any]:
+        return rows_so_far(Path(config.hydra.sweep.dir), len(self._left_out))
 
     def _end_of_answers(self) -> None:
         """Of a sweep without rows; what failed has been said."""
@@ -196,11 +201,12 @@ def finish(
     folder: Path,
     figure: str | None,
     report: str,
-    num_left_out: int = 0,
+    left_out: Sequence[str] = (),
     *,
     known: Collection[str] = (),
 ) -> ExitStatus:
     """Write tables and figure, print the table; the status says whether all points have answers.
+    `left_out` has the reasons of points without a row.
 
     Nothing is written where there are tables and no point beside those that are `known`. That a
     point does not fit, or takes too long, is one, but not of a sweep that has no other.
@@ -212,7 +218,7 @@ def finish(
         results.write_tables()
     failed = [run for run in runs if run.status != "ok"]
     differing = [run for run in runs if run.differs_from_oracle]
-    is_good = all(run.is_answer for run in runs) and not differing and not num_left_out
+    is_good = all(run.is_answer for run in runs) and not differing and not left_out
     is_good &= len(failed) < len(runs)
     shown = sys.stderr if report == "json" else sys.stdout  # there only the object
     figure = figure if len(failed) < len(runs) else None
@@ -225,12 +231,26 @@ def finish(
         _LOG.warning("not the oracle's tokens: %s", point_line(run, swept[run.point]))
     _LOG.info("\n".join(map(str, written)))
     status = ExitStatus.OK if is_good else ExitStatus.POINTS_FAILED
+    said_why = {} if is_good else {"error": _what_failed(runs, left_out)}
+    for line in said_why.values():
+        print(f"error: {line}", file=sys.stderr)
     if report == "json":
-        counts = {"points": len(runs), "failed": len(failed), "left_out": num_left_out}
-        counts |= {kind: sum(r.status == kind for r in runs) for kind in ("ok", "oom", "timeout")}
+        counts = counts_of([run.status for run in runs], len(left_out))
         said = {"status": "ok" if is_good else "error", "exit_reason": status.reason, "text": None}
-        print(json.dumps(said | counts | {"results": str(folder)}))
+        print(json.dumps(said | counts | {"results": str(folder)} | said_why))
     return status
+
+
+def _what_failed(runs: Sequence[RunRow], left_out: Sequence[str]) -> str:
+    """How many points of a sweep that is no success, and the first reason."""
+    reasons = [run.error or run.status for run in runs if not run.is_answer]
+    reasons += ["other tokens than the oracle's" for run in runs if run.differs_from_oracle]
+    reasons += left_out
+    num_points = len(runs) + len(left_out)
+    if reasons:
+        return f"{len(reasons)} of {num_points} points failed: {reasons[0]}"
+    first = next((f": {run.error or run.status}" for run in runs), "")
+    return f"none of {num_points} points has a result{first}"
 
 
 def _show(results: ResultsFolder, figure: str | None, shown: TextIO, *, draws: bool) -> list[Path]:

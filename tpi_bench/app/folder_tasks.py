@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,12 @@ from tpi_bench.app.errors import ExitStatus
 from tpi_bench.app.typed import did_you_mean
 from tpi_bench.host import cache
 from tpi_bench.report.chrome_trace import chrome_trace
-from tpi_bench.report.comparison import compared_runs, comparison_report, comparison_text
+from tpi_bench.report.comparison import (
+    Comparison,
+    compared_runs,
+    comparison_report,
+    comparison_text,
+)
 from tpi_bench.report.results import Results, load
 
 TRACE_FILE = "trace.json"
@@ -77,15 +83,27 @@ def _compare(given: Mapping[str, str]) -> ExitStatus:
     slower = fail_above is not None and bool(found.worse(fail_above))
     failed = slower or (fail_above is not None and bool(found.only_a))
     status = ExitStatus.ERROR if failed else ExitStatus.OK
+    said_why = {"error": _why_no_pass(found, fail_above or 0)} if failed else {}
+    for line in said_why.values():
+        print(f"error: {line}", file=sys.stderr)
     if given.get("report") == "json":
         reason = ("slower" if slower else "missing") if failed else status.reason
-        said = {"status": "error" if failed else "ok", "exit_reason": reason}
+        said = {"status": "error" if failed else "ok", "exit_reason": reason, **said_why}
         print(
             json.dumps({**said, "fail_above": fail_above, **comparison_report(found, fail_above)})
         )
     else:
         print(comparison_text(found, fail_above))
     return status
+
+
+def _why_no_pass(found: Comparison, fail_above: float) -> str:
+    worse = found.worse(fail_above)
+    if worse:
+        of = f"{len(worse)} of {len(found.lines)} points are slower by more than {fail_above:.0%}"
+        return f"{of}, or failed: {worse[0].name}: {worse[0].verdict}"
+    num_a = len(found.lines) + len(found.only_a)
+    return f"{len(found.only_a)} of a's {num_a} points are missing in b: {found.only_a[0]}"
 
 
 def _trace(given: Mapping[str, str]) -> ExitStatus:

@@ -10,8 +10,6 @@ from __future__ import annotations
 import importlib.metadata
 import signal
 import sys
-from collections.abc import Sequence
-from types import FrameType
 
 from omegaconf import DictConfig, OmegaConf
 from yaml import YAMLError
@@ -19,12 +17,12 @@ from yaml import YAMLError
 from tpi_bench.app import hydra_app
 from tpi_bench.app.advise_asked import with_advice_defaults
 from tpi_bench.app.arguments import for_hydra, options_last, plain_text
+from tpi_bench.app.early import interrupt, is_sweep, report_of, say_stopped, unheard
 from tpi_bench.app.errors import (
     HYDRA_ERRORS,
     ExitStatus,
     end_unread,
     fail_of,
-    say_failure,
     status_text,
 )
 from tpi_bench.app.folder_tasks import folder_task
@@ -35,12 +33,13 @@ from tpi_bench.app.streams import open_closed
 from tpi_bench.app.tasks import run_task
 from tpi_bench.app.typed_folders import with_whole_folders
 from tpi_bench.app.unknown import explained
+from tpi_bench.report.json_keys import counts_of
 
 
 def main() -> None:
     """Entry point."""
     open_closed()
-    signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGTERM, interrupt)
     typed = sys.argv[1:]
     if "--version" in typed:
         print(version())
@@ -57,21 +56,15 @@ def main() -> None:
         register(place, arguments)
         hydra_app.start(arguments, run_task)
     except KeyboardInterrupt:
-        print(place.stopped_message(), file=sys.stderr)
-        if report_of(arguments) == "json":
-            say_failure("stopped", ExitStatus.STOPPED, **place.so_far())
+        with unheard():
+            say_stopped(arguments, place.stopped_message(), **place.so_far())
         sys.exit(ExitStatus.STOPPED)
     except BrokenPipeError:
         end_unread()
     except (*HYDRA_ERRORS, YAMLError, ValueError, OSError) as error:
         said = explained(error, arguments)
-        fail_of(report_of(arguments), ValueError(said) if said else error)
-
-
-def report_of(arguments: Sequence[str]) -> str:
-    """`report=`, before it is known whether the arguments can be composed."""
-    given = [text for text in arguments if text.startswith("report=")]
-    return "json" if given[-1:] == ["report=json"] else "text"
+        counts = counts_of([]) if is_sweep(arguments) else {}
+        fail_of(report_of(arguments), ValueError(said) if said else error, **counts)
 
 
 def version() -> str:
@@ -88,7 +81,3 @@ def settings_in_force(*, _root_: DictConfig) -> str:
     values = OmegaConf.to_container(shown)
     assert isinstance(values, dict)
     return f"{help_text(plain_text(values))}\n\n{status_text()}"
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt

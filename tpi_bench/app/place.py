@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from tpi_bench.app.arguments import as_typed, plain_text
 from tpi_bench.host.locks import Lock
 from tpi_bench.report.folder import ARGUMENTS_FILE, ResultsFolder, read_runs
+from tpi_bench.report.json_keys import counts_of
 
 # What may differ from how the folder was begun: it changes no point.
 _FREE = ("report", "timeout_s", "verbosity", "progress", "wait", "cache_dir")
@@ -94,18 +95,20 @@ class ResultsPlace:
         return "stopped"
 
     def so_far(self) -> dict[str, Any]:
-        """For the JSON object of a program that was stopped: the rows that exist, if any do, and
-        of a sweep that there are none yet.
+        """For the JSON object of a program that was stopped: the folder, if it can be taken up
+        again, and of a sweep the rows that exist.
         """
-        if self._folder is None:
+        if self._folder is None or not (self._folder / ARGUMENTS_FILE).is_file():
             return {}
-        results = ResultsFolder(self._folder)
-        records = results.records()
-        if not records and not results.is_sweep:
-            is_begun = (self._folder / ARGUMENTS_FILE).is_file()
-            return {"results": str(self._folder)} if is_begun else {}
-        failed = sum(record.run.status != "ok" for record in records)
-        return {"results": str(self._folder), "points": len(records), "failed": failed}
+        counts = rows_so_far(self._folder) if ResultsFolder(self._folder).is_sweep else {}
+        return counts | {"results": str(self._folder)}
+
+
+def rows_so_far(folder: Path, num_left_out: int = 0) -> dict[str, Any]:
+    """For the JSON object of a sweep that does not come to its end."""
+    statuses = [record.run.status for record in ResultsFolder(folder).records()]
+    results = str(folder) if statuses else None
+    return {"results": results, **counts_of(statuses, num_left_out)}
 
 
 def refuse_changed(config: DictConfig, stored: DictConfig) -> None:

@@ -36,6 +36,7 @@ from tpi_bench.app.launchers import fix_folder, refuse_side_by_side, tell_of_wor
 from tpi_bench.app.place import LEAVE_NO_ROWS, refuse_changed
 from tpi_bench.app.refusals import refuse_typed, trouble_of
 from tpi_bench.app.typed import did_you_mean
+from tpi_bench.report.folder import ResultsFolder
 from tpi_bench.report.names import counted
 
 NAME = "hydra_plugins.tpi_bench.GridSweeper"
@@ -132,7 +133,8 @@ class GridSweeper(Sweeper):
             if stored.exists():  # a sweep that is resumed
                 refuse_changed(self.config, DictConfig(OmegaConf.load(stored)))
             else:
-                OmegaConf.save(self.config, stored)
+                with ResultsFolder(folder).writing():
+                    OmegaConf.save(self.config, stored)
         fix_folder(self.config)
         for watcher in watchers(self.hydra_context):
             watcher.on_accepted()

@@ -10,7 +10,7 @@ import sys
 import traceback
 from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
@@ -29,7 +29,7 @@ from tpi_bench.app.errors import (
     status_of_run,
     tell,
 )
-from tpi_bench.app.place import InUse, open_place
+from tpi_bench.app.place import InUse, open_place, rows_so_far
 from tpi_bench.app.points import refuse_unread, run_point
 from tpi_bench.app.survey import survey_of_cluster
 from tpi_bench.host import cache
@@ -37,7 +37,7 @@ from tpi_bench.host.fork import HelperDied
 from tpi_bench.host.machine import HostState
 from tpi_bench.measure.settings import Settings
 from tpi_bench.measure.turns import HostBusy, measuring_turn
-from tpi_bench.report.folder import ResultsFolder
+from tpi_bench.report.folder import CannotWrite, ResultsFolder
 from tpi_bench.report.older import told_of_older_rows
 from tpi_bench.report.results import Result
 from tpi_bench.report.rows import BUSY_SHARE, Record
@@ -79,11 +79,20 @@ def run_task(cfg: DictConfig, records: Records | None = None) -> str | None:
     except BrokenPipeError:
         end_unread()
     except (ValueError, OSError, HelperDied, HostBusy, InUse) as error:
-        fail_of(cfg.report, error)
+        fail_of(cfg.report, error, **_so_far(cfg, error))
     except Exception as error:
         traceback.print_exc()
         fail(cfg.report, f"{type(error).__name__}: {one_line(error)} (a defect; please report it)")
     return None
+
+
+def _so_far(cfg: DictConfig, error: Exception) -> dict[str, Any]:
+    """Of a sweep that ends here, for its JSON object; of a point, where its row is."""
+    is_swept = HydraConfig.get().mode == RunMode.MULTIRUN
+    if cfg.task != "measure" or not (is_swept or isinstance(error, CannotWrite)):
+        return {}
+    found = rows_so_far(Path(HydraConfig.get().sweep.dir))
+    return found if is_swept else {"results": found["results"]}
 
 
 def _refuse_grids() -> None:

@@ -56,17 +56,19 @@ class ResultsFolder:
         except OSError as error:
             is_full = error.errno in _FULL or os.strerror(errno.ENOSPC) in str(error)
             reason = os.strerror(errno.ENOSPC) if is_full else error.strerror or str(error)
-            has_begun = (self.folder / ARGUMENTS_FILE).is_file()
             advice = "free some space there" if is_full else "make it writable"
-            otherwise = (
-                f"go on with: python -m tpi_bench {shlex.quote(f'resume={self.folder}')}"
-                if has_begun
-                else "choose another folder with output_dir=DIR or results_dir=DIR"
-            )
-            joined = f"{advice}, then {otherwise}" if has_begun else f"{advice}, or {otherwise}"
             raise CannotWrite(
-                f"cannot write to the results folder {self.folder}: {reason}; {joined}"
+                f"cannot write to the results folder {self.folder}: {reason}; {advice}"
+                f"{self._how_to_go_on()}"
             ) from error
+
+    def _how_to_go_on(self) -> str:
+        """Once it can be written again; a folder without a row is removed with its sweep."""
+        if not (self.folder / ARGUMENTS_FILE).is_file():
+            return ", or choose another folder with output_dir=DIR or results_dir=DIR"
+        if self.is_unused:
+            return ", then run the same command again"
+        return f", then go on with: python -m tpi_bench {shlex.quote(f'resume={self.folder}')}"
 
     @property
     def lock_path(self) -> Path:

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 # Of every object.
 COMMON = {
     "status": "`ok`; else what went wrong: `oom`, `timeout`, `device_lost`, `error`",
@@ -40,6 +42,19 @@ SWEEP = {
     "failed": "points that are not ok",
     "left_out": "points whose settings do not go together; not among `points`",
 }
+
+
+def counts_of(statuses: Sequence[str], num_left_out: int = 0) -> dict[str, int]:
+    """The keys of a sweep whose rows have these statuses; of none, one that has not begun."""
+    num_ok = statuses.count("ok")
+    return {
+        "points": len(statuses),
+        "ok": num_ok,
+        "oom": statuses.count("oom"),
+        "timeout": statuses.count("timeout"),
+        "failed": len(statuses) - num_ok,
+        "left_out": num_left_out,
+    }
 
 
 def markdown() -> str:
