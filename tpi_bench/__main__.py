@@ -32,6 +32,9 @@ def _application() -> Callable[[], None]:
             f"error: {error}; {sys.executable} lacks what tpi_bench needs: "
             "use .venv/bin/python, which make install makes, or pip install tpi_bench's folder"
         )
+    except ValueError as error:  # of what somebody adds to the program, such as a collective
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
     gc.freeze()
     gc.enable()
     return run_app

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -161,3 +163,25 @@ def test_a_calibration_is_told_as_asked(
     else:
         assert "latency_us" in out
     assert err.strip().endswith(str(calibrate.calibration_file(cache_dir)))
+
+
+def test_a_collective_that_lacks_something_is_one_line(tmp_path: Path) -> None:
+    """Its record is read with the program, before a line of the command is."""
+    copy = shutil.copytree(ROOT / "tpi_bench", tmp_path / "tpi_bench")
+    shutil.copytree(ROOT / "conf", tmp_path / "conf")
+    path = copy / "engine" / "collectives.py"
+    text = path.read_text()
+    formula = re.search(r"\n +between=[^\n]*", text)
+    assert formula
+    path.write_text(text.replace(formula[0], "", 1))
+    done = subprocess.run(
+        [sys.executable, "-m", "tpi_bench", "--help"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 2
+    (said,) = done.stderr.splitlines()
+    assert re.match(r"error: the collective \w+ has no between; its record in tpi_bench/eng", said)

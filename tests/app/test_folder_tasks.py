@@ -27,8 +27,8 @@ def test_a_folder_beside_itself() -> None:
     assert status == 0
     assert "slower" not in shown.replace("slower by more", "")
     assert "faster" not in shown
-    assert shown.strip().endswith("slower by more than 5%, or failed")
-    assert "\n0 of " in shown
+    (last,) = re.findall(r"\n0 of \d+ slower by more than 5%, or failed(.*)\n$", shown)
+    assert re.fullmatch(r"; \d+ of one repeat cannot be judged", last)
 
 
 def test_as_json(tmp_path: Path) -> None:
@@ -38,6 +38,22 @@ def test_as_json(tmp_path: Path) -> None:
     assert found["environment"] == {}
     ratios = [each["token_latency_s"]["ratio"] for each in found["points"]]
     assert {ratio for ratio in ratios if ratio is not None} == {1.0}
+
+
+def test_a_check_that_can_judge_nothing_is_not_passed(tmp_path: Path) -> None:
+    """One repeat is what a sweep has by itself; in modelled time it is enough."""
+    once = tmp_path / "once"
+    once.mkdir()
+    runs = pd.read_parquet(Path(STORED) / "runs.parquet")
+    for clock, expected in (("wall", (1, "undecided")), ("virtual", (0, "ok"))):
+        first = runs[(runs.clock == clock) & (runs.repeat == 0)]
+        first.to_parquet(once / "runs.parquet")
+        compare = ("task=compare", f"a={once}", f"b={once}", "fail_above=5%", "report=json")
+        status, shown, error = typed(*compare)
+        found = json.loads(shown)
+        assert (status, found["exit_reason"]) == expected
+        assert error == (f"error: {found['error']}\n" if status else "")
+        assert typed(*compare[:3])[0] == 0  # nothing is checked
 
 
 def test_what_is_missing_in_b_is_no_pass(tmp_path: Path) -> None:
@@ -52,7 +68,7 @@ def test_what_is_missing_in_b_is_no_pass(tmp_path: Path) -> None:
     status, shown, error = typed(*compare, f"a={STORED}", f"b={fewer}")
     assert status == 1
     assert re.match(r"error: 1 of a's \d+ points are missing in b: ", error)
-    assert shown.strip().endswith("or failed; 1 that a has are missing in b")
+    assert "or failed; 1 that a has are missing in b; " in shown
     status, shown, _ = typed(*compare, f"a={STORED}", f"b={fewer}", "report=json")
     found = json.loads(shown)
     assert (status, found["exit_reason"], found["fail_above"]) == (1, "missing", 0.05)

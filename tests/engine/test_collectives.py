@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -299,3 +300,11 @@ def test_a_record_without_a_formula_is_refused_by_name() -> None:
 def test_two_collectives_of_one_name_are_refused() -> None:
     with pytest.raises(ValueError, match="two collectives called ring; each needs its own name"):
         by_name([*COLLECTIVES.values(), COLLECTIVES["ring"]])
+
+
+@pytest.mark.parametrize("formula", ["received", "latencies"])
+def test_a_formula_that_is_none_is_refused(formula: str) -> None:
+    """Before anything is run: in a device it would be an error of its own."""
+    wrong = None if formula == "received" else lambda num_devices, hops: 2
+    with pytest.raises(ValueError, match=f"the collective star: {formula} must be a function of"):
+        replace(COLLECTIVES["star"], **{formula: wrong})

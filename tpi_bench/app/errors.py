@@ -97,6 +97,14 @@ def one_line(error: BaseException) -> str:
     return (text or type(error).__name__) + place_of(error)
 
 
+def defect_of(error: Exception) -> str:
+    """What nobody foresaw; where it is in a system or an experiment that somebody adds, it is not
+    this program's.
+    """
+    is_ours = not place_of(error)
+    return f"{type(error).__name__}: {one_line(error)}{' (a defect; please report it)' * is_ours}"
+
+
 class Failed(SystemExit):
     """The end of the program, with what was said: a caller in Python is told it too."""
 

@@ -80,15 +80,14 @@ def _compare(given: Mapping[str, str]) -> ExitStatus:
     a, b = (_stored(given[letter], letter) for letter in ("a", "b"))
     fail_above = _share(given["fail_above"]) if "fail_above" in given else None
     found = compared_runs(a.runs, b.runs)
-    slower = fail_above is not None and bool(found.worse(fail_above))
-    failed = slower or (fail_above is not None and bool(found.only_a))
-    status = ExitStatus.ERROR if failed else ExitStatus.OK
-    said_why = {"error": _why_no_pass(found, fail_above or 0)} if failed else {}
-    for line in said_why.values():
-        print(f"error: {line}", file=sys.stderr)
+    failed = None if fail_above is None else _why_no_pass(found, fail_above)
+    status = ExitStatus.OK if failed is None else ExitStatus.ERROR
+    said = {"status": "ok", "exit_reason": status.reason}
+    if failed is not None:
+        reason, why = failed
+        said = {"status": "error", "exit_reason": reason, "error": why}
+        print(f"error: {why}", file=sys.stderr)
     if given.get("report") == "json":
-        reason = ("slower" if slower else "missing") if failed else status.reason
-        said = {"status": "error" if failed else "ok", "exit_reason": reason, **said_why}
         print(
             json.dumps({**said, "fail_above": fail_above, **comparison_report(found, fail_above)})
         )
@@ -97,13 +96,21 @@ def _compare(given: Mapping[str, str]) -> ExitStatus:
     return status
 
 
-def _why_no_pass(found: Comparison, fail_above: float) -> str:
-    worse = found.worse(fail_above)
+def _why_no_pass(found: Comparison, fail_above: float) -> tuple[str, str] | None:
+    """`exit_reason`, and why in a line; a check that can judge nothing is not passed."""
+    worse, num_common = found.worse(fail_above), len(found.lines)
     if worse:
-        of = f"{len(worse)} of {len(found.lines)} points are slower by more than {fail_above:.0%}"
-        return f"{of}, or failed: {worse[0].name}: {worse[0].verdict}"
-    num_a = len(found.lines) + len(found.only_a)
-    return f"{len(found.only_a)} of a's {num_a} points are missing in b: {found.only_a[0]}"
+        of = f"{len(worse)} of {num_common} points are slower by more than {fail_above:.0%}"
+        return "slower", f"{of}, or failed: {worse[0].name}: {worse[0].verdict}"
+    if found.only_a:
+        of = f"{len(found.only_a)} of a's {num_common + len(found.only_a)} points"
+        return "missing", f"{of} are missing in b: {found.only_a[0]}"
+    if len(found.undecided) == num_common:
+        return "undecided", (
+            "no difference can be shown of any point, as each has one repeat; measure both with "
+            "repeat=0,1,2 or more"
+        )
+    return None
 
 
 def _trace(given: Mapping[str, str]) -> ExitStatus:

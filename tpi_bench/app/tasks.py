@@ -21,6 +21,7 @@ from tpi_bench.app.arguments import as_typed
 from tpi_bench.app.compose import build_settings
 from tpi_bench.app.errors import (
     ExitStatus,
+    defect_of,
     end_unread,
     fail,
     fail_of,
@@ -82,7 +83,7 @@ def run_task(cfg: DictConfig, records: Records | None = None) -> str | None:
         fail_of(cfg.report, error, **_so_far(cfg, error))
     except Exception as error:
         traceback.print_exc()
-        fail(cfg.report, f"{type(error).__name__}: {one_line(error)} (a defect; please report it)")
+        fail(cfg.report, defect_of(error))
     return None
 
 
@@ -136,7 +137,7 @@ def _one_of_several(settings: Settings) -> str | None:
         said = one_line(error)
         if not isinstance(error, (ValueError, OSError, HelperDied)):
             traceback.print_exc()
-            said = f"{type(error).__name__}: {said} (a defect; please report it)"
+            said = defect_of(error)
         tell(settings.report, said, status_of_error(error), overrides=_own_overrides())
         return said
     return None

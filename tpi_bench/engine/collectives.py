@@ -34,6 +34,9 @@ class Allreduce(Protocol):
     ) -> torch.Tensor: ...
 
 
+_FORMULAS = ("latencies", "payloads", "between", "sent", "way_back", "received", "messages")
+
+
 def _not_given(num_devices: int) -> int:
     """Stands for a formula that a record lacks: nothing is ever taken from another collective."""
     raise NotImplementedError
@@ -76,6 +79,17 @@ class Collective:
                 "tpi_bench/engine/collectives.py must give every formula (way_back=None where "
                 "there is no hub)"
             )
+        for name in _FORMULAS:
+            formula = getattr(self, name)
+            if formula is None and name == "way_back":
+                continue
+            try:
+                formula(4)
+            except TypeError as error:
+                raise ValueError(
+                    f"the collective {self.name}: {name} must be a function of the number of "
+                    f"devices ({error})"
+                ) from None
 
     def num_steps(self, num_devices: int) -> int:
         """One-way latencies of one allreduce (TPI-LLM, section 3.2 and appendix).

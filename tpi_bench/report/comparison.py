@@ -64,6 +64,12 @@ class Line:
         latency = self.ratios["token_latency_s"]
         return latency if latency.num else self.ratios["ttft_s"]
 
+    @property
+    def is_undecided(self) -> bool:
+        """Whether it has an answer in both and too few repeats to tell them apart."""
+        both = self.status_a == self.status_b == "ok"
+        return both and not self.is_exact and not self.time.is_shown
+
     def is_worse(self, fail_above: float) -> bool:
         """Whether it failed where it did not, or is shown to be slower by more than that share."""
         if self.status_a == "ok" and self.status_b != "ok":
@@ -83,6 +89,10 @@ class Comparison:
 
     def worse(self, fail_above: float) -> list[Line]:
         return [line for line in self.lines if line.is_worse(fail_above)]
+
+    @property
+    def undecided(self) -> list[Line]:
+        return [line for line in self.lines if line.is_undecided]
 
 
 def _direction(ratio: float) -> str:
@@ -194,6 +204,7 @@ def comparison_text(found: Comparison, fail_above: float | None) -> str:
         parts.append(
             f"{len(worse)} of {len(found.lines)} slower by more than {fail_above:.0%}, or failed"
             + (f"; {len(found.only_a)} that a has are missing in b" if found.only_a else "")
+            + (f"; {len(found.undecided)} of one repeat cannot be judged" * bool(found.undecided))
             + "".join(f"\n  {line.name}: {line.verdict}" for line in worse)
         )
     return "\n".join(parts)

@@ -12,7 +12,7 @@ COMMON = {
     "status": "`ok`; else what went wrong: `oom`, `timeout`, `device_lost`, `error`",
     "exit_reason": "the exit status in words: `ok`, `error`, `usage`, `out_of_memory`, `timeout`, "
     "`points_failed`, `stopped`; `busy` where another run has the host or the folder; of "
-    "task=compare `slower`, or `missing` where b lacks a point and none is slower",
+    "task=compare `slower`, or `missing` where b lacks a point and none is slower, or `undecided`",
     "text": "what was generated; null where the model has no tokenizer",
     "results": "the folder with the rows; null where none were kept",
     "error": "one line, as on standard error; absent where all went well",
