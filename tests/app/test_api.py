@@ -102,6 +102,7 @@ def test_text_is_what_is_streamed(
         (["testbed.num_devices=0"], "testbed.num_devices=0 must be at least 1"),
         (["task=calibrate"], "task=calibrate is no single point"),
         (["system=tpi,pipeline"], "system=tpi,pipeline names several values; run() takes one"),
+        (["device=a(4,8,20,0.5),this_host"], "device=a(4,8,20,0.5),this_host names several"),
         (["no value"], "'no value' is no KEY=VALUE"),
         (["-m"], "-m is an option of the command line; give KEY=VALUE"),
         (["--config-dir", "own"], "--config-dir is an option of the command line; give KEY=VALUE"),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import logging
 import os
 import pty
 import re
@@ -17,13 +19,14 @@ from pathlib import Path
 
 import pytest
 from hydra.errors import HydraException
+from tqdm import tqdm
 
 from tests.helpers.command_line import ROOT, report_of
 from tests.report.test_rows import RUN
 from tpi_bench.app import tasks
 from tpi_bench.app.errors import ExitStatus, status_of_error, status_of_run
 from tpi_bench.app.main import main
-from tpi_bench.app.notices import set_notices
+from tpi_bench.app.notices import BesideBars, set_notices
 from tpi_bench.contract.plan import DoesNotFit
 from tpi_bench.host.cache import CacheError, bars_hidden
 from tpi_bench.host.machine import HostState
@@ -93,12 +96,35 @@ def test_a_script_that_stops_it_gets_its_object(cache_dir: Path) -> None:
 
 @pytest.mark.parametrize("is_shown", [True, False])
 def test_a_bar_on_a_terminal_or_lines(is_shown: bool, cache_dir: Path, tmp_path: Path) -> None:
+    given = ["-m", *REFUSED, "testbed.num_devices=20,30", f"cache_dir={cache_dir}"]
+    given += [f"progress={str(is_shown).lower()}", f"results_dir={tmp_path}"]
+    status, seen = on_a_terminal(*given)
+    assert status == 5
+    assert (b"2/2 [" in seen) is is_shown
+    assert b"point/s" not in seen
+    assert (b"[2/2] testbed.num_devices=30: error" in seen) is not is_shown
+
+
+def test_a_search_on_a_terminal(cache_dir: Path, tmp_path: Path) -> None:
+    """Before it has found anything, too."""
+    given = ["task=advise", "device=a(4,8,20,0.5)", "model=debug", "system=tpi", "timeout_s=5"]
+    status, seen = on_a_terminal(*given, f"cache_dir={cache_dir}", f"results_dir={tmp_path}")
+    assert status == 0
+    assert b"searching (0 run, 00:0" in seen
+    assert b"ms a token at best (" in seen
+    assert b"inf" not in seen
+    assert b"?" not in seen
+
+
+def on_a_terminal(*given: str) -> tuple[int, bytes]:
+    """The exit status, and what standard error shows there."""
     ours, theirs = pty.openpty()
     termios.tcsetwinsize(theirs, (24, 120))
-    command = [sys.executable, "-m", "tpi_bench", "-m", *REFUSED, "testbed.num_devices=20,30"]
-    command += [f"progress={str(is_shown).lower()}", f"results_dir={tmp_path}"]
     process = subprocess.Popen(
-        [*command, f"cache_dir={cache_dir}"], stdout=subprocess.DEVNULL, stderr=theirs, cwd=ROOT
+        [sys.executable, "-m", "tpi_bench", *given],
+        stdout=subprocess.DEVNULL,
+        stderr=theirs,
+        cwd=ROOT,
     )
     os.close(theirs)
     seen = b""
@@ -107,10 +133,19 @@ def test_a_bar_on_a_terminal_or_lines(is_shown: bool, cache_dir: Path, tmp_path:
             seen += os.read(ours, 65536)
         except OSError:  # it has ended
             break
-    assert process.wait(timeout=20) == 5
     os.close(ours)
-    assert (b"2/2 [" in seen) is is_shown
-    assert (b"[2/2] testbed.num_devices=30: error" in seen) is not is_shown
+    return process.wait(timeout=20), seen
+
+
+def test_a_line_beside_a_bar_begins_where_lines_do() -> None:
+    stream = io.StringIO()
+    record = logging.makeLogRecord({"msg": "a notice"})
+    with tqdm(total=2, file=stream, bar_format="{n}/{total}"):
+        BesideBars(stream).emit(record)
+    assert "\ra notice\n\r0/2" in stream.getvalue()
+    alone = io.StringIO()
+    BesideBars(alone).emit(record)
+    assert alone.getvalue() == "a notice\n"
 
 
 def test_helpers_show_no_bars_where_none_are_wanted(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -72,6 +72,8 @@ def test_the_help_shows_what_is_in_force() -> None:
     assert "blocks a device may hold at once" in lines["system.window"]
     assert lines["testbed.cost"].startswith("testbed.cost=modelled ")
     assert lines["device.raspberry_pi_4.cores"].startswith("device.raspberry_pi_4.cores=4 ")
+    words = "N*NAME and of devices described as NAME(cores,memory GB,memory GB/s,disk GB/s)"
+    assert words in " ".join(text.split())
     assert "a price of $$5" in text  # Hydra makes one of two
     assert "system.collective" not in text  # of another system
     assert "alone; its settings" not in text

@@ -87,6 +87,19 @@ def test_who_waits_says_for_whom_and_goes_on(other_measurement: Lock, cache_dir:
     assert "probing the host again took " in errors
 
 
+def test_a_process_that_is_waited_for_again_is_named_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A sweep has its turn point by point."""
+    for pid, since in ((-7, "09:00"), (-7, "09:01"), (-8, "09:02")):
+        turns._tell_of(f"process {pid} (python x.py), since 2026-01-01 {since}")
+    said = [record.getMessage() for record in caplog.records]
+    assert [line.partition(", which measures")[0] for line in said] == [
+        "waiting for process -7 (python x.py)",
+        "waiting for process -8 (python x.py)",
+    ]
+
+
 def test_a_row_of_a_mistake_waits_for_nobody(
     other_measurement: Lock, cache_dir: Path, tmp_path: Path
 ) -> None:

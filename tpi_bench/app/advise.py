@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from tpi_bench.measure.side_by_side import SideBySide
 
 _LOG = logging.getLogger(__name__)
+_BAR = "{desc} ({n} run, {elapsed})"
 _SECONDS = 26.0  # with the program's own start less than 30
 
 
@@ -54,7 +56,8 @@ def advise(settings: Settings) -> None:
     results, kept = ResultsFolder(Path(config.sweep.dir)), list[Record]()
     is_shown = settings.raw["progress"] and settings.raw["verbosity"] != "quiet"
     workers = SideBySide()
-    bar = tqdm(unit="point", disable=None if is_shown else True, dynamic_ncols=True)
+    hidden = None if is_shown else True  # None: on a terminal alone
+    bar = tqdm(desc="searching", bar_format=_BAR, disable=hidden, dynamic_ncols=True)
 
     def measured(points: Iterable[Settings]) -> Iterator[Record]:
         for record in _not_twice(results, workers, points):
@@ -62,7 +65,8 @@ def advise(settings: Settings) -> None:
             yield record
 
     def tell(words: str, best_s: float) -> None:
-        bar.set_description_str(f"{words}, {seconds_text(best_s)} a token at best", refresh=False)
+        known = f", {seconds_text(best_s)} a token at best" if math.isfinite(best_s) else ""
+        bar.set_description_str(words + known, refresh=False)
         bar.update()
 
     adviser = Adviser(

@@ -17,7 +17,7 @@ from hydra import compose
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from yaml import YAMLError
 
-from tpi_bench.app.arguments import for_hydra, options_last
+from tpi_bench.app.arguments import as_typed, for_hydra, options_last
 from tpi_bench.app.compose import build_settings
 from tpi_bench.app.errors import HYDRA_ERRORS, Failed, one_line
 from tpi_bench.app.hydra_app import CONFIG_NAME, SWEEP, hydra_of_ours, start, with_config_dir
@@ -94,7 +94,9 @@ def settings_of(arguments: Sequence[str]) -> Settings:
     parser = OverridesParser.create()
     for text, override in zip(arguments, parser.parse_overrides(list(arguments)), strict=True):
         if override.is_sweep_override():
-            raise ValueError(f"{text} names several values; run() takes one, sweep() all of them")
+            raise ValueError(
+                f"{as_typed(text)} names several values; run() takes one, sweep() all of them"
+            )
     with hydra_of_ours(arguments):
         config = compose(CONFIG_NAME, overrides=list(arguments))
     target = str(config.system.get("_target_"))

@@ -40,6 +40,7 @@ from tpi_bench.report.sweep_table import overrides_of, sweep_table, varying
 from tpi_bench.report.text import point_line
 
 _LOG = logging.getLogger(__name__)
+_BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}]"  # points, whatever they take
 
 
 class Sweep(WatchesSweep):
@@ -104,7 +105,7 @@ class Sweep(WatchesSweep):
         if self._lock is not None:
             total = None if self._jobs is None else len(self._jobs)
             hidden = True if self._hides_bar else None  # None: on a terminal alone
-            self._bar = tqdm(total=total, unit="point", disable=hidden, dynamic_ncols=True)
+            self._bar = tqdm(total=total, bar_format=_BAR, disable=hidden, dynamic_ncols=True)
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
         if self._is_copy:

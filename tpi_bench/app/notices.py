@@ -8,11 +8,25 @@ from __future__ import annotations
 
 import logging
 import os
+from typing import TextIO
+
+from tqdm import tqdm
 
 _LEVELS = {"quiet": logging.WARNING, "normal": logging.INFO, "debug": logging.DEBUG}
 VERBOSITIES = tuple(_LEVELS)
 _TQDM_SWITCH = "TQDM_DISABLE"  # tqdm's own; helper processes inherit it
 _OURS = "by tpi_bench"
+
+
+class BesideBars(logging.StreamHandler[TextIO]):
+    """Lines on standard error, above a bar that stands there rather than behind it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if not getattr(tqdm, "_instances", ()):  # whose lock is then better not made
+            super().emit(record)
+            return
+        with tqdm.external_write_mode(file=self.stream):
+            super().emit(record)
 
 
 def set_notices(verbosity: str, *, progress: bool) -> bool:

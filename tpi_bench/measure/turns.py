@@ -7,6 +7,7 @@ folder, whatever `cache_dir` and `results_dir` are.
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import math
 import tempfile
@@ -39,7 +40,7 @@ def measuring_turn(testbed: Testbed | None, *, wait: bool | float) -> Iterator[N
     longest_s = float(wait) if not isinstance(wait, bool) else math.inf if wait else 0.0
     with contextlib.ExitStack() as held:
         try:
-            held.enter_context(turn(folder, _say, longest_s))
+            held.enter_context(turn(folder, _tell_of, longest_s))
         except Occupied as holder:
             waited = f" (waited {longest_s:g} s)" if longest_s else ""
             raise HostBusy(
@@ -62,9 +63,16 @@ def _runtime_folder() -> Path:
         tempfile.tempdir = before
 
 
-def _say(holder: str) -> None:
+def _tell_of(holder: str) -> None:
+    """Without since when: a sweep holds the turn anew for each of its points."""
+    _say_once(holder.rpartition(", since ")[0] or holder)
+
+
+@functools.cache
+def _say_once(process: str) -> None:
+    """However many points wait for it."""
     _LOG.warning(
         "waiting for %s, which measures on this host (wait=false refuses instead, "
         "wait=60 after 60 s)",
-        holder,
+        process,
     )
