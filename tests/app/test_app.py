@@ -85,7 +85,11 @@ BAD = [
     (["network=nope"], "there is no network=nope; did you mean network=none? It is one of "),
     (["network.link_latency_ms=-1"], "must be a number of at least 0"),
     (["task=nope"], "task=nope is unknown; choose one of generate, chat, measure"),
-    (["resume=/nowhere"], "no overrides.json there"),
+    (["resume=/nowhere"], "resume=/nowhere: there is no such folder; give the folder of a"),
+    (["resume=tests"], "no overrides.json there"),
+    (["=3"], "the argument =3 has no key"),
+    (["+=3"], "the argument +=3 has no key"),
+    (["output_dir=/a\udcc3"], "output_dir=/a\\udcc3 is no text in UTF-8 (surrogates not allowed)"),
 ]
 
 

@@ -21,7 +21,7 @@ import pytest
 from hydra.errors import HydraException
 from tqdm import tqdm
 
-from tests.helpers.command_line import ROOT, report_of
+from tests.helpers.command_line import ROOT, report_of, run
 from tests.report.test_rows import RUN
 from tpi_bench.app import tasks
 from tpi_bench.app.errors import ExitStatus, status_of_error, status_of_run
@@ -220,3 +220,38 @@ def test_a_collective_that_lacks_something_is_one_line(tmp_path: Path) -> None:
     assert done.returncode == 2
     (said,) = done.stderr.splitlines()
     assert re.match(r"error: the collective \w+ has no between; its record in tpi_bench/eng", said)
+
+
+@pytest.mark.parametrize(
+    ("typed", "leaves_rows"),
+    [
+        (["task=measure", "report=json"], True),
+        (["task=measure"], True),
+        (["task=generate"], False),
+        (["-m", "task=measure", "repeat=0,1"], True),
+        (["-m", "task=generate", "repeat=0,1"], False),
+        (["--help"], False),
+        (["--version"], False),
+        (["task=compare", "--help"], False),
+    ],
+)
+def test_an_output_that_is_full_is_one_line(
+    typed: list[str], leaves_rows: bool, cache_dir: Path, tmp_path: Path
+) -> None:
+    """And the folder with the rows, if there is one."""
+    given = [text for text in [*REFUSED[1:], f"results_dir={tmp_path}"] if "--" not in typed[-1]]
+    with Path("/dev/full").open("w") as full:
+        done = run(
+            *(*typed, *given, "progress=false"),
+            cache_dir=cache_dir,
+            capture_output=False,
+            stdout=full,
+            stderr=subprocess.PIPE,
+        )
+    said = done.stderr.splitlines()
+    assert done.returncode == 1, said
+    assert said[-1] == "error: cannot write to standard output: No space left on device"
+    assert len([line for line in said if "error" in line]) == 1
+    assert any(line.startswith(("rows: ", "results: ")) for line in said) is leaves_rows
+    assert bool(list(tmp_path.rglob("points/*.json"))) is leaves_rows
+    assert "Warning" not in done.stderr

@@ -219,6 +219,19 @@ def test_a_sweep_with_failed_points_says_how_many_and_why(cache_dir: Path, tmp_p
     assert report.keys() == (COMMON | SWEEP).keys()
 
 
+@pytest.mark.parametrize("more", [["-m"], []])
+@pytest.mark.parametrize("given", ["output_dir={}", "output_dir={}/x", "results_dir={}"])
+def test_a_file_where_the_folder_would_be_is_named(
+    given: str, more: list[str], cache_dir: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "afile"
+    file.touch()
+    done = run(*more, *VIRTUAL, given.format(file), cache_dir=cache_dir)
+    assert done.returncode == 2
+    assert f": {file} is a file; give another folder with output_dir=DIR" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
 # In one process.
 
 

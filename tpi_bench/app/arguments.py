@@ -116,6 +116,8 @@ def _sorted(typed: Sequence[str]) -> tuple[list[str], list[str]]:
             )
         elif text in _OF_INFO and options[-1:] in (["-i"], ["--info"]):
             options.append(text)
+        elif text.lstrip("+~").startswith("="):
+            raise ValueError(f"the argument {text} has no key; values are given as KEY=VALUE")
         elif "=" in text or text.startswith("~"):
             values.append(text)
         else:
@@ -165,7 +167,14 @@ def _with_path(text: str) -> str:
         return text
     is_one = key in _PATHS or Path(value).exists()
     parts = [value] if is_one else value.split(",")
-    return f"{key}={','.join(map(_as_text, parts))}"
+    try:
+        return f"{key}={','.join(map(_as_text, parts))}"
+    except UnicodeEncodeError as error:
+        shown = ascii(value)[1:-1]
+        raise ValueError(
+            f"{key}={shown} is no text in UTF-8 ({error.reason}); give another name, or use a "
+            "locale that has its letters, as LC_ALL=C.UTF-8"
+        ) from error
 
 
 def _as_text(path: str) -> str:

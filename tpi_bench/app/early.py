@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any, NoReturn
 
+from tpi_bench.app.streams import print_nothing_more
 from tpi_bench.report.failure import error_report
 from tpi_bench.report.json_keys import counts_of
 
@@ -90,8 +91,8 @@ def say_failure(message: str, reason: str, **more: Any) -> None:
         print(json.dumps(said | more), flush=True)
     except OSError as error:
         if not isinstance(error, BrokenPipeError):  # whoever read it has gone, as `head` does
-            print(f"error: cannot write to standard output: {error.strerror}", file=sys.stderr)
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            print(f"error: {error}", file=sys.stderr)
+        print_nothing_more()
 
 
 def _say_and_end(number: int, frame: FrameType | None) -> NoReturn:

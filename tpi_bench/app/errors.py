@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import sys
 from enum import IntEnum
 from typing import Any, NoReturn
@@ -14,6 +13,7 @@ from yaml import YAMLError
 
 from tpi_bench.app import early
 from tpi_bench.app.place import InUse
+from tpi_bench.app.streams import CannotPrint, print_nothing_more
 from tpi_bench.contract.plan import DoesNotFit
 from tpi_bench.host.cache import CacheError
 from tpi_bench.measure.turns import HostBusy
@@ -135,11 +135,14 @@ def fail_of(report: str, error: BaseException, **more: Any) -> NoReturn:
     message, status = one_line(error), status_of_error(error)
     if isinstance(error, (HostBusy, InUse)):
         more["exit_reason"] = "busy"
+    if isinstance(error, CannotPrint):
+        print_nothing_more()
+        report = "text"
     tell(report, message, status, **more)
     raise Failed(message, status)
 
 
 def end_unread() -> NoReturn:
     """Whoever read our output has gone, as `head` does, and has seen enough."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    print_nothing_more()
     sys.exit(ExitStatus.OK)

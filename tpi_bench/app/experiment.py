@@ -28,6 +28,7 @@ from tpi_bench.app.errors import ExitStatus, end_unread, fail, fail_of, one_line
 from tpi_bench.app.launchers import WatchesSweep
 from tpi_bench.app.notices import set_notices
 from tpi_bench.app.place import InUse, missing_folders, open_place, remove_unused, rows_so_far
+from tpi_bench.app.streams import CannotPrint
 from tpi_bench.app.sweeper import jobs_of_grids, refuse_settings
 from tpi_bench.host.locks import Lock
 from tpi_bench.report.drawing import Drawing
@@ -114,7 +115,10 @@ class Sweep(WatchesSweep):
             self._bar.set_description_str(" ".join(self._swept(config)[-3:]), refresh=True)
         elif self._jobs is not None and config.report == "text":
             place = f"[{int(config.hydra.job.num) + 1}/{len(self._jobs)}]"
-            print(place, *self._swept(config), flush=True)
+            try:
+                print(place, *self._swept(config), flush=True)
+            except CannotPrint as error:
+                fail_of(config.report, error)
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
         if isinstance(job_return._return_value, str):  # see `tasks.run_task`
@@ -167,7 +171,7 @@ class Sweep(WatchesSweep):
             )
         except BrokenPipeError:  # whoever read the table has gone; the rows are there
             end_unread()
-        except CannotWrite as error:
+        except (CannotWrite, CannotPrint) as error:
             fail_of(config.report, error, **self._rows(config))
         except OlderRows as error:
             fail(config.report, str(error), **self._rows(config))
@@ -238,7 +242,7 @@ def finish(
     if report == "json":
         counts = counts_of([run.status for run in runs], len(left_out))
         said = {"status": "ok" if is_good else "error", "exit_reason": status.reason, "text": None}
-        print(json.dumps(said | counts | {"results": str(folder)} | said_why))
+        print(json.dumps(said | counts | {"results": str(folder)} | said_why), flush=True)
     return status
 
 

@@ -41,20 +41,23 @@ def main() -> None:
     open_closed()
     signal.signal(signal.SIGTERM, interrupt)
     typed = sys.argv[1:]
-    if "--version" in typed:
-        print(version())
-        return
     arguments = typed
     place = ResultsPlace()
     try:
+        if "--version" in typed:
+            print(version(), flush=True)
+            return
         of_folders = folder_task(typed)
         if of_folders is not None:
-            sys.exit(of_folders.start(typed))
+            status = of_folders.start(typed)
+            sys.stdout.flush()
+            sys.exit(status)
         given = with_whole_folders(with_advice_defaults(for_hydra(typed, sys.stdin.read)))
         arguments = options_last(place.with_stored(given))
         OmegaConf.register_new_resolver("tpi_settings", settings_in_force, replace=True)
         register(place, arguments)
         hydra_app.start(arguments, run_task)
+        sys.stdout.flush()  # else what it cannot take is told when Python ends
     except KeyboardInterrupt:
         with unheard():
             say_stopped(arguments, place.stopped_message(), **place.so_far())

@@ -71,9 +71,9 @@ class ResultsPlace:
         folder = ResultsFolder(Path(resumed.removeprefix("resume=")))
         stored = folder.arguments
         if stored is None:
-            raise ValueError(
-                f"{resumed}: no {ARGUMENTS_FILE} there; give the folder of a stopped experiment"
-            )
+            is_there = folder.folder.is_dir()
+            what = f"no {ARGUMENTS_FILE} there" if is_there else "there is no such folder"
+            raise ValueError(f"{resumed}: {what}; give the folder of a stopped experiment")
         if folder.is_finished:
             raise ValueError(f"{resumed}: {_finished(folder)}")
         flags = ("-m", "--multirun") if folder.is_sweep else ()  # which it is in any case
@@ -168,6 +168,7 @@ def open_place(folder: Path, arguments: Sequence[str], resume: str | None) -> Lo
     Raises ValueError for a folder that is not to be written into, InUse where another program does.
     """
     results = ResultsFolder(folder)
+    _refuse_file(folder)
     if resume is None:
         _refuse_what_is_there(results)
     elif results.is_finished:
@@ -197,6 +198,16 @@ def _results_folder(resume: str | None, output_dir: str | None, results_dir: str
         if given not in (None, "None"):
             return str(given)
     return str(Path(results_dir) / name / datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f"))
+
+
+def _refuse_file(folder: Path) -> None:
+    """In the place of the folder, or of one above it."""
+    for each in (folder, *folder.parents):
+        if each.is_file():
+            raise ValueError(
+                f"the results folder cannot be {folder}: {each} is a file; give another folder "
+                "with output_dir=DIR or results_dir=DIR"
+            )
 
 
 def _refuse_what_is_there(results: ResultsFolder) -> None:

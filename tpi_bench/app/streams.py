@@ -4,8 +4,10 @@ that take no more, as on a full disk.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
+from collections.abc import Iterator
 from typing import Any, TextIO
 
 
@@ -27,6 +29,45 @@ def open_closed() -> None:
             setattr(sys, name, os.fdopen(number, mode, encoding="utf-8", closefd=False))
     if not isinstance(sys.stderr, _Notices):
         sys.stderr = _Notices(sys.stderr)
+    if not isinstance(sys.stdout, _Answers):
+        sys.stdout = _Answers(sys.stdout)
+
+
+class CannotPrint(OSError):
+    """Standard output takes no more."""
+
+
+def print_nothing_more() -> None:
+    """What standard output still holds would fail again when Python ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+class _Answers:
+    """Standard output, of which an error says that it is. A reader that leaves is none."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with _as_cannot_print():
+            return self._stream.write(text)
+
+    def flush(self) -> None:
+        with _as_cannot_print():
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+@contextlib.contextmanager
+def _as_cannot_print() -> Iterator[None]:
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise CannotPrint(f"cannot write to standard output: {error.strerror}") from error
 
 
 class _Notices:

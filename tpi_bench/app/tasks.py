@@ -32,6 +32,7 @@ from tpi_bench.app.errors import (
 )
 from tpi_bench.app.place import InUse, open_place, rows_so_far
 from tpi_bench.app.points import refuse_unread, run_point
+from tpi_bench.app.streams import CannotPrint
 from tpi_bench.app.survey import survey_of_cluster
 from tpi_bench.host import cache
 from tpi_bench.host.fork import HelperDied
@@ -80,6 +81,8 @@ def run_task(cfg: DictConfig, records: Records | None = None) -> str | None:
     except BrokenPipeError:
         end_unread()
     except (ValueError, OSError, HelperDied, HostBusy, InUse) as error:
+        if isinstance(error, CannotPrint) and (folder := _so_far(cfg, error).get("results")):
+            print(f"rows: {folder}", file=sys.stderr)
         fail_of(cfg.report, error, **_so_far(cfg, error))
     except Exception as error:
         traceback.print_exc()
@@ -90,7 +93,7 @@ def run_task(cfg: DictConfig, records: Records | None = None) -> str | None:
 def _so_far(cfg: DictConfig, error: Exception) -> dict[str, Any]:
     """Of a sweep that ends here, for its JSON object; of a point, where its row is."""
     is_swept = HydraConfig.get().mode == RunMode.MULTIRUN
-    if cfg.task != "measure" or not (is_swept or isinstance(error, CannotWrite)):
+    if cfg.task != "measure" or not (is_swept or isinstance(error, (CannotWrite, CannotPrint))):
         return {}
     found = rows_so_far(Path(HydraConfig.get().sweep.dir))
     return found if is_swept else {"results": found["results"]}
@@ -129,7 +132,7 @@ def _one_of_several(settings: Settings) -> str | None:
     """An answer of a sweep that leaves no rows; the next is asked for whatever becomes of it."""
     try:
         _run(settings)
-    except (BrokenPipeError, HostBusy):
+    except (BrokenPipeError, CannotPrint, HostBusy):
         raise
     except SystemExit as end:  # it has been told
         return f"status {end.code}"
@@ -293,7 +296,7 @@ def _measure_alone(settings: Settings) -> None:
         elif result.status == "ok":
             print(result)
     if settings.report != "json":
-        print(f"rows: {folder}")
+        print(f"rows: {folder}", flush=True)
     _exit_unless_good(result.record)
 
 

@@ -156,9 +156,8 @@ def load(folder: str | Path) -> Results:
     """
     path = Path(folder).expanduser()
     if not (path / "runs.parquet").is_file() and not any((path / "points").glob("*.json")):
-        raise ValueError(
-            f"{path} holds no results; give the folder of a sweep, with runs.parquet or points/"
-        )
+        what = f"{path} holds no results" if path.exists() else f"there is no folder {path}"
+        raise ValueError(f"{what}; give the folder of a sweep, with runs.parquet or points/")
     return Results(path)
 
 
