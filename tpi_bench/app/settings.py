@@ -51,8 +51,9 @@ PLAIN = (
         "generate",
         str,
         "generate answers one prompt, chat goes on; measure leaves a row; advise tells the fastest "
-        "way of running a model on device=[...], a list of NAME, N*NAME and of devices described as "
-        "NAME(cores,memory GB,memory GB/s,disk GB/s); perplexity tells that of a text by precision; "
+        "way of running a model on device=[...], a list of NAME, N*NAME and of devices described "
+        "as NAME(cores,memory GB,memory GB/s,disk GB/s); perplexity tells that of a text by "
+        "precision; "
         "calibrate makes this host's device profile, survey those of a cluster and its network; of "
         "results folders, task=compare a=DIR b=DIR tells what became faster or slower "
         "(fail_above=5%: status 1 if anything did), task=trace DIR makes spans a file for "
