@@ -16,9 +16,12 @@ from typing import Any
 import pandas as pd
 import psutil
 import pytest
+from hydra.errors import ConfigCompositionException
 
 from tests.app.test_sweeps import SWEEP
 from tests.helpers.command_line import ROOT
+from tpi_bench.app import hydra_app
+from tpi_bench.app.main import main
 from tpi_bench.report import json_keys
 from tpi_bench.report.failure import error_report
 
@@ -286,3 +289,22 @@ def test_a_reader_that_leaves_is_no_failure_of_a_device(
     assert "Traceback" not in done.stderr
     assert "Error executing job" not in done.stderr
     assert done.stderr.split()[-1] == "0"
+
+
+def test_a_stop_that_a_library_makes_an_error_of_is_a_stop(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def compose(*arguments: object) -> None:
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            raise ConfigCompositionException("there is no defaults")  # noqa: B904
+
+    monkeypatch.setattr(hydra_app, "start", compose)
+    monkeypatch.setattr(sys, "argv", ["tpi_bench", "report=json"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 130
+    out, errors = capsys.readouterr()
+    assert json.loads(out)["exit_reason"] == "stopped"
+    assert errors == "stopped\n"

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from tpi_bench.contract.runtime import SpanLog
+from tpi_bench.engine.compiled import kernels
 
 
 class LocalRuntime:
@@ -69,6 +70,7 @@ def run_ranks(
     delay: Callable[[int, int], float] | None = None,
 ) -> list[Any]:
     """Run `program` on every rank and return the results by rank."""
+    kernels()  # loaded before there are threads, as a device does
     queues: dict = {(a, b): queue.Queue() for a in range(world_size) for b in range(world_size)}
     results: list[Any] = [None] * world_size
     errors: list[BaseException] = []

@@ -97,5 +97,6 @@ def test_what_is_copied_takes_sender_and_receiver_time() -> None:
 
 @pytest.mark.parametrize("name", ["memory_shared_gb_per_s", "message_gb_per_s", "receive_gb_per_s"])
 def test_a_rate_of_nothing_is_one_line(name: str) -> None:
-    with pytest.raises(ValueError, match=f"device.{name}=-1 must be above 0, or null"):
+    line = rf"device\.{IDEAL.name}\.{name}=-1 must be above 0, or null"
+    with pytest.raises(ValueError, match=line):
         replace(IDEAL, **{name: -1})

@@ -10,6 +10,8 @@ from __future__ import annotations
 import importlib.metadata
 import signal
 import sys
+from collections.abc import Sequence
+from typing import NoReturn
 
 from omegaconf import DictConfig, OmegaConf
 from yaml import YAMLError
@@ -59,15 +61,28 @@ def main() -> None:
         hydra_app.start(arguments, run_task)
         sys.stdout.flush()  # else what it cannot take is told when Python ends
     except KeyboardInterrupt:
-        with unheard():
-            say_stopped(arguments, place.stopped_message(), **place.so_far())
-        sys.exit(ExitStatus.STOPPED)
+        _end_stopped(arguments, place)
     except BrokenPipeError:
         end_unread()
     except (*HYDRA_ERRORS, YAMLError, ValueError, OSError) as error:
+        if _is_of_a_stop(error):
+            _end_stopped(arguments, place)
         said = explained(error, arguments)
         counts = counts_of([]) if is_sweep(arguments) else {}
         fail_of(report_of(arguments), ValueError(said) if said else error, **counts)
+
+
+def _end_stopped(arguments: Sequence[str], place: ResultsPlace) -> NoReturn:
+    with unheard():
+        say_stopped(arguments, place.stopped_message(), **place.so_far())
+    sys.exit(ExitStatus.STOPPED)
+
+
+def _is_of_a_stop(error: BaseException | None) -> bool:
+    """Whether a library made an error of its own of a KeyboardInterrupt, as Hydra may."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def version() -> str:

@@ -12,7 +12,6 @@ import fcntl
 import functools
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -46,17 +45,13 @@ class Kernel:
             in_parallel()(self._address, task, num_threads, 0)
 
 
-_one_thread = threading.Lock()  # numba's tables are of one: ranks of a test may be threads
-
-
 @functools.cache
 def kernels() -> dict[str, Kernel]:
     """All kernels by name, compiled at the first call; empty where that cannot be done."""
-    with _one_thread:
-        functions = _functions()
-        if functions and not _are_on_disk(functions):
-            return {}
-        return {function.__name__: Kernel(function) for function in functions}
+    functions = _functions()
+    if functions and not _are_on_disk(functions):
+        return {}
+    return {function.__name__: Kernel(function) for function in functions}
 
 
 def prepare() -> None:
