@@ -59,7 +59,7 @@ def test_ctrl_c_stops_an_answer_and_the_conversation_goes_on(
     process = subprocess.Popen(
         [
             *(sys.executable, "-m", "tpi_bench", "task=chat", "prompt=1 2 3", "model=hf"),
-            *(f"model.path={folder}", "network.link_latency_ms=10", f"cache_dir={cache_dir}"),
+            *(f"model.path={folder}", "network.link_latency_ms=4", f"cache_dir={cache_dir}"),
         ],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,

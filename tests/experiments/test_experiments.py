@@ -223,7 +223,7 @@ TINY = {
         "device.memory_mb=1.9,9",
         "workload.prompt_tokens=3",
     ],
-    "exactness": ["model=debug", "system=tpi_direct,pipeline"],
+    "exactness": ["model=debug", "system=tpi_direct"],
     "exactness_product": [
         "model=debug",
         "system=tpi",
