@@ -148,6 +148,10 @@ def test_a_search_that_was_stopped_is_taken_up(cache_dir: Path, tmp_path: Path) 
     given = (*SMALL, "device=2*old(4,0.0011,0.2,0.02)", "system=tpi", "model.weights=q4")
     first = run("task=advise", *given, f"output_dir={folder}", "report=json", cache_dir=cache_dir)
     assert first.returncode == 0, first.stderr
+    refused = run(f"resume={folder}", cache_dir=cache_dir)
+    assert refused.returncode == 2
+    assert "it is finished (" in refused.stderr
+    assert "measure it anew with: python -m tpi_bench task=advise " in refused.stderr
     for path in folder.glob("runs.*"):
         path.unlink()  # as if it had not come to its end
     started = {

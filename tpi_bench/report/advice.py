@@ -15,10 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tpi_bench.report.folder import ADVICE_FILE as FILE
 from tpi_bench.report.names import system_name
 from tpi_bench.report.rows import DeviceRow, Record, RunRow
 
-FILE = "advice.json"
 # Perplexity of the demo model on its page of text by precision: results/tab_equivalence_precisions.
 PERPLEXITY = {"float32": 23.81, "float16": 23.81, "bfloat16": 23.91, "q8": 23.99, "q4": 29.86}
 

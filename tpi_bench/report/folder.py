@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 
 ARGUMENTS_FILE = "overrides.json"  # what was typed
+ADVICE_FILE = "advice.json"  # of task=advise
 _CONFIG_FILES = ("multirun.yaml", "config.yaml")  # Hydra's, and as reference runs call it
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -77,8 +78,9 @@ class ResultsFolder:
 
     @property
     def is_finished(self) -> bool:
-        """Whether it has its tables and no records any more."""
-        return (self.folder / "runs.parquet").is_file() and not self._points.is_dir()
+        """Whether it has its tables and no records any more, or what a search has found."""
+        has_tables = (self.folder / "runs.parquet").is_file()
+        return has_tables and (not self._points.is_dir() or (self.folder / ADVICE_FILE).is_file())
 
     @property
     def is_sweep(self) -> bool:
