@@ -28,7 +28,7 @@ def test_a_folder_beside_itself() -> None:
     assert "slower" not in shown.replace("slower by more", "")
     assert "faster" not in shown
     (last,) = re.findall(r"\n0 of \d+ slower by more than 5%, or failed(.*)\n$", shown)
-    assert re.fullmatch(r"; \d+ of one repeat cannot be judged", last)
+    assert re.fullmatch(r"; \d+ cannot be judged \(one repeat, or no times\)", last)
 
 
 def test_as_json(tmp_path: Path) -> None:

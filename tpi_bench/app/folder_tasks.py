@@ -107,8 +107,8 @@ def _why_no_pass(found: Comparison, fail_above: float) -> tuple[str, str] | None
         return "missing", f"{of} are missing in b: {found.only_a[0]}"
     if len(found.undecided) == num_common:
         return "undecided", (
-            "no difference can be shown of any point, as each has one repeat; measure both with "
-            "repeat=0,1,2 or more"
+            "no difference can be shown of any point, which takes times of two repeats at least; "
+            "measure both with repeat=0,1,2 or more"
         )
     return None
 

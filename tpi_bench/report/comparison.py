@@ -66,7 +66,7 @@ class Line:
 
     @property
     def is_undecided(self) -> bool:
-        """Whether it has an answer in both and too few repeats to tell them apart."""
+        """Whether it has an answer in both, and too few repeats or no times to tell them apart."""
         both = self.status_a == self.status_b == "ok"
         return both and not self.is_exact and not self.time.is_shown
 
@@ -204,7 +204,10 @@ def comparison_text(found: Comparison, fail_above: float | None) -> str:
         parts.append(
             f"{len(worse)} of {len(found.lines)} slower by more than {fail_above:.0%}, or failed"
             + (f"; {len(found.only_a)} that a has are missing in b" if found.only_a else "")
-            + (f"; {len(found.undecided)} of one repeat cannot be judged" * bool(found.undecided))
+            + (
+                f"; {len(found.undecided)} cannot be judged (one repeat, or no times)"
+                * bool(found.undecided)
+            )
             + "".join(f"\n  {line.name}: {line.verdict}" for line in worse)
         )
     return "\n".join(parts)
