@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from tpi_bench.contract.job import Job
+from tpi_bench.engine.device_model import Steps
 from tpi_bench.engine.tpi import TpiSystem
 
 NUM_BYTES = 400_000_000
@@ -41,4 +42,9 @@ class Saboteur(TpiSystem):
                     mapped[:: mmap.PAGESIZE]  # reads every page
             if self.harm == "slow":
                 rt.compute(("attn",), lambda: time.sleep(2.0))
+            if self.harm == "forget":
+                Steps.end = lambda steps: None  # type: ignore[method-assign]
+            if self.harm == "crop":
+                send = rt.send
+                rt.send = lambda dst, buffer: send(dst, buffer[..., :-1].contiguous())
         return super().run_device(rt, job, output)

@@ -135,6 +135,33 @@ def test_the_guilty_rank_is_named(
 
 
 @pytest.mark.parametrize(
+    ("rank", "harm", "message"),
+    [
+        (
+            0,
+            "forget",
+            "rank 0 returned from run_device while rank 1 still exchanges messages with it; a "
+            "master whose workers loop over Steps calls Steps.end before it returns",
+        ),
+        (
+            1,
+            "crop",
+            "rank 0 failed: ValueError: rank 1 sent 1420 bytes where 1440 are received; a send and "
+            "its recv take buffers of one size (an error of the program: no device is lost)",
+        ),
+    ],
+)
+def test_a_wrong_program_is_no_lost_device(
+    checkpoints: dict[str, Path], cache_dir: Path, rank: int, harm: str, message: str
+) -> None:
+    request = Request(prompt_ids=prompt_of(5), num_new_tokens=2)
+    system = Saboteur(rank, harm)
+    job = make_job(system, checkpoints["gqa"], cache_dir, num_devices=2, request=request)
+    outcome, _ = timed(job)
+    assert (outcome.status, outcome.error) == ("error", message)
+
+
+@pytest.mark.parametrize(
     ("number", "status", "part"),
     [
         (signal.SIGKILL, "device_lost", "rank 1 was killed by signal 9 (SIGKILL)"),

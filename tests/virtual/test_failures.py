@@ -9,6 +9,7 @@ import torch
 
 from tests.helpers.virtual import IDEAL, MS, PAPER, world_of
 from tpi_bench.contract.runtime import DeviceLost
+from tpi_bench.engine.device_model import Steps
 from tpi_bench.virtual.runtime import OutOfMemory, VirtualRuntime, World
 from tpi_bench.virtual.scheduler import Deadlock
 
@@ -30,6 +31,22 @@ def test_a_deadlock_names_who_waits_for_whom() -> None:
     assert str(caught.value) == "deadlock: rank 0 waits for rank 1, rank 1 waits for rank 0"
     assert sorted(left) == [0, 1, 2]
     assert_nothing_runs(world)
+
+
+def test_a_master_that_does_not_end_its_steps_is_told_so() -> None:
+    def program(rt: VirtualRuntime) -> None:
+        steps = Steps(rt)
+        if rt.rank == 0:
+            steps.announce(range(1, rt.world_size), 1, 0)
+        else:
+            assert list(steps) == [(1, 0)]
+
+    words = (
+        "rank 0 returned from run_device while rank 1 still exchanges messages with it; "
+        "a master whose workers loop over Steps calls Steps.end before it returns"
+    )
+    with pytest.raises(Deadlock, match=words):
+        world_of(IDEAL, IDEAL, IDEAL, network=PAPER).run(program)
 
 
 def assert_nothing_runs(world: World) -> None:

@@ -65,6 +65,24 @@ def check_peer(rank: int, peer: int, world_size: int) -> None:
         )
 
 
+def check_size(src: int, sent_bytes: int, due_bytes: int) -> None:
+    """Raises ValueError for a message of another size than the buffer that it is received in."""
+    if sent_bytes != due_bytes:
+        raise ValueError(
+            f"rank {src} sent {sent_bytes} bytes where {due_bytes} are received; a send and its "
+            "recv take buffers of one size (an error of the program: no device is lost)"
+        )
+
+
+def ended_early(rank: int, peer: int) -> str:
+    """Of a rank program that returned while `peer` was not through with it."""
+    advice = "; a master whose workers loop over Steps calls Steps.end before it returns"
+    return (
+        f"rank {rank} returned from run_device while rank {peer} still exchanges messages with it"
+        + advice * (rank == 0)
+    )
+
+
 class Explained(RuntimeError):
     """What a program met outside itself; the message says all that can be said of it."""
 
@@ -151,7 +169,10 @@ class Runtime(Protocol):
         ...
 
     def recv(self, src: int, out: torch.Tensor) -> None:
-        """Wait for the next message from `src` and place it in `out`. Raises DeviceLost."""
+        """Wait for the next message from `src` and place it in `out`.
+
+        Raises DeviceLost, or ValueError for a message of another size.
+        """
         ...
 
     def address(self, rank: int) -> str:

@@ -87,7 +87,8 @@ class Launch:
             if trouble and not trouble.is_final:  # the first sign is often a consequence
                 self._listen(_GRACE_S, until=lambda: all(d.is_closed for d in self._devices))
             if trouble:
-                outcome.status, outcome.error = trouble.verdict()
+                ended = {device.rank for device in self._devices if device.is_done}
+                outcome.status, outcome.error = trouble.verdict(ended)
         finally:
             self._end()
         return outcome

@@ -22,7 +22,7 @@ from collections import deque
 import numpy as np
 
 from tpi_bench.contract.network import NetworkConfig
-from tpi_bench.contract.runtime import DeviceLost
+from tpi_bench.contract.runtime import DeviceLost, check_size
 from tpi_bench.host.cores import on_any_core
 from tpi_bench.processes.links import DownLink, Flight, UpLink
 from tpi_bench.processes.tls import TlsSocket
@@ -135,7 +135,9 @@ class Mesh:
 
 
 class _Inbox:
-    """Frames from one peer, received in place. Raises DeviceLost."""
+    """Frames from one peer, received in place. Raises DeviceLost, or ValueError for one of another
+    size.
+    """
 
     def __init__(
         self,
@@ -208,12 +210,12 @@ class _Inbox:
 
     def _check_header(self, nbytes: int) -> Flight:
         magic, number, length, first_ns, last_ns = _FRAME.unpack(self._header)
-        is_due = (magic, number, length) == (_MAGIC, self._number, nbytes)
-        if not is_due or length > _MAX_FRAME_BYTES:
+        if (magic, number) != (_MAGIC, self._number) or length > _MAX_FRAME_BYTES:
             raise self._lost(
-                f"sent a frame of {length} bytes, number {number}, where {nbytes} bytes, "
-                f"number {self._number}, were due"
+                f"sent a frame of {length} bytes, number {number}, where number {self._number} "
+                "was due"
             )
+        check_size(self._peer, length, nbytes)
         return Flight(first_ns, last_ns)
 
     def _lost(self, reason: str) -> DeviceLost:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Collection
 from dataclasses import dataclass, field
+
+from tpi_bench.contract.runtime import ended_early
 
 _ABORT = signal.SIGABRT.name
 
@@ -38,8 +41,8 @@ class Trouble:
         saw_others = any(rank == teller for teller, _, _ in self.lost)
         return saw_others or rank in self.failed or rank in self.out_of_memory
 
-    def verdict(self) -> tuple[str, str]:
-        """Status and error of the job."""
+    def verdict(self, ended: Collection[int] = ()) -> tuple[str, str]:
+        """Status and error of the job, in which the devices `ended` have come to their end."""
         if self.out_of_memory:
             rank = min(self.out_of_memory)
             return "oom", f"{self._named(rank)} {self.out_of_memory[rank]}"
@@ -55,6 +58,9 @@ class Trouble:
             if slow:
                 rank = min(slow)
                 return "timeout", f"{self._named(rank)} {slow[rank]}"
+        for rank, peer, _ in self.lost:
+            if peer in ended:
+                return "error", ended_early(peer, rank)
         _, peer, reason = self.lost[0]
         return "device_lost", f"{self._named(peer)} {reason}"
 

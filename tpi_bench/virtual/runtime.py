@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 from collections import defaultdict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
@@ -29,6 +29,8 @@ from tpi_bench.contract.runtime import (
     SpanLog,
     check_message,
     check_peer,
+    check_size,
+    ended_early,
     kind_of,
 )
 from tpi_bench.host.disk import map_file, read_file
@@ -165,8 +167,7 @@ class VirtualRuntime:
             scheduler.wait()
             scheduler.sleep(start - scheduler.now_ns)
         _, nbytes, data = inbox.popleft()
-        if nbytes != out.nbytes:
-            raise DeviceLost(src, f"sent {nbytes} bytes where {out.nbytes} were due")
+        check_size(src, nbytes, out.nbytes)
         self.bytes_received += nbytes
         if data is not None:
             out.copy_(data.view(out.shape))
@@ -349,18 +350,22 @@ class World:
             with torch.inference_mode():
                 self.scheduler.run()
             if len(results) < self.num_devices:
-                raise Deadlock(self._who_waits())
+                raise Deadlock(self._who_waits(ended=results))
         finally:
             self._end()
         return [results[rank] for rank in range(self.num_devices)]
 
-    def _who_waits(self) -> str:
-        waits = [
-            f"rank {runtime.rank} waits for rank {runtime.waiting_for}"
+    def _who_waits(self, ended: Collection[int]) -> str:
+        waits = {
+            runtime.rank: runtime.waiting_for
             for runtime in self.runtimes
             if runtime.waiting_for is not None
-        ]
-        return "deadlock: " + ", ".join(waits)
+        }
+        for rank, peer in waits.items():
+            if peer in ended:
+                return ended_early(peer, rank)
+        words = (f"rank {rank} waits for rank {peer}" for rank, peer in waits.items())
+        return "deadlock: " + ", ".join(words)
 
     def _end(self) -> None:
         """Greenlets that wait for ever are thrown out, so that nothing holds their memory."""
