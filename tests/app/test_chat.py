@@ -15,7 +15,9 @@ import pytest
 
 from tests.helpers.command_line import ROOT, run
 from tests.helpers.models_zoo import oracle
+from tpi_bench.app import chat as app_chat
 from tpi_bench.app.chat import _Desk
+from tpi_bench.contract.job import Outcome
 from tpi_bench.contract.request import Turn
 
 
@@ -127,6 +129,21 @@ def test_ctrl_c_counts_from_the_line_on(capsys: pytest.CaptureFixture[str]) -> N
     assert conversation.desk.on_token(5)
     assert not conversation.desk.stop()  # asked twice: somebody wants it to end
     assert capsys.readouterr() == ("5 ", "error: no token\n")
+
+
+@pytest.mark.parametrize("is_random", [True, False])
+def test_random_weights_are_told_in_the_greeting(
+    checkpoints: dict[str, Path],
+    cache_dir: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    is_random: bool,
+) -> None:
+    monkeypatch.setattr(app_chat, "talk", lambda *said: Outcome(status="ok"))
+    model = ["model=debug"] if is_random else ["model=hf", f"model.path={checkpoints['gqa']}"]
+    done = run("task=chat", *model, cache_dir=cache_dir)
+    assert done.returncode == 0
+    words = "debug has random weights: what it answers means nothing\n"
+    assert (words in done.stderr) == is_random
 
 
 def _word(stream: IO[str]) -> str:

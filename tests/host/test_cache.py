@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 
 from tests.helpers.command_line import run
 from tpi_bench.host import cache
+from tpi_bench.measure.calibrate import calibrate
 
 
 def _fill(folder: Path, order: multiprocessing.Queue) -> None:
@@ -65,6 +66,19 @@ def test_a_run_that_finds_all_it_needs_writes_nothing(
     before = times(tmp_path)
     assert run(*given, cache_dir=tmp_path).returncode == 0
     assert times(tmp_path) == before
+
+
+def test_a_run_that_needs_nothing_needs_no_folder() -> None:
+    """Not even where it may not be made, as for root in /sys. What must be written is refused."""
+    folder = Path("/sys/tpi_bench")
+    given = ["model=debug", "workload.prompt_ids=[1,2]", "workload.num_new_tokens=2"]
+    done = run(*given, "testbed=virtual", cache_dir=folder)
+    assert done.returncode == 0, done.stderr
+    done = run(*given, cache_dir=folder)
+    assert done.returncode == 1
+    assert f"cannot write to the cache folder {folder}/shards: " in done.stderr
+    with pytest.raises(cache.CacheError, match=f"cannot write to the cache folder {folder}/hosts"):
+        calibrate(folder)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from tpi_bench.contract.model import Model, ModelConfig, Rope
 from tpi_bench.models.checkpoints import FolderCheckpoint
 from tpi_bench.models.hf_config import parse_config, read_config
 from tpi_bench.models.hf_folder import hugging_face_folder
+from tpi_bench.models.sources import HuggingFaceModel
 from tpi_bench.models.synthetic import SyntheticCheckpoint
 
 LLAMA = {
@@ -110,6 +112,13 @@ def test_folders_that_hold_no_model(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
     with pytest.raises(ValueError, match="lacks 'num_attention_heads'"):
         read_config(tmp_path)
+
+
+@pytest.mark.parametrize("path", ["missing.gguf", "models/missing.gguf", "/nowhere/a/b.gguf"])
+def test_a_gguf_file_that_is_not_there_is_no_name_on_the_hub(path: str, tmp_path: Path) -> None:
+    words = re.escape(f"model.path={path}: there is no such file on this machine")
+    with pytest.raises(ValueError, match=words):
+        HuggingFaceModel(path=path).load(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -51,6 +51,8 @@ def chat(settings: Settings, first: str | None, read: ReadLine = read_line) -> E
     desk = _Desk(conversation, first, read, is_text=settings.report == "text")
     kind = "token ids, as 1 2 3" if conversation.speaks_ids else "a line each"
     _LOG.info("%s; %s, Ctrl-C stops an answer or else ends, as Ctrl-D", describe(prepared), kind)
+    if prepared.model.folder is None:
+        _LOG.info("%s has random weights: what it answers means nothing", prepared.model.name)
     try:
         with _ctrl_c(desk.stop):
             outcome = talk(prepared, desk.next_turn, desk.on_token)

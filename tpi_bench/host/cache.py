@@ -23,6 +23,7 @@ from safetensors import SafetensorError
 from tqdm import tqdm
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+_READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 class CacheError(ValueError):
@@ -32,13 +33,19 @@ class CacheError(ValueError):
 def cache_folder(configured: str | None) -> Path:
     """The folder in use: `cache_dir=` if given, else the platform's user cache.
 
-    It may be read-only: a run that finds all it needs there writes nothing.
+    It may be read-only, or not there where it may not be made: a run that finds all it needs, or
+    needs nothing, writes nothing, and what is to be written is refused then.
     """
     folder = (
         Path(configured).expanduser() if configured else platformdirs.user_cache_path("tpi_bench")
     )
     with explain_write_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            if error.errno not in _READ_ONLY:
+                raise
+            return folder
     if not os.access(folder, os.R_OK | os.X_OK):
         raise CacheError(
             f"cannot read the cache folder {folder}: {os.strerror(errno.EACCES)}; "

@@ -110,6 +110,9 @@ def calibrate(
 
     With one, with as many as there are cores, and with those of a share of the machine.
     """
+    path = calibration_file(cache_dir)
+    with cache.locked(path):  # refuses where it could not be kept, before it takes two minutes
+        pass
     numbers = sorted({1, threads_of_share, len(available_cpus())})
     counted = tqdm(
         range(num_rounds), "calibrating this host", unit="round", disable=cache.bars_hidden()
@@ -121,7 +124,6 @@ def calibrate(
         "host": _rows([each["host"] for each in rounds]),
         "machine": {"name": platform.node(), "memory_gb": _memory_gb()},
     }
-    path = calibration_file(cache_dir)
     with cache.locked(path):
         cache.write_json(path, found)
     return found

@@ -90,6 +90,11 @@ class HuggingFaceModel(_Precision):
         if path.is_file() and path.suffix == ".gguf":
             gguf = GgufCheckpoint(path, folder_of_gguf(path, cache_dir))
             return self._model(name, gguf, gguf.folder, gguf.own_weights)
+        if path.suffix == ".gguf" and not path.exists():
+            raise ValueError(
+                f"model.path={path}: there is no such file on this machine; give that of a .gguf "
+                "file which is there, a Hugging Face folder or a hub id"
+            )
         if path.is_file():
             raise ValueError(
                 f"model.path={path} is a file; give its Hugging Face folder, or a .gguf file"
