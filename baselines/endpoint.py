@@ -18,12 +18,11 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from baselines.openai_api import PATHS, Chunk, Counts, Server, ServerFailed, base_url
 from tpi_bench.contract.job import Job, Output
-from tpi_bench.contract.model import Model, ModelConfig
+from tpi_bench.contract.model import ModelConfig
 from tpi_bench.contract.network import Traffic
 from tpi_bench.contract.plan import Site
 from tpi_bench.contract.request import Generation, Request
@@ -144,14 +143,14 @@ class EndpointSystem(System):
     def num_threads(self, offered: int) -> int:
         return 1
 
-    def checkpoint_path(self, model: Model, cache_dir: Path) -> None:
-        """Before a device starts, the server must be there, have the model and give a stream."""
+    def look(self, job: Job) -> None:
+        """The server must be there, have the model and give a stream."""
         if self.key_env and not self._key():
             raise ValueError(
                 f"system.key_env={self.key_env} is not set in the environment; export it, or leave "
                 "system.key_env out"
             )
-        server = self._server()
+        server = self._server(job.timeout_s)
         try:
             server.choose_model()
             # To its end: some servers fail when a stream is cut off.
@@ -176,13 +175,16 @@ class EndpointSystem(System):
         given = self.__dict__.get("_sent_key")
         return given or (os.environ.get(self.key_env) if self.key_env else None)
 
-    def _server(self) -> Server:
+    def _server(self, within_s: float | None = None) -> Server:
+        """Which may be silent for as long as the run may take, if that is less."""
+        is_less = within_s is not None and within_s < self.timeout_s
         return Server(
             url=base_url(self.url or ""),
             model=self.model,
             prompt_as=self.prompt_as,
             key=self._key(),
-            timeout_s=self.timeout_s,
+            timeout_s=min(self.timeout_s, within_s or self.timeout_s),
+            limit="timeout_s" if is_less else "system.timeout_s",
         )
 
 

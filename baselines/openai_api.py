@@ -93,6 +93,7 @@ class Server:
     prompt_as: str
     key: str | None
     timeout_s: float
+    limit: str = "system.timeout_s"  # the setting that says so
     transport: httpx2.BaseTransport | None = None  # another one in tests
     _accepts: int = field(default=_ALL, init=False)
 
@@ -229,7 +230,7 @@ class Server:
         raise kind(f"{where} answered {code}: {reason}{advice}")
 
     def _explained(self) -> _Explaining:
-        return _Explaining(self.url, self.timeout_s)
+        return _Explaining(self.url, f"{self.timeout_s:g} s ({self.limit})")
 
 
 @dataclass(frozen=True)
@@ -237,7 +238,7 @@ class _Explaining:
     """What the connection meets, in words."""
 
     url: str
-    timeout_s: float
+    patience: str
 
     def __enter__(self) -> None:
         """Nothing is to be made ready."""
@@ -251,9 +252,7 @@ class _Explaining:
                 "and is system.url= its address?"
             ) from error
         if isinstance(error, httpx2.TimeoutException):
-            raise ServerFailed(
-                f"{self.url} was silent for {self.timeout_s:g} s (system.timeout_s)"
-            ) from error
+            raise ServerFailed(f"{self.url} was silent for {self.patience}") from error
         if isinstance(error, httpx2.TransportError):
             text = str(error) or type(error).__name__
             raise ServerFailed(f"{self.url} broke off: {text}") from error

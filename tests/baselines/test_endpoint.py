@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -155,6 +156,25 @@ def test_refused_in_one_line(
     assert found["status"] == (1 if "cannot reach" in words else 2)
     assert words in found["error"]
     assert "\n" not in found["error"]
+
+
+@pytest.mark.parametrize(
+    ("timeouts", "words"),
+    [
+        (["timeout_s=0.2", "system.timeout_s=1"], "was silent for 0.2 s (timeout_s)"),
+        (["timeout_s=9", "system.timeout_s=0.2"], "was silent for 0.2 s (system.timeout_s)"),
+    ],
+)
+def test_a_silent_server_is_waited_for_no_longer_than_the_run_may_take(
+    cache_dir: Path, timeouts: list[str], words: str
+) -> None:
+    """One that takes connections and never answers, before a device starts."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"system.url=127.0.0.1:{silent.getsockname()[1]}"
+        typed = ("system=endpoint", url, "model=debug", "workload.prompt_ids=[1]", *timeouts)
+        done = run(*typed, cache_dir=cache_dir)
+    assert done.returncode == 1
+    assert words in done.stderr
 
 
 def test_the_name_that_a_user_may_try(cache_dir: Path) -> None:

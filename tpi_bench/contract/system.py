@@ -124,6 +124,13 @@ class System(Program):
         """The same of a model that drafts, for a library that is given one."""
         return None
 
+    def look(self, job: Job) -> None:
+        """Before a device starts: whether what runs by itself, elsewhere, is there.
+
+        Raises ValueError for what was typed, ConnectionError for what is not there. Takes no longer
+        than the job may (`timeout_s`).
+        """
+
     def streaming(self, job: Job, rank: int) -> Streaming:
         """How a device of a job with block files gets their bytes.
 

@@ -41,6 +41,7 @@ def prepare(settings: Settings) -> Prepared:
         job = replace(job, blocks=made_blocks(model, job.plan, cache_dir))
     path = system.checkpoint_path(model, cache_dir)
     job = replace(job, checkpoint_path=None if path is None else str(path))
+    system.look(job)
     job = _with_draft_files(settings, job, cache_dir)
     job = testbed.placed(job, cache_dir)
     return Prepared(settings=settings, model=model, job=job)
