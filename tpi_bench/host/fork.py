@@ -7,6 +7,7 @@ are timed. Helpers are forked from the same clean interpreter as the devices.
 from __future__ import annotations
 
 import contextlib
+import functools
 import multiprocessing
 import os
 import signal
@@ -15,7 +16,7 @@ import threading
 import traceback
 import types
 from collections.abc import Callable, Iterator
-from multiprocessing import forkserver, resource_tracker
+from multiprocessing import forkserver, resource_tracker, util
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any, TypeVar
@@ -27,6 +28,7 @@ from tpi_bench.host.cache import CacheError
 T = TypeVar("T")
 # The one name of a room above, by word and not by import: what devices need is loaded once.
 _PRELOADED = "tpi_bench.processes.preload"
+_ENDS = "tpi_bench.host.fork_server"  # which only the fork server may import
 _disguise = threading.Lock()
 
 
@@ -37,7 +39,8 @@ def fork_context() -> multiprocessing.context.ForkServerContext:
     the whole process group, and while they start they could only die of it with a traceback.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([_PRELOADED])
+    context.set_forkserver_preload([_ENDS, _PRELOADED])
+    _end_server_at_exit()
     resource_tracker.ensure_running()  # its start unblocks SIGINT
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
@@ -45,6 +48,21 @@ def fork_context() -> multiprocessing.context.ForkServerContext:
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
     return context
+
+
+@functools.cache
+def _end_server_at_exit() -> None:
+    """Once a process, when its children have ended and before their folder is removed."""
+    util.Finalize(None, _end_server, exitpriority=-1)
+
+
+def _end_server() -> None:
+    """By itself it notices that nobody is left only once it has loaded torch."""
+    pid = vars(forkserver._forkserver).get("_forkserver_pid")
+    if pid is not None:
+        with contextlib.suppress(ProcessLookupError, ChildProcessError):  # it has ended before
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
 
 
 class HelperDied(RuntimeError):
