@@ -7,12 +7,15 @@ import re
 import shlex
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from experiments.fig_advise import DRAWING
 from tests.helpers.advising import SMALL, asked
+from tests.helpers.calibration import PLAIN, keep
 from tests.helpers.command_line import report_of, run, run_module
+from tpi_bench.app.advise import _notes
 from tpi_bench.app.advise_again import commands
 from tpi_bench.app.api import settings_of
 from tpi_bench.report.advice import Advice, Rows
@@ -82,6 +85,16 @@ def test_its_command_gives_the_same_again(
     best = Advice.load(folder).best[0]
     (row,) = [row for row in load(folder).rows if row.point == best.point]
     assert sum(latencies) / len(latencies) == pytest.approx(row.token_latency_s, rel=1e-12)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_cores_of_this_host_that_it_does_not_count_on(tmp_path: Path, threads: int) -> None:
+    keep(tmp_path, t1=PLAIN, t2=PLAIN)
+    typed = ["task=advise", "device=this_host", f"device.this_host.threads={threads}"]
+    settings = settings_of([*typed, "model=debug", "testbed=virtual", f"cache_dir={tmp_path}"])
+    notes = _notes(settings, SimpleNamespace(best=[]), tmp_path)
+    words = "this_host counts with 1 of its 2 cores; with all of them: device.this_host.threads=2"
+    assert (words in notes) == (threads == 1)
 
 
 def test_its_commands_for_real_devices(cache_dir: Path) -> None:

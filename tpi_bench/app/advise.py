@@ -92,7 +92,7 @@ def advise(settings: Settings) -> None:
     if found.best:
         changes = found.best[0].way.changes(household)
         advice.commands = commands(base, changes, household, found.best[0].way)
-    advice.notes = _notes(settings, found)
+    advice.notes = _notes(settings, found, cache_dir)
     _finish(settings, results, advice, Rows.of(kept))
 
 
@@ -112,13 +112,22 @@ def _not_twice(
         yield record
 
 
-def _notes(settings: Settings, found: Any) -> list[str]:
+def _notes(settings: Settings, found: Any, cache_dir: Path) -> list[str]:
     """What must be known of the numbers."""
+    from tpi_bench.measure.calibrate import ThisHost
+
     notes = [
         "virtual time with modelled cost, by the devices' profiles; measure before you buy",
         "all memory of a device is given to the model; where a system and other programs need some "
         "of it, say what is left: device.NAME.memory_gb=",
     ]
+    for host in dict.fromkeys(s for s in settings.profiles if isinstance(s, ThisHost)):
+        most = host.most_threads(cache_dir)
+        if host.threads < most:
+            notes.append(
+                f"this_host counts with {host.threads} of its {most} cores; with all of them: "
+                f"device.this_host.threads={most}"
+            )
     if all(text in settings.overrides for text in GIGABIT):
         notes.append(
             "the network is taken as a gigabit switch, 0.1 ms a hop; say another with network= and "

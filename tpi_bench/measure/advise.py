@@ -168,8 +168,9 @@ class Adviser:
     def _devices(self) -> list[str]:
         found = []
         for letter, profile in zip(string.ascii_uppercase, self.household.profiles, strict=False):
+            idle = f"{profile.num_used} of " if profile.num_used < profile.cores else ""
             words = (
-                f"{letter} {profile.name}: {counted(profile.num_used, 'core')}, "
+                f"{letter} {profile.name}: {idle}{counted(profile.cores, 'core')}, "
                 f"{profile.memory_gb:.3g} GB, "
                 f"{profile.memory_gb_per_s:.3g} GB/s, disk {profile.disk_gb_per_s:.3g} GB/s"
             )

@@ -42,6 +42,19 @@ class ThisHost:
 
     def load(self, cache_dir: Path) -> DeviceProfile:
         """The stored profile; calibrates first where there is none."""
+        found = self._found(cache_dir)
+        if str(self.threads) not in found["threads"]:
+            raise ValueError(
+                f"device.this_host.threads={self.threads} was not calibrated; choose one of "
+                f"{', '.join(found['threads'])}"
+            )
+        return profile_of(found, "this_host", str(self.threads), _memory_gb())
+
+    def most_threads(self, cache_dir: Path) -> int:
+        """That it was calibrated with: one a core."""
+        return max(map(int, self._found(cache_dir)["threads"]))
+
+    def _found(self, cache_dir: Path) -> dict[str, Any]:
         path = calibration_file(cache_dir)
         if not path.is_file():
             print(
@@ -50,13 +63,8 @@ class ThisHost:
                 file=sys.stderr,
             )
             calibrate(cache_dir)
-        found = json.loads(path.read_text())
-        if str(self.threads) not in found["threads"]:
-            raise ValueError(
-                f"device.this_host.threads={self.threads} was not calibrated; choose one of "
-                f"{', '.join(found['threads'])}"
-            )
-        return profile_of(found, "this_host", str(self.threads), _memory_gb())
+        found: dict[str, Any] = json.loads(path.read_text())
+        return found
 
 
 def read_profile(path: Path, name: str) -> DeviceProfile:
