@@ -16,7 +16,7 @@ from tpi_bench.measure.bounds import Bound
 from tpi_bench.measure.search import Bounded, Effort, Run, groups_of, search
 from tpi_bench.measure.side_by_side import measured_side_by_side
 from tpi_bench.measure.ways import Way
-from tpi_bench.report.rows import Record, RunRow
+from tpi_bench.report.rows import DeviceRow, Record, RunRow
 
 COLLECTIVES = ("star", "ring", "direct", "tree")
 PRECISIONS = ("q4", "q8", "float32")
@@ -117,6 +117,19 @@ def test_what_was_skipped_and_what_was_left_are_all_there_is() -> None:
 def test_time_that_is_over_ends_it() -> None:
     bounded, times = scripted(2)
     assert not search(bounded, run_of(times), Effort(until_s=0.0)).tried
+
+
+def test_a_way_that_leaves_devices_idle_is_an_answer_where_it_is_the_only_one() -> None:
+    """Where the time was over before the same was run on one device."""
+    way = Way(
+        team=(0, 1), weights="q4", system="edgeshard", scheme="layers", settings=(), shares=None
+    )
+    row = replace(RunRow.of(), point="a", status="ok", token_latency_s=2.0)
+    devices = [replace(DeviceRow.unmeasured(), rank=rank, ledger_bytes=1 - rank) for rank in (0, 1)]
+    bound = Bound(token_s=1.0, weights_s=1.0, links_s=0, disk_s=0)
+    found = search([(way, bound)], lambda _: iter([Record(run=row, devices=devices)]), Effort())
+    assert found.tried[0].is_another_way
+    assert found.best == found.tried
 
 
 def test_a_way_that_fails_is_no_answer() -> None:

@@ -119,9 +119,13 @@ def best_of_each(tried: Sequence[Tried], key: Callable[[Tried], object]) -> list
 
 
 def best_choices(tried: Sequence[Tried]) -> list[Tried]:
-    """The best of each choice, as `best_of_each`."""
+    """The best of each choice, as `best_of_each`.
+
+    Those that are another way count only as long as there is nothing else that answers.
+    """
     own = [each for each in tried if not each.is_another_way]
-    return best_of_each(own, lambda each: each.way.choice)
+    found = (best_of_each(ways, lambda each: each.way.choice) for ways in (own, tried))
+    return next(filter(None, found), [])
 
 
 class _Bar:
