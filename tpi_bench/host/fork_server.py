@@ -1,9 +1,9 @@
-"""How the interpreter that processes are forked from ends: at once, and with its socket.
+"""How the interpreter that processes are forked from ends where its launcher was killed.
 
-Nothing but an exit handler: the fork server imports it before all else (`fork.py`). It has heard
-then that whoever could ask it for a process is gone. To take torch apart would keep a core busy for
-half a second behind a command that has ended; and a launcher that is killed cannot remove the
-folder of multiprocessing in which the socket is.
+A launcher that ends by itself ends it (`fork.py`), and removes the folder of multiprocessing in
+which their socket is. Else it hears that nobody is left who could ask it for a process, does that
+in its place, and ends at once: to take torch apart takes a while. Nothing but an exit handler,
+which the fork server imports before all else.
 """
 
 from __future__ import annotations
