@@ -147,7 +147,7 @@ class Speed(Row):
     token_latency_p95_s: float = column("s", "95th percentile of these gaps")
     token_latency_p99_s: float = column("s", "99th percentile of these gaps")
     token_jitter_s: float = column(
-        "s", "how uneven they are: mean difference of a gap and the gap before it"
+        "s", "how uneven they are: mean difference of a gap and the gap before it; empty of one gap"
     )
     ttft_low_s: float = column(
         "s",
