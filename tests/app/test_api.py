@@ -22,6 +22,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from tests.helpers.command_line import ROOT
 from tests.helpers.models_zoo import oracle
 from tpi_bench import Result, Results, load, run, sweep
+from tpi_bench.report.columns import columns_of
 
 MODELLED = ("testbed=virtual", "model=debug", "workload.prompt_tokens=8")
 TOKENS = "workload.num_new_tokens=4"
@@ -44,6 +45,16 @@ def test_run_gives_typed_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(ValueError, match="no table nope; choose one of runs, tokens, devices"):
         result.table("nope")
     assert not list(tmp_path.iterdir())  # nothing is written
+
+
+def test_a_table_of_nothing_has_its_columns() -> None:
+    result, stored = run(*MODELLED, TOKENS), load(ROOT / "results" / "fig_latency")
+    for name in ("spans", "links"):
+        declared = [column.name for column in columns_of(name)]
+        for table in (result.table(name), stored.table(name)):
+            assert table.empty
+            assert list(table) == declared
+    assert stored.spans.groupby("kind").end_ns.max().empty
 
 
 def test_run_answers_with_the_real_tokens(checkpoints: dict[str, Path], cache_dir: Path) -> None:
