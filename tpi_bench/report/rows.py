@@ -399,6 +399,11 @@ class RunRow(
         return self.busy_cores_probe > BUSY_SHARE * (self.cores or math.inf)
 
     @property
+    def is_of_busy_host(self) -> bool:
+        """Whether its times or its limits are."""
+        return self.was_disturbed or self.probe_was_disturbed
+
+    @property
     def differs_from_oracle(self) -> bool:
         """Whether it should have the oracle's tokens and has others: what computes in fp32.
 

@@ -29,6 +29,10 @@ _TIMES = {
     "limit ms": "limit_token_s",
 }
 _IF_KNOWN = ("p99 ms", "jitter ms")  # older rows have none
+_BUSY_NOTE = (
+    "* measured on a busy host, which may do better: measure it anew when nothing else runs "
+    "(how busy: busy_cores_start, busy_cores_probe and steal_share of runs.csv)"
+)
 _SWEPT = "swept: "  # no column of the run table begins so
 
 
@@ -48,7 +52,20 @@ def sweep_table(runs: pd.DataFrame) -> str:
     """A line for each configuration, in the order in which they were measured."""
     if runs.empty:
         return "no point was measured"
-    return sweep_frame(runs).to_string(index=False)
+    frame = sweep_frame(runs)
+    is_busy = _on_busy_host(runs)
+    frame.loc[is_busy, "status"] += "*"
+    text = frame.to_string(index=False)
+    return f"{text}\n{_BUSY_NOTE}" if any(is_busy) else text
+
+
+def _on_busy_host(runs: pd.DataFrame) -> list[bool]:
+    """Of each line, whether one of its points was measured so."""
+    found: dict[str, bool] = {}
+    for row in map(RunRow.from_cells, runs.to_dict("records")):
+        is_busy = row.status == "ok" and row.is_of_busy_host
+        found[row.config_hash] = is_busy or found.get(row.config_hash, False)
+    return list(found.values())
 
 
 def sweep_frame(runs: pd.DataFrame) -> pd.DataFrame:

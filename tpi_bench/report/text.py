@@ -212,7 +212,7 @@ def point_line(run: RunRow, swept: Sequence[str] = ()) -> str:
     where += f": {run.token_latency_s * 1e3:.1f} ms a token, TTFT {run.ttft_s * 1e3:.1f} ms"
     if run.beats_limit:
         where += f", faster than its limit ({_why_faster(run)})"
-    if run.was_disturbed or run.probe_was_disturbed:
+    if run.is_of_busy_host:
         where += ", measured on a busy host"
     if run.tokens_equal is not None:
         where += ", tokens as the oracle's" if run.tokens_equal else ", OTHER TOKENS"
