@@ -1,4 +1,4 @@
-"""What `tpi_bench.run`, `sweep` and `load` give: rows as dataclasses, tables as pandas.
+"""What `tpi_bench.run`, `sweep` and `load` give: rows as frozen dataclasses, tables as pandas.
 
 Needs neither torch nor Hydra.
 """
