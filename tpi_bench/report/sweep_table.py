@@ -6,7 +6,6 @@ points apart too.
 
 from __future__ import annotations
 
-import shlex
 import statistics
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -14,6 +13,7 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from tpi_bench.report.names import system_name
+from tpi_bench.report.overrides import texts_of
 from tpi_bench.report.rows import SETTING_PREFIX, Asked, RunRow
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ _SWEPT = "swept: "  # no column of the run table begins so
 
 def overrides_of(run: RunRow) -> list[str]:
     """What was typed or swept for a point, one text a setting."""
-    return shlex.split(run.overrides or "")
+    return texts_of(run.overrides)
 
 
 def varying(points: Iterable[Sequence[str]]) -> list[list[str]]:
@@ -98,7 +98,7 @@ def _keys(runs: pd.DataFrame) -> pd.DataFrame:
     """A column for each setting that varies; the system's name where none does."""
     import pandas as pd
 
-    typed = [shlex.split(text) if isinstance(text, str) else [] for text in _column(runs)]
+    typed = [texts_of(text) for text in _column(runs)]
     rows = [dict(text.partition("=")[::2] for text in texts) for texts in varying(typed)]
     found = pd.DataFrame(rows, index=runs.index).fillna("-")
     found = found.drop(columns=[_FOLDED], errors="ignore")
