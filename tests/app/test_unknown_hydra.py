@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
+from tests.helpers.command_line import ROOT
 from tpi_bench.app import hydra_app
 from tpi_bench.app.arguments import for_hydra
 from tpi_bench.app.unknown import explained
@@ -119,3 +122,16 @@ def test_what_a_yaml_says_to_hydra(text: str, said: str, tmp_path: Path) -> None
     path = tmp_path / "experiment" / "mine.yaml"
     path.write_text(f"# @package _global_\n{text.replace('[', '[{').replace(']', '}]')}\n")
     assert said_of("+experiment=mine", f"--config-dir={tmp_path}") == said
+
+
+def test_python_is_told_too_where_hydra_has_loaded_nothing_yet() -> None:
+    code = """
+from tpi_bench import run
+try:
+    run("hydra/launcher.njobs=2")
+except ValueError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.startswith("there is no hydra.launcher.njobs with hydra/launcher=points; ")
+    assert done.stderr == ""

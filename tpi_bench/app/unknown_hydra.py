@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 
 from hydra.conf import HydraConf
 from hydra.core.config_store import ConfigStore
+from hydra.core.plugins import Plugins
 from omegaconf import DictConfig, OmegaConf
 
 from tpi_bench.app.choices import GROUPS, choices_of
@@ -89,6 +90,7 @@ def _of_choice(group: str, name: str, arguments: Sequence[str]) -> str | None:
 
 def _settings_of(group: str, arguments: Sequence[str]) -> Mapping[str, list[str]]:
     """The settings of each choice: of plug-ins, of `conf/`, and of a folder of the user's own."""
+    Plugins.instance()  # which puts them into the store, if nothing has asked for them yet
     store, found = ConfigStore.instance(), dict[str, list[str]]()
     for file in store.list(f"hydra/{group}"):
         node = store.load(f"hydra/{group}/{file}").node
