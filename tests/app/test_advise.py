@@ -117,6 +117,19 @@ def test_its_commands_for_real_devices(cache_dir: Path) -> None:
         assert settings.num_devices == 2
 
 
+def test_its_shares_by_strength_are_those_that_were_typed(cache_dir: Path) -> None:
+    """For real devices, which know no profiles: their GB/s of memory, which divide the same."""
+    home = asked(
+        *SMALL, "device=[a(4,2,41,0.5),b(4,2,9.3,0.5)]", "network=switch", cache_dir=cache_dir
+    )
+    way = next(way for way, _ in home.bounded() if way.shares == "strength")
+    found = commands(home.base, way.changes(home.household), home.household, way)
+    typed = "[41,9.3]" if way.team == (0, 1) else "[9.3,41]"
+    *_, emulated, machines = found.values()
+    assert f"testbed.proportions={typed}" in shlex.split(emulated)
+    assert f"testbed.proportions={typed}" in shlex.split(machines)
+
+
 @pytest.mark.parametrize("number", range(0, 60, 7))
 def test_settings_are_those_that_hydra_composes(number: int, cache_dir: Path) -> None:
     """The search makes them itself; typed, they are the same point."""

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import textwrap
+from dataclasses import FrozenInstanceError, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from tests.helpers.command_line import ROOT
 from tests.helpers.models_zoo import oracle
 from tpi_bench import Result, Results, load, run, sweep
+from tpi_bench.report.columns import columns_of
 
 MODELLED = ("testbed=virtual", "model=debug", "workload.prompt_tokens=8")
 TOKENS = "workload.num_new_tokens=4"
@@ -44,6 +46,29 @@ def test_run_gives_typed_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(ValueError, match="no table nope; choose one of runs, tokens, devices"):
         result.table("nope")
     assert not list(tmp_path.iterdir())  # nothing is written
+
+
+def test_a_table_of_nothing_has_its_columns() -> None:
+    result, stored = run(*MODELLED, TOKENS), load(ROOT / "results" / "fig_latency")
+    for name in ("spans", "links"):
+        declared = [column.name for column in columns_of(name)]
+        for table in (result.table(name), stored.table(name)):
+            assert table.empty
+            assert list(table) == declared
+    assert stored.spans.groupby("kind").end_ns.max().empty
+
+
+def test_what_was_measured_is_not_changed_by_accident() -> None:
+    """Rows of a point that was run, and of results that were stored; another value is another."""
+    result, stored = run(*MODELLED, TOKENS, "testbed.trace=true"), load(ROOT / "results/fig_token")
+    parts = [result, result.record, stored]
+    rows = [result.row, result.tokens[0], result.devices[0], result.spans[0], stored.rows[0]]
+    for each in [*parts, *rows, *stored.device_rows(stored.rows[0])]:
+        name = next(iter(vars(each)))
+        with pytest.raises(FrozenInstanceError):
+            setattr(each, name, None)
+    assert replace(result.row, repeat=7).repeat == 7
+    assert result.row.repeat == 0
 
 
 def test_run_answers_with_the_real_tokens(checkpoints: dict[str, Path], cache_dir: Path) -> None:

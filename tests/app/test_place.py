@@ -60,6 +60,16 @@ def test_a_finished_folder_is_never_written_into(cache_dir: Path, tmp_path: Path
     assert state_of(folder) == before
 
 
+def test_a_finished_folder_of_one_point_says_so(tmp_path: Path) -> None:
+    results = ResultsFolder(tmp_path)
+    results.create()
+    results.save(Record(run=RUN))
+    results.write_tables()
+    shutil.rmtree(tmp_path / "points")
+    with pytest.raises(ValueError, match=r"it is finished \(1 point\) and is never written into"):
+        open_place(tmp_path, [], None)
+
+
 def test_a_sweep_is_locked_and_taken_up_as_it_was(cache_dir: Path, tmp_path: Path) -> None:
     """In a folder that was given, saying nothing but its table; then in use; then gone on with."""
     folder = tmp_path / "given"

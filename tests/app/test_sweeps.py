@@ -136,21 +136,28 @@ def test_different_configurations_are_different_lines(
 
 
 @pytest.mark.parametrize(
-    ("figure", "reason"),
+    ("figure", "said"),
     [
-        ("experiments.nope", "No module named 'experiments.nope'"),
-        ("experiments.propositions", "has no attribute 'DRAWING'"),
+        ("experiments.fig_latenci", "did you mean figure=experiments.fig_latency?"),
+        ("experiments.nope", "there are experiments.bench_"),
+        ("fig_latency", "did you mean figure=experiments.fig_latency?"),
+        ("mine.drawn", "there are experiments.bench_engine, experiments.bench_profile, "),
     ],
 )
-def test_what_cannot_draw_is_refused_before_the_sweep(
-    figure: str, reason: str, cache_dir: Path, tmp_path: Path
-) -> None:
+def test_a_figure_that_is_not_there(figure: str, said: str) -> None:
+    with pytest.raises(ValueError, match=f"^there is no figure={figure}; ") as caught:
+        experiment.drawing_of(figure)
+    assert said in str(caught.value)
+
+
+def test_what_cannot_draw_is_refused_before_the_sweep(cache_dir: Path, tmp_path: Path) -> None:
+    figure = "experiments.propositions"
     results = f"results_dir={tmp_path}"
     done = run(*SWEEP[:3], "model=debug", f"figure={figure}", results, cache_dir=cache_dir)
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
     assert line.startswith(f"error: figure={figure} cannot draw the results: ")
-    assert reason in line
+    assert "has no attribute 'DRAWING'" in line
     assert not list(tmp_path.iterdir())
 
 

@@ -203,6 +203,17 @@ def test_what_does_not_fit_in_memory_is_read(tmp_path: Path) -> None:
     assert found.limit_disk_s == pytest.approx(streamed / job.profiles[0].disk_bps, rel=1e-6)
 
 
+def test_what_holds_all_waits_for_no_disk_though_it_does_not_fit(tmp_path: Path) -> None:
+    """It runs out of memory, and reads nothing a token: as its `streamed_bytes` say."""
+    held = run(
+        *("testbed=virtual", "model=debug", "workload.prompt_tokens=3", "testbed.num_devices=1"),
+        *("device.memory_mb=0.3", f"cache_dir={tmp_path}"),
+    ).row
+    assert held.status == "oom"
+    assert (held.streamed_bytes, held.limit_disk_s) == (0, 0)
+    assert held.limit_token_s == held.limit_memory_s
+
+
 def test_an_allreduce_is_held_against_its_closed_form(tmp_path: Path) -> None:
     """Star of 3: two latencies of 4 ms and 4 payloads of 96 fp32 values at 300 Mbit/s."""
     _, found = virtual_job(

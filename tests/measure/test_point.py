@@ -117,3 +117,12 @@ def test_the_rate_of_the_slowest_is_told_as_such(device: str, words: str) -> Non
     run = replace(RunRow.of(), status="ok", device=device, memory_bps=1e10, limit_memory_s=0.099)
     timed = replace(run, token_latency_s=0.1, limit_token_s=0.099)
     assert f"memory at {words}" in generation_text(Record(run=timed))
+
+
+@pytest.mark.parametrize(("jitter_s", "words"), [(math.nan, ""), (0.002, "jitter 2.0, ")])
+def test_a_single_gap_has_no_jitter_to_tell(jitter_s: float, words: str) -> None:
+    run = replace(RunRow.of(), status="ok", num_tokens=2, token_latency_s=0.1)
+    percentiles = {f"token_latency_p{share}_s": 0.1 for share in (50, 95, 99)}
+    timed = replace(run, token_jitter_s=jitter_s, **percentiles)
+    line = f"100.0 ms   (p50 100.0, p95 100.0, p99 100.0, {words}2 tokens)"
+    assert line in generation_text(Record(run=timed))

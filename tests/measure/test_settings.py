@@ -19,6 +19,11 @@ def test_bad_proportions_are_refused(proportions: list[float]) -> None:
         check_proportions(2, proportions)
 
 
+def test_proportions_are_told_in_short() -> None:
+    with pytest.raises(ValueError, match=r"proportions=\[0\.333333,1,2\] .*, as \[1,1\] \("):
+        check_proportions(2, [1 / 3, 1.0, 2.0])
+
+
 def with_group(settings: Settings, group: str, changes: dict[str, Any]) -> Settings:
     return replace(settings, raw=settings.raw | {group: settings.raw[group] | changes})
 

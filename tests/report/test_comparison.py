@@ -49,6 +49,26 @@ def verdicts(b: pd.DataFrame) -> dict[str, str]:
     return {line.name: line.verdict for line in compared_runs(A, b).lines}
 
 
+@pytest.mark.parametrize(
+    ("before", "now"),
+    [
+        ("device=a%284%2C8%2C20%2C0.5%29", "'device=a(4,8,20,0.5)'"),
+        ("'device=[home%2Fa.json,pi_5]'", "'device=[home/a.json,pi_5]'"),
+        ("'prompt=%text:Is it %27on%27%3F'", """ 'prompt=Is it '"'"'on'"'"'?' """),
+        (r"'prompt=%text\:What\ is\ it%3F'", "'prompt=What is it?'"),
+        ("x=1", "x=1"),
+    ],
+)
+def test_what_was_written_in_another_way_is_the_same(before: str, now: str) -> None:
+    """Of versions whose configurations differ: by what was typed, as a person types it."""
+    a = runs({"old": [1.0]}, overrides=f"system=tpi {before}")
+    b = runs({"new": [1.0]}, overrides=f"{now} system=tpi")
+    other = runs({"other": [1.0]}, overrides="'device=a(4,8,20,0.6)' 'prompt=What was it?' x=2")
+    found = compared_runs(a, pd.concat([b, other], ignore_index=True))
+    assert [line.time.num for line in found.lines] == [1]
+    assert (len(found.only_a), len(found.only_b)) == (0, 1)
+
+
 def test_a_difference_needs_an_interval_without_one() -> None:
     b = runs({"tpi": [1.1, 1.35, 1.2], "pipeline": [1.05, 1.0, 0.95], "galaxy": [3.0]})
     assert verdicts(b) == {

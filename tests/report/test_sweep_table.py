@@ -54,6 +54,21 @@ def test_repeats_are_one_line(tmp_path: Path) -> None:
     assert " ".join(second) == "bfloat16 ok 1 500 - -"
 
 
+def test_what_was_measured_on_a_busy_host_is_marked(tmp_path: Path) -> None:
+    """Its line, where one of its repeats was; and what the mark means stands below, once."""
+    busy, quiet = {"cores": 2, "busy_cores_start": 1.5}, {"cores": 2, "busy_cores_start": 0.1}
+    runs = [
+        run_of(1, "x=1 repeat=0", config_hash="a", **quiet),
+        run_of(2, "x=2 repeat=0", config_hash="b", **quiet),
+        run_of(3, "x=1 repeat=1", config_hash="a", **busy),
+        run_of(4, "x=3 repeat=0", config_hash="c", **busy | {"status": "oom"}),
+    ]
+    _, *lines, note = lines_of(tmp_path, *runs)
+    assert [line[:2] for line in lines] == [["1", "ok*"], ["2", "ok"], ["3", "oom"]]
+    assert " ".join(note).startswith("* measured on a busy host")
+    assert "*" not in sweep_table(read_runs(tmp_path).assign(busy_cores_start=math.nan))
+
+
 def test_what_one_point_lacks_is_seen(tmp_path: Path) -> None:
     """Grids of an experiment name settings that others leave as they are."""
     _, *lines = lines_of(tmp_path, run_of(1, "system.window=2 x=1"), run_of(2, "x=1"))

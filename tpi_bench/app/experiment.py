@@ -6,6 +6,7 @@ configuration). Where the results go stands in `place.py`.
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import json
 import logging
@@ -21,6 +22,7 @@ from omegaconf import DictConfig
 from tqdm import tqdm
 
 from tpi_bench.app.arguments import as_typed, plain_text
+from tpi_bench.app.choices import choices_of
 from tpi_bench.app.compose import build_settings
 from tpi_bench.app.config_folders import folders_of
 from tpi_bench.app.devices import notes_on
@@ -279,6 +281,11 @@ def drawing_of(figure: str) -> Drawing:
         said = one_line(error)
         if not isinstance(error, (ImportError, AttributeError, SyntaxError)):
             said = f"{type(error).__name__}: {said}"
+        if isinstance(error, ModuleNotFoundError) and f"{figure}.".startswith(f"{error.name}."):
+            raise ValueError(
+                f"there is no figure={figure}; {_nearest_figure(figure)} (see experiments/README.md"
+                " for one of yours)"
+            ) from error
         raise ValueError(
             f"figure={figure} cannot draw the results: {said}; it must name a module "
             "with a DRAWING (see experiments/README.md)"
@@ -294,6 +301,16 @@ def drawing_of(figure: str) -> Drawing:
             f"name, {figure.rpartition('.')[2]}, by which figures are found again"
         )
     return drawing
+
+
+def _nearest_figure(figure: str) -> str:
+    """Of those that the experiments of `conf/` name; its package may have been left out."""
+    named = [str(each["figure"]) for each in choices_of("experiment").values() if "figure" in each]
+    by_module = {name.rpartition(".")[2]: name for name in sorted(named)}
+    near = difflib.get_close_matches(figure.rpartition(".")[2], by_module, n=1)
+    if near:
+        return f"did you mean figure={by_module[near[0]]}?"
+    return f"there are {', '.join(by_module.values())}"
 
 
 def kept_rows(results: ResultsFolder, timeout_s: float | None) -> list[RunRow]:

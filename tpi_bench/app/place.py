@@ -20,6 +20,7 @@ from tpi_bench.app.arguments import as_typed, plain_text
 from tpi_bench.host.locks import Lock
 from tpi_bench.report.folder import ARGUMENTS_FILE, ResultsFolder, read_runs
 from tpi_bench.report.json_keys import counts_of
+from tpi_bench.report.names import counted
 
 # What may differ from how the folder was begun: it changes no point.
 _FREE = ("report", "timeout_s", "verbosity", "progress", "wait", "cache_dir")
@@ -235,5 +236,5 @@ def _finished(results: ResultsFolder) -> str:
     again = f"; draw it again with: python -m {figure} {where}" if figure else ""
     typed = shlex.join(map(as_typed, stored or ()))
     anew = f"; measure it anew with: python -m tpi_bench {typed}" if stored else ""
-    num_points = len(read_runs(results.folder))
-    return f"it is finished ({num_points} points) and is never written into{again}{anew}"
+    points = counted(len(read_runs(results.folder)), "point")
+    return f"it is finished ({points}) and is never written into{again}{anew}"

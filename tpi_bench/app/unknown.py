@@ -13,6 +13,7 @@ from typing import Any
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
+from tpi_bench.app import unknown_hydra
 from tpi_bench.app.arguments import plain_text
 from tpi_bench.app.choices import GROUPS, choices_of, defaults
 from tpi_bench.app.config_folders import systems_offered
@@ -30,6 +31,8 @@ _OF_ONES_OWN = {
     "old_pc(4,8,20,0.5)",
 }
 _MOST_NAMED = 5
+_NO_KEY = ("is not in struct", "' not in '")
+_PLUS = "An item is already at '"
 _COMMA = "Ambiguous value for argument '"  # how Hydra begins
 
 
@@ -37,8 +40,10 @@ def explained(error: BaseException, arguments: Sequence[str]) -> str | None:
     """A sentence of an unknown name or a comma among the `arguments`; None for other errors."""
     cause: BaseException | None = error
     of_hydra = isinstance(error, (HydraException, OmegaConfBaseException))
-    if of_hydra and (said := misplaced_in_experiments(arguments)):
-        return said
+    if of_hydra:
+        said = misplaced_in_experiments(arguments) or _of_plus(error, arguments)
+        if said := said or unknown_hydra.of_typed(arguments):
+            return said
     while cause is not None:
         if isinstance(cause, MissingConfigException):
             path = str(cause.missing_cfg_file)
@@ -48,16 +53,33 @@ def explained(error: BaseException, arguments: Sequence[str]) -> str | None:
             if options is not None:
                 return _of_choice(path, options)
         if isinstance(cause, OmegaConfBaseException) and cause.full_key:
-            is_unknown = isinstance(cause, ConfigKeyError) or "is not in struct" in str(cause)
-            return _of_key(_whole(cause.full_key, arguments), arguments) if is_unknown else None
+            key = _whole(cause.full_key, arguments)
+            if isinstance(cause, ConfigKeyError) or any(part in str(cause) for part in _NO_KEY):
+                return _of_key(key, arguments)
+            is_hydras = key.startswith("hydra.")
+            return unknown_hydra.of_value(key, str(cause)) if is_hydras else None
         if isinstance(cause, HydraException) and "@experiment." in str(cause):
             return (
                 f"{str(cause).partition(':')[0].replace('In ', '')}: the first line of an "
                 "experiment's YAML must be '# @package _global_'"
             )
+        if isinstance(cause, HydraException) and (said := unknown_hydra.of_yaml(str(cause))):
+            return said
         if isinstance(cause, HydraException) and str(cause).startswith(_COMMA):
             return _of_comma(str(cause).removeprefix(_COMMA).partition("'\n")[0], arguments)
         cause = cause.__cause__
+    return None
+
+
+def _of_plus(error: BaseException, arguments: Sequence[str]) -> str | None:
+    """A plus before what there is already."""
+    at = str(error).partition(_PLUS)[2].partition("'")[0]
+    for text in arguments:
+        key = text.partition("=")[0]
+        own = key.lstrip("+")
+        if own != key and own in (*GROUPS, *unknown_hydra.GROUPS_OF_HYDRA, at):
+            typed = plain_choices(text)
+            return f"{typed} adds what is there already; drop the plus: {typed.lstrip('+')}"
     return None
 
 
@@ -80,6 +102,12 @@ def _of_choice(path: str, options: Sequence[str]) -> str:
     if own != path and ("/" in own or own.endswith(".gguf")):
         return f"there is no model={own}; a model of yours is model=hf model.path={own}"
     group, _, name = path.rpartition("/")
+    if group.startswith("experiment/"):
+        chosen = f"{group.removeprefix('experiment/')}: {name}"
+        return (
+            f"an experiment's defaults list says {chosen}; a choice is made there with "
+            f"- override /{chosen}"
+        )
     every = ", ".join(sorted(options))
     nearest = did_you_mean(name, options, f"{group}=")
     others = f" It is one of {every}" if nearest.endswith("?") else ""
@@ -92,7 +120,9 @@ def _whole(key: str, arguments: Sequence[str]) -> str:
     return next((name for name in typed if name.startswith(f"{key}.")), key)
 
 
-def _of_key(key: str, arguments: Sequence[str]) -> str:
+def _of_key(key: str, arguments: Sequence[str]) -> str | None:
+    if key.startswith(("hydra.", "hydra/")):
+        return unknown_hydra.of_key(key, arguments)
     group, _, name = key.partition(".")
     if group not in GROUPS:
         if inside := _with_groups(key, arguments):

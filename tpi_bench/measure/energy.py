@@ -19,13 +19,11 @@ def meter_of(testbed: Testbed, job: Job) -> EnergyMeter:
 def energy_of(meter: EnergyMeter, outcome: Outcome) -> Energy:
     """Of the tokens after the first, as token latency is."""
     generation = outcome.generation
-    energy = Energy.unmeasured()
     if outcome.status != "ok" or generation is None or len(generation.token_ns) < 2:
-        return energy
+        return Energy.unmeasured()
     first_ns, last_ns = generation.token_ns[0], generation.token_ns[-1]
     used = meter.joules_between(first_ns, last_ns)
     if math.isnan(used):
-        return energy
-    energy.joules_per_token = used / (len(generation.token_ns) - 1)
-    energy.energy_source = meter.source
-    return energy
+        return Energy.unmeasured()
+    each = used / (len(generation.token_ns) - 1)
+    return Energy(joules_per_token=each, energy_source=meter.source)

@@ -167,13 +167,13 @@ def _token_bytes(system: System, job: Job, num_tokens: int) -> list[TokenBytes]:
 def _device_bytes(
     blocks: Sequence[BlockFile], streaming: Streaming, memory_bytes: float, num_tokens: int
 ) -> TokenBytes:
-    # What lies in the window at the first token is not read during the later ones.
-    streamed = streaming.streamed_bytes - streaming.area_bytes / max(1, num_tokens - 1)
-    streamed = 0.0 if streaming.is_paged else streamed  # the page cache may hold all of it
     layers = sum(block.weight_bytes for block in blocks if block.layer >= 0)
     head = sum(block.weight_bytes for block in blocks if block.kind == "output")
-    # Of a cyclic scan with a fixed resident set, all but that set is read: nothing does better.
-    streamed = max(streamed, layers + head - memory_bytes)
+    # What lies in the window at the first token is not read during the later ones.
+    streamed = streaming.streamed_bytes - streaming.area_bytes / max(1, num_tokens - 1)
+    if streaming.is_paged:
+        # Of a cyclic scan with a fixed resident set, all but that set is read: nothing does better.
+        streamed = layers + head - memory_bytes
     return TokenBytes(layers=layers, head=head, streamed=max(0, round(streamed)))
 
 

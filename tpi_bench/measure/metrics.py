@@ -13,6 +13,7 @@ import itertools
 import math
 import statistics
 from collections.abc import Sequence
+from dataclasses import replace
 
 from tpi_bench.contract.job import Job, Outcome
 from tpi_bench.contract.request import Generation
@@ -76,25 +77,30 @@ def speed_of(outcome: Outcome) -> Speed:
 def speculated(job: Job, outcome: Outcome, *, is_library: bool) -> Speculated:
     """How a run's tokens were drafted, and what its passes gave."""
     generation, asked = outcome.generation, job.request.speculation
-    kinds = Speculated.unmeasured()
-    kinds.speculation = asked.kind if asked else "none"
-    kinds.draft_tokens = asked.draft_tokens if asked else None
-    kinds.draft_model = job.draft_name or None
-    if asked and asked.acceptance is not None:
-        kinds.acceptance_asked = asked.acceptance
+    given = None if asked is None else asked.acceptance
+    found = replace(
+        Speculated.unmeasured(),
+        speculation=asked.kind if asked else "none",
+        draft_tokens=asked.draft_tokens if asked else None,
+        draft_model=job.draft_name or None,
+        acceptance_asked=math.nan if given is None else given,
+    )
     if generation is None or outcome.status != "ok":
-        return kinds
+        return found
     num_later, num_passes = len(generation.token_ids) - 1, generation.num_passes
     if num_passes and not (is_library and asked and not generation.proposed):
         decoding_s = (generation.token_ns[-1] - generation.token_ns[0]) / 1e9
-        kinds.num_passes = num_passes
-        kinds.pass_latency_s = decoding_s / num_passes
-        kinds.tokens_per_pass = num_later / num_passes
+        found = replace(
+            found,
+            num_passes=num_passes,
+            pass_latency_s=decoding_s / num_passes,
+            tokens_per_pass=num_later / num_passes,
+        )
     if asked and generation.proposed:
-        kinds.num_proposed, kinds.num_accepted = sum(generation.proposed), sum(generation.accepted)
-        if kinds.num_proposed:
-            kinds.acceptance = kinds.num_accepted / kinds.num_proposed
-    return kinds
+        proposed, accepted = sum(generation.proposed), sum(generation.accepted)
+        share = accepted / proposed if proposed else math.nan
+        found = replace(found, num_proposed=proposed, num_accepted=accepted, acceptance=share)
+    return found
 
 
 def _times_s(generation: Generation) -> tuple[float, float]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from tpi_bench.contract.testbed import Testbed
 from tpi_bench.host.machine import HostState
 from tpi_bench.measure.probe import HostLimits
@@ -24,11 +26,20 @@ def noise_of(
     """The columns; those of probes are empty where the testbed knows its devices' rates."""
     noise = HostNoise.unmeasured()
     if before is not None and after is not None:
-        noise.busy_cores_start, noise.busy_cores_end = before.busy_cores, after.busy_cores
-        noise.steal_share = before.stolen_share(after)
-        noise.clock_mhz_start, noise.clock_mhz_end = before.clock_mhz, after.clock_mhz
+        noise = replace(
+            noise,
+            busy_cores_start=before.busy_cores,
+            busy_cores_end=after.busy_cores,
+            steal_share=before.stolen_share(after),
+            clock_mhz_start=before.clock_mhz,
+            clock_mhz_end=after.clock_mhz,
+        )
     if probed_before is not None and probed_after is not None:
-        noise.memory_bps_start = probed_before.memory_bps
-        noise.memory_bps_end = probed_after.memory_bps
-        noise.disk_bps_start, noise.disk_bps_end = probed_before.disk_bps, probed_after.disk_bps
+        noise = replace(
+            noise,
+            memory_bps_start=probed_before.memory_bps,
+            memory_bps_end=probed_after.memory_bps,
+            disk_bps_start=probed_before.disk_bps,
+            disk_bps_end=probed_after.disk_bps,
+        )
     return noise

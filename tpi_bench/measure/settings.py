@@ -136,8 +136,11 @@ def check_proportions(num_devices: int, proportions: Sequence[float] | None) -> 
     if proportions is None:
         return [1.0] * num_devices
     if len(proportions) != num_devices or any(not p > 0 for p in proportions):
+        given, even = (
+            ",".join(f"{p:g}" for p in each) for each in (proportions, [1] * num_devices)
+        )
         raise ValueError(
-            f"testbed.proportions={list(proportions)} must hold {num_devices} positive numbers, "
-            f"one a device (testbed.num_devices={num_devices})"
+            f"testbed.proportions=[{given}] must hold {num_devices} positive numbers, one a "
+            f"device, as [{even}] (testbed.num_devices={num_devices})"
         )
     return [float(p) for p in proportions]

@@ -98,17 +98,13 @@ def _attempt(settings: Settings, started: str, folder: str) -> Record:
         return settings.testbed.run_here(job, cache.cache_folder(settings.cache_dir))
 
     os.chdir(folder)
-    record = attempted(settings, run)
-    record.run.started = started
-    return record
+    return attempted(settings, run).begun(started)
 
 
 def _failed(settings: Settings, started: str, error: Exception) -> Record:
     """Of a point whose worker has ended, or was never there."""
     status = "device_lost" if isinstance(error, InterpreterLost) else "error"
-    record = failure_record(settings, in_one_line(str(error)), status)
-    record.run.started = started
-    return record
+    return failure_record(settings, in_one_line(str(error)), status).begun(started)
 
 
 def _refuse_measured(settings: Settings) -> None:

@@ -274,11 +274,11 @@ def hands_of(household: Household, config: ModelConfig, team: Team, weights: str
 
 
 def proportions_of(household: Household, team: Team, shares: Shares) -> list[float]:
-    """In numbers, one a device."""
+    """In numbers, one a device, that are short when typed: strength is in GB/s."""
     if shares is None:
         return [1.0] * len(team)
     if isinstance(shares, str):
-        return [household.profiles[device].strength for device in team]
+        return [household.profiles[device].strength / 1e9 for device in team]
     return list(shares)
 
 

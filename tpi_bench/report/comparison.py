@@ -7,12 +7,12 @@ version has settings that the other has not. Their repeats are pairs.
 from __future__ import annotations
 
 import math
-import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tpi_bench.report.names import system_name
+from tpi_bench.report.overrides import texts_of
 from tpi_bench.report.statistics import Interval, paired_ratio
 from tpi_bench.report.sweep_table import varying
 
@@ -140,8 +140,7 @@ def _overrides(runs: pd.DataFrame) -> list[Any]:
 
 def _typed(text: Any) -> list[str]:
     """What was typed for a point, apart from the repeat and the experiment's name."""
-    texts = shlex.split(text) if isinstance(text, str) else []
-    return [each for each in texts if not each.startswith(("repeat=", "name="))]
+    return [each for each in texts_of(text) if not each.startswith(("repeat=", "name="))]
 
 
 def _names(runs: pd.DataFrame, keys: pd.Series) -> dict[str, str]:

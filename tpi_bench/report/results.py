@@ -1,4 +1,4 @@
-"""What `tpi_bench.run`, `sweep` and `load` give: rows as dataclasses, tables as pandas.
+"""What `tpi_bench.run`, `sweep` and `load` give: rows as frozen dataclasses, tables as pandas.
 
 Needs neither torch nor Hydra.
 """
@@ -172,11 +172,10 @@ def _whole(name: str, table: pa.Table) -> pa.Table:
 
 
 def _frame(tables: dict[str, pa.Table], name: str) -> pd.DataFrame:
-    import pandas as pd
-
     if name not in TABLES:
         raise ValueError(f"there is no table {name}; choose one of {', '.join(TABLES)}")
-    return tables[name].to_pandas() if name in tables else pd.DataFrame()
+    table = tables[name] if name in tables else schema_of(name).empty_table()
+    return table.to_pandas()
 
 
 def _rows(tables: dict[str, pa.Table], name: str, kind: type[R], point: str = "") -> list[R]:

@@ -11,7 +11,7 @@ import functools
 import math
 import typing
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Self
 
 SETTINGS = "system_settings"  # the field that stands for a column a setting
@@ -25,9 +25,11 @@ def column(unit: str, meaning: str) -> Any:
     return field(metadata={"unit": unit, "meaning": meaning})
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Row:
-    """Some columns. Each must be given: one that is forgotten cannot be written."""
+    """Some columns. Each must be given: one that is forgotten cannot be written. What is measured
+    stays as it is: another value makes another row (`dataclasses.replace`).
+    """
 
     @classmethod
     def unmeasured(cls) -> Self:
@@ -51,7 +53,7 @@ def _hints(cls: type[Row]) -> dict[str, Any]:
     return {each.name: hints[each.name] for each in fields(cls)}
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Asked(Row):
     """What the point is."""
 
@@ -83,7 +85,7 @@ class Asked(Row):
     timeout_s: float = column("s", "asked bound on the run's wall time")
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Ended(Row):
     """How it went."""
 
@@ -94,7 +96,7 @@ class Ended(Row):
     num_events: int | None = column("", "events of a run in virtual time, else 0")
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Circumstances(Row):
     """On what it ran, and what it was given."""
 
@@ -115,7 +117,7 @@ class Circumstances(Row):
     cores_per_device: float = column("", "cores of the first profile that compute")
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class HostNoise(Row):
     """What else this host did, where its speed is in the row; `measure/noise.py` looks."""
 
@@ -134,7 +136,7 @@ class HostNoise(Row):
     disk_bps_end: float = column("bytes/s", "the same just after")
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Speed(Row):
     """One definition for all systems; `measure/metrics.py` computes it."""
 
@@ -147,7 +149,7 @@ class Speed(Row):
     token_latency_p95_s: float = column("s", "95th percentile of these gaps")
     token_latency_p99_s: float = column("s", "99th percentile of these gaps")
     token_jitter_s: float = column(
-        "s", "how uneven they are: mean difference of a gap and the gap before it"
+        "s", "how uneven they are: mean difference of a gap and the gap before it; empty of one gap"
     )
     ttft_low_s: float = column(
         "s",
@@ -167,7 +169,7 @@ class Speed(Row):
     )
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Energy(Row):
     """What the host used, where it tells; `measure/energy.py` asks."""
 
@@ -179,7 +181,7 @@ class Energy(Row):
     )
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Speculated(Row):
     """How tokens were drafted, and how many a pass gave; `measure/metrics.py` counts."""
 
@@ -197,7 +199,7 @@ class Speculated(Row):
     acceptance_asked: float = column("", "`workload.acceptance`, where none is real")
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Limits(Row):
     """What a token costs at least; `measure/limits.py` computes it. Where a pass gives several, it
     is a pass's cost over them.
@@ -230,7 +232,7 @@ class Limits(Row):
     )
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Links(Row):
     """An empty message from the master to a worker and back, and what was sent in all."""
 
@@ -243,7 +245,7 @@ class Links(Row):
     )
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Exactness(Row):
     """Beside the oracle, with `check=true`; `measure/oracle.py` compares."""
 
@@ -256,14 +258,14 @@ class Exactness(Row):
     )
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Quality(Row):
     """How good the model is at this precision, with `workload.text`."""
 
     perplexity: float = column("", "of the text: exp of the mean of -ln p over its tokens")
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class PageCache(Row):
     """What the kernel kept of the point's files."""
 
@@ -277,7 +279,7 @@ class PageCache(Row):
     page_cache: str | None = column("", "how files were read, as `read_mode` of the devices")
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Memory(Row):
     """The largest of all devices; the device table has each."""
 
@@ -294,7 +296,7 @@ class Memory(Row):
     window_bytes: float = column("bytes", "the memory that these pass through")
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Provenance(Row):
     """Where the row comes from."""
 
@@ -329,7 +331,7 @@ PARTS = (
 )
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class RunRow(
     Provenance,
     Memory,
@@ -399,6 +401,11 @@ class RunRow(
         return self.busy_cores_probe > BUSY_SHARE * (self.cores or math.inf)
 
     @property
+    def is_of_busy_host(self) -> bool:
+        """Whether its times or its limits are."""
+        return self.was_disturbed or self.probe_was_disturbed
+
+    @property
     def differs_from_oracle(self) -> bool:
         """Whether it should have the oracle's tokens and has others: what computes in fp32.
 
@@ -411,7 +418,7 @@ class RunRow(
         return is_exact and self.status == "ok" and self.tokens_equal is False
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class TokenRow(Row):
     """A token, and where on the master the time before it went."""
 
@@ -427,7 +434,7 @@ class TokenRow(Row):
     unexplained_s: float = column("s", "the rest")
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class DeviceRow(Row):
     """A device of a run."""
 
@@ -459,7 +466,7 @@ class DeviceRow(Row):
     disk_bps: float = column("bytes/s", "disk bandwidth of its node, where a token reads from it")
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class LinkRow(Row):
     """The way from a device to another between machines (`testbed=cluster`)."""
 
@@ -472,7 +479,7 @@ class LinkRow(Row):
     tls_bandwidth_mbps: float = column("Mbit/s", "as `bandwidth_mbps`, under TLS")
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class SpanRow(Row):
     """What took from one time to another on a device (`testbed.trace=true`)."""
 
@@ -489,7 +496,7 @@ class SpanRow(Row):
     )
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Record:
     """A point that was measured, or failed: its rows, and the configuration they came from."""
 
@@ -499,3 +506,7 @@ class Record:
     spans: list[SpanRow] = field(default_factory=list)
     links: list[LinkRow] = field(default_factory=list)
     config: dict[str, Any] = field(default_factory=dict)
+
+    def begun(self, started: str) -> Record:
+        """As if it had been begun then, for rows that are sorted by it."""
+        return replace(self, run=replace(self.run, started=started))

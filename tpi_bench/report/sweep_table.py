@@ -6,7 +6,6 @@ points apart too.
 
 from __future__ import annotations
 
-import shlex
 import statistics
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -14,6 +13,7 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from tpi_bench.report.names import system_name
+from tpi_bench.report.overrides import texts_of
 from tpi_bench.report.rows import SETTING_PREFIX, Asked, RunRow
 
 if TYPE_CHECKING:
@@ -29,12 +29,16 @@ _TIMES = {
     "limit ms": "limit_token_s",
 }
 _IF_KNOWN = ("p99 ms", "jitter ms")  # older rows have none
+_BUSY_NOTE = (
+    "* measured on a busy host, which may do better: measure it anew when nothing else runs "
+    "(how busy: busy_cores_start, busy_cores_probe and steal_share of runs.csv)"
+)
 _SWEPT = "swept: "  # no column of the run table begins so
 
 
 def overrides_of(run: RunRow) -> list[str]:
     """What was typed or swept for a point, one text a setting."""
-    return shlex.split(run.overrides or "")
+    return texts_of(run.overrides)
 
 
 def varying(points: Iterable[Sequence[str]]) -> list[list[str]]:
@@ -48,7 +52,20 @@ def sweep_table(runs: pd.DataFrame) -> str:
     """A line for each configuration, in the order in which they were measured."""
     if runs.empty:
         return "no point was measured"
-    return sweep_frame(runs).to_string(index=False)
+    frame = sweep_frame(runs)
+    is_busy = _on_busy_host(runs)
+    frame.loc[is_busy, "status"] += "*"
+    text = frame.to_string(index=False)
+    return f"{text}\n{_BUSY_NOTE}" if any(is_busy) else text
+
+
+def _on_busy_host(runs: pd.DataFrame) -> list[bool]:
+    """Of each line, whether one of its points was measured so."""
+    found: dict[str, bool] = {}
+    for row in map(RunRow.from_cells, runs.to_dict("records")):
+        is_busy = row.status == "ok" and row.is_of_busy_host
+        found[row.config_hash] = is_busy or found.get(row.config_hash, False)
+    return list(found.values())
 
 
 def sweep_frame(runs: pd.DataFrame) -> pd.DataFrame:
@@ -81,7 +98,7 @@ def _keys(runs: pd.DataFrame) -> pd.DataFrame:
     """A column for each setting that varies; the system's name where none does."""
     import pandas as pd
 
-    typed = [shlex.split(text) if isinstance(text, str) else [] for text in _column(runs)]
+    typed = [texts_of(text) for text in _column(runs)]
     rows = [dict(text.partition("=")[::2] for text in texts) for texts in varying(typed)]
     found = pd.DataFrame(rows, index=runs.index).fillna("-")
     found = found.drop(columns=[_FOLDED], errors="ignore")

@@ -96,11 +96,7 @@ def _speed_lines(run: RunRow) -> list[str]:
     prompt = counted(run.prompt_tokens, "prompt token")
     lines = [f"TTFT           {run.ttft_s * 1e3:9.1f} ms   ({prompt})"]
     if not math.isnan(latency):
-        lines.append(
-            f"token latency  {latency * 1e3:9.1f} ms   (p50 {run.token_latency_p50_s * 1e3:.1f}, "
-            f"p95 {run.token_latency_p95_s * 1e3:.1f}, p99 {run.token_latency_p99_s * 1e3:.1f}, "
-            f"jitter {run.token_jitter_s * 1e3:.1f}, {counted(run.num_tokens, 'token')})"
-        )
+        lines.append(f"token latency  {latency * 1e3:9.1f} ms   ({_spread(run)})")
         lines += _drafted(run)
         if limit > 0:
             slowest = ", the slowest," if "," in (run.device or "") else ""  # of several profiles
@@ -121,6 +117,18 @@ def _speed_lines(run: RunRow) -> list[str]:
         asked, trip = run.asked_round_trip_s * 1e3, run.link_round_trip_s * 1e3
         lines.append(f"round trip     {trip:9.2f} ms   (asked {asked:.2f})")
     return lines
+
+
+def _spread(run: RunRow) -> str:
+    """How a run's gaps differ; a single gap has no jitter."""
+    spread = {
+        "p50": run.token_latency_p50_s,
+        "p95": run.token_latency_p95_s,
+        "p99": run.token_latency_p99_s,
+        "jitter": run.token_jitter_s,
+    }
+    told = [f"{name} {value * 1e3:.1f}" for name, value in spread.items() if not math.isnan(value)]
+    return ", ".join([*told, counted(run.num_tokens, "token")])
 
 
 def _drafted(run: RunRow) -> list[str]:
@@ -204,7 +212,7 @@ def point_line(run: RunRow, swept: Sequence[str] = ()) -> str:
     where += f": {run.token_latency_s * 1e3:.1f} ms a token, TTFT {run.ttft_s * 1e3:.1f} ms"
     if run.beats_limit:
         where += f", faster than its limit ({_why_faster(run)})"
-    if run.was_disturbed or run.probe_was_disturbed:
+    if run.is_of_busy_host:
         where += ", measured on a busy host"
     if run.tokens_equal is not None:
         where += ", tokens as the oracle's" if run.tokens_equal else ", OTHER TOKENS"
