@@ -61,7 +61,7 @@ TINY = {
         "repeat=0",
         "network.link_latency_ms=0.5",
         "system=tpi,tpi_window2,pipeline",
-        "hydra.sweeper.draw=7",  # a case of each grid
+        "hydra.sweeper.draw=4",  # a case of each grid that is left
     ],
     "fig_twin": [  # without a cluster: processes of this host stand for it
         "model=debug",

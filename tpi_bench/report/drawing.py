@@ -63,6 +63,7 @@ class Drawing:
             title = figure.get_suptitle()
             figure.suptitle(f"{title}\n{words}" if title else words, fontsize=7.5)
         name_hidden(figure)
+        figure.set_layout_engine("none")  # both files as it is laid out now
         return figure
 
     def again(self) -> None:
