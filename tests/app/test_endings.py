@@ -253,3 +253,17 @@ def test_an_output_that_is_full_is_one_line(
     assert any(line.startswith(("rows: ", "results: ")) for line in said) is leaves_rows
     assert bool(list(tmp_path.rglob("points/*.json"))) is leaves_rows
     assert "Warning" not in done.stderr
+
+
+def test_a_folder_for_temporary_files_of_too_long_a_name(cache_dir: Path, tmp_path: Path) -> None:
+    """The kernel takes 107 bytes for the name of a socket."""
+    folder = tmp_path / ("x" * 100)
+    folder.mkdir()
+    environment = {**os.environ, "TMPDIR": str(folder)}
+    typed = ["model=debug", "workload.prompt_ids=[1]", "workload.num_new_tokens=1"]
+    done = run(*typed, cache_dir=cache_dir, env=environment)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == (
+        f"error: {folder} is too long a path for the sockets by which processes are started; "
+        "set TMPDIR to a shorter one, such as /tmp"
+    )

@@ -8,8 +8,9 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -134,10 +135,15 @@ def test_ctrl_c_at_any_time_is_one_word(
     assert not list(tmp_path.rglob("*.tmp*"))
 
 
-def test_a_background_launcher_that_is_killed_leaves_nothing(tmp_path: Path) -> None:
+@pytest.fixture
+def scratch() -> Iterator[Path]:
+    """A folder for temporary files, with a name that is short enough for sockets."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
+
+
+def test_a_background_launcher_that_is_killed_leaves_nothing(tmp_path: Path, scratch: Path) -> None:
     """Scripts start what runs in the background with SIGINT ignored; helpers need it to tidy up."""
-    scratch = tmp_path / "scratch"
-    scratch.mkdir()
     process = subprocess.Popen(
         [
             sys.executable,
@@ -154,6 +160,7 @@ def test_a_background_launcher_that_is_killed_leaves_nothing(tmp_path: Path) -> 
     deadline = time.monotonic() + 30
     while not has_block_file(process, tmp_path) and time.monotonic() < deadline:
         time.sleep(0.02)
+    assert has_block_file(process, tmp_path)
     started = descendants(process)
     process.kill()
     process.wait()

@@ -12,6 +12,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import tempfile
 import threading
 import traceback
 import types
@@ -37,6 +38,7 @@ def fork_context() -> multiprocessing.context.ForkServerContext:
 
     It is started with SIGINT blocked, and so are its children until they unblock it: Ctrl-C goes to
     the whole process group, and while they start they could only die of it with a traceback.
+    Raises CacheError where the folder for temporary files has too long a name for a socket in it.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([_ENDS, _PRELOADED])
@@ -45,6 +47,13 @@ def fork_context() -> multiprocessing.context.ForkServerContext:
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         forkserver.ensure_running()
+    except OSError as error:
+        if "path too long" not in str(error):  # which has no number of its own
+            raise
+        raise CacheError(
+            f"{tempfile.gettempdir()} is too long a path for the sockets by which processes are "
+            "started; set TMPDIR to a shorter one, such as /tmp"
+        ) from error
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
     return context
