@@ -25,12 +25,14 @@ from tpi_bench.measure import noise, point
 def pytest_configure() -> None:
     """Collections were a tenth of the time of tests, which load more than they throw away."""
     gc.set_threshold(50_000, 50, 1000)
+    gc.disable()
 
 
 def pytest_collection_finish() -> None:
     """What is loaded by now stays: each full collection would go through it for half a second."""
     gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session", autouse=True)

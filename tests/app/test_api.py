@@ -190,12 +190,6 @@ def test_a_sweep_is_resumed(tmp_path: Path) -> None:
     assert len(again) == 2
 
 
-def test_workers_show_nothing_either(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    asked = [*MODELLED, TOKENS, "system=tpi,pipeline", "hydra/launcher=joblib"]
-    assert len(sweep(*asked, f"results_dir={tmp_path}", show=False)) == 2
-    assert capfd.readouterr() == ("", "")
-
-
 def test_a_sweep_that_cannot_be_is_a_value_error(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

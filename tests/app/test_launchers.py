@@ -15,15 +15,9 @@ POINTS = (
     "model=debug",
     "workload.prompt_tokens=8",
     "workload.num_new_tokens=4",
-    "system=tpi,pipeline",
     "testbed.num_devices=2,9",
 )
 BY_CIRCUMSTANCE = ["started", "wall_s"]
-
-
-@pytest.fixture(scope="module")
-def one_after_another(tmp_path_factory: pytest.TempPathFactory) -> Results:
-    return sweep(*POINTS, f"results_dir={tmp_path_factory.mktemp('basic')}", show=False)
 
 
 def same_rows(found: Results, expected: Results) -> None:
@@ -38,15 +32,19 @@ def same_rows(found: Results, expected: Results) -> None:
         pd.testing.assert_frame_equal(*tables)
 
 
-@pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
+@pytest.mark.parametrize(
+    ("launcher", "systems"), [("joblib", "tpi,pipeline"), ("submitit_local", "pipeline")]
+)
 def test_the_same_rows_side_by_side(
-    one_after_another: Results, tmp_path: Path, cache_dir: Path, launcher: str
+    tmp_path: Path, cache_dir: Path, launcher: str, systems: str
 ) -> None:
+    points = [*POINTS, f"system={systems}"]
+    one_after_another = sweep(*points, f"results_dir={tmp_path / 'basic'}", show=False)
     done = run(
         "-m",
         "task=measure",
         f"hydra/launcher={launcher}",
-        *POINTS,
+        *points,
         f"results_dir={tmp_path}",
         cache_dir=cache_dir,
     )
@@ -55,10 +53,17 @@ def test_the_same_rows_side_by_side(
     (folder,) = (tmp_path / "measure").iterdir()
     found = load(folder)
     same_rows(found, one_after_another)
-    assert len(found.failed) == 2
-    assert one_after_another.devices.pid.nunique() == 1
-    assert found.devices.pid.nunique() == 2
+    num_systems = len(systems.split(","))
+    assert len(found.failed) == num_systems
+    assert found.devices.pid.nunique() == num_systems
     assert "pipeline" in done.stdout  # the table
+
+
+def test_workers_show_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Where nothing is to be shown."""
+    asked = [*POINTS, "testbed.num_devices=2", "system=tpi,pipeline", "hydra/launcher=joblib"]
+    assert len(sweep(*asked, f"results_dir={tmp_path}", show=False)) == 2
+    assert capfd.readouterr() == ("", "")
 
 
 def test_measured_points_side_by_side_are_refused(tmp_path: Path, cache_dir: Path) -> None:

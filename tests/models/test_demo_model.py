@@ -49,7 +49,7 @@ def test_shape_and_no_leftovers(demo_folder: Path) -> None:
         pytest.param(
             TpiSystem(collective="ring", window=4, resident_io=True), 5, marks=pytest.mark.product
         ),
-        (PipelineSystem(window=2), 2),
+        pytest.param(PipelineSystem(window=2), 2, marks=pytest.mark.product),
     ],
     ids=["direct", "window", "ring", "pipeline"],
 )
