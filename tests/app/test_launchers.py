@@ -56,7 +56,7 @@ def test_the_same_rows_side_by_side(
     num_systems = len(systems.split(","))
     assert len(found.failed) == num_systems
     assert found.devices.pid.nunique() == num_systems
-    assert "pipeline" in done.stdout  # the table
+    assert "ms a token" in done.stdout  # the table
 
 
 def test_workers_show_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
