@@ -25,9 +25,11 @@ from transformers import (  # noqa: F401
 
 from tests.helpers.planned import planned_job
 from tpi_bench.contract.device import ideal_device
+from tpi_bench.measure import round_trip
 from tpi_bench.processes import preload  # noqa: F401
 from tpi_bench.virtual.run import run_virtual
 
+round_trip._WARM_UP, round_trip._COUNT = 2, 20  # on cores that other tests keep busy
 gc.disable()
 # What torch loads for the first computation that is traced.
 run_virtual(replace(planned_job(), profiles=(ideal_device("any"),)), Path(), cost="modelled")

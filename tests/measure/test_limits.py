@@ -295,7 +295,7 @@ def test_the_host_is_asked_with_the_threads_and_messages_of_the_point(
     ((num_threads, extents, message_bytes, touched_bytes),) = asked
     assert (num_threads, message_bytes) == probed
     assert not extents
-    assert touched_bytes == 32 << 20  # no weights: the least
+    assert touched_bytes == limits._CACHED_BYTES  # no weights: the least
 
 
 def test_memory_is_read_as_much_as_a_token_touches(
