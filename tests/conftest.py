@@ -11,6 +11,7 @@ from pathlib import Path
 
 # As many workers as cores, each with a torch whose threads would wait for each other awake.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import pytest
 

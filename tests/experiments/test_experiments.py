@@ -251,7 +251,13 @@ OWN_DEVICES = (
 )
 
 
-@pytest.mark.parametrize("name", EXPERIMENTS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.product] * name.endswith("_product"))
+        for name in EXPERIMENTS
+    ],
+)
 def test_an_experiment_runs_tiny(name: str, cache_dir: Path, tmp_path: Path) -> None:
     done = run(
         f"+experiment={name}",

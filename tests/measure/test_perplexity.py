@@ -67,7 +67,8 @@ def test_it_is_that_of_transformers(
     assert found == pytest.approx(expected, rel=1e-4)
 
 
-@pytest.mark.parametrize("weights", [pytest.param("float32", marks=pytest.mark.product), "q4"])
+@pytest.mark.product
+@pytest.mark.parametrize("weights", ["float32", "q4"])
 def test_of_the_page_by_a_real_model(cache_dir: Path, weights: str) -> None:
     folder = DemoModel().load(cache.cache_folder(None)).folder
     assert folder is not None

@@ -56,6 +56,7 @@ def test_every_kind_of_tokenizer_comes_back(
     assert_same_tokens(tmp_path, again)
 
 
+@pytest.mark.product  # gguf reads each of its 98 000 words by itself
 def test_the_demo_models_tokenizer_comes_back(tmp_path: Path) -> None:
     """With its chat template; the weights are small random ones."""
     demo = DemoModel().load(cache.cache_folder(None)).folder
