@@ -49,7 +49,7 @@ report: $(STAMP)  ## One page of all results: results/report.html
 test: $(STAMP)  ## All tests, TEST_WORKERS=3 at a time
 	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist worksteal
 
-test_product: $(STAMP)  ## Every variant x devices x collective x window x prompt against Transformers (an hour)
+test_product: $(STAMP)  ## The tests left out of `test`: the whole product of variants, devices, collectives, windows, prompts (an hour)
 	$(BIN)/python -m pytest -m product
 
 test_report: $(STAMP)  ## The page of results in a browser: Chromium must be there (apt-get install chromium)

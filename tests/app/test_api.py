@@ -226,7 +226,11 @@ print(list(results.runs.status))
 """
 
 
-@pytest.mark.parametrize("is_script", [True, False], ids=["script", "standard input"])
+@pytest.mark.parametrize(
+    "is_script",
+    [True, pytest.param(False, marks=pytest.mark.product)],
+    ids=["script", "standard input"],
+)
 def test_works_without_a_guard(tmp_path: Path, cache_dir: Path, is_script: bool) -> None:
     """Devices must not run the script once more, nor look for a file called <stdin>.
 

@@ -94,7 +94,7 @@ def test_a_script_that_stops_it_gets_its_object(cache_dir: Path) -> None:
     assert (report["status"], report["exit_reason"]) == ("error", "stopped")
 
 
-@pytest.mark.parametrize("is_shown", [True, False])
+@pytest.mark.parametrize("is_shown", [True, pytest.param(False, marks=pytest.mark.product)])
 def test_a_bar_on_a_terminal_or_lines(is_shown: bool, cache_dir: Path, tmp_path: Path) -> None:
     given = ["-m", *REFUSED, "testbed.num_devices=20,30", f"cache_dir={cache_dir}"]
     given += [f"progress={str(is_shown).lower()}", f"results_dir={tmp_path}"]
@@ -226,7 +226,7 @@ def test_a_collective_that_lacks_something_is_one_line(tmp_path: Path) -> None:
     ("typed", "leaves_rows"),
     [
         (["task=measure", "report=json"], True),
-        (["task=generate"], False),
+        pytest.param(["task=generate"], False, marks=pytest.mark.product),
         (["-m", "task=measure", "repeat=0,1"], True),
         (["--help"], False),
         (["--version"], False),

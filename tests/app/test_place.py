@@ -330,7 +330,13 @@ def test_a_disk_that_fills_up_ends_a_sweep_with_one_line(cache_dir: Path, tmp_pa
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize(("limit_kb", "kinds"), [(8, []), (30, ["-m", "testbed.num_devices=2,3"])])
+@pytest.mark.parametrize(
+    ("limit_kb", "kinds"),
+    [
+        pytest.param(8, [], marks=pytest.mark.product),
+        (30, ["-m", "testbed.num_devices=2,3"]),
+    ],
+)
 def test_what_a_row_or_a_table_is_too_large_for(
     limit_kb: int, kinds: list[str], cache_dir: Path, tmp_path: Path
 ) -> None:

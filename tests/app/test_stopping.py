@@ -104,7 +104,10 @@ def _runs(process: psutil.Process) -> bool:
     return False
 
 
-@pytest.mark.parametrize("has_come", [imports_torch, has_helper, has_block_file])
+@pytest.mark.parametrize(
+    "has_come",
+    [imports_torch, pytest.param(has_helper, marks=pytest.mark.product), has_block_file],
+)
 def test_ctrl_c_at_any_time_is_one_word(
     tmp_path: Path, has_come: Callable[[subprocess.Popen, Path], bool]
 ) -> None:

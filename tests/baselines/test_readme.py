@@ -41,7 +41,9 @@ def test_its_system_says_what_transformers_says(
     assert report_of(done)["tokens_equal"] is True
 
 
-@pytest.mark.parametrize("mode", [[], ["-m", "task=measure"]])
+@pytest.mark.parametrize(
+    "mode", [pytest.param([], marks=pytest.mark.product), ["-m", "task=measure"]]
+)
 def test_where_its_error_is_from(mode: list[str], cache_dir: Path, tmp_path: Path) -> None:
     """A slip in it reads as what was typed; so the line says where to look."""
     assert MINE is not None

@@ -214,6 +214,14 @@ def test_what_holds_all_waits_for_no_disk_though_it_does_not_fit(tmp_path: Path)
     assert held.limit_token_s == held.limit_memory_s
 
 
+def test_mapped_files_wait_for_no_disk_where_memory_is_not_capped(tmp_path: Path) -> None:
+    mapped = run(
+        *("model=debug", "workload.prompt_ids=[1,2,3]", "workload.num_new_tokens=2"),
+        *("testbed.num_devices=1", "system=mmap", f"cache_dir={tmp_path}"),
+    ).row
+    assert (mapped.status, mapped.limit_disk_s) == ("ok", 0)
+
+
 def test_an_allreduce_is_held_against_its_closed_form(tmp_path: Path) -> None:
     """Star of 3: two latencies of 4 ms and 4 payloads of 96 fp32 values at 300 Mbit/s."""
     _, found = virtual_job(

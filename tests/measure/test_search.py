@@ -153,7 +153,10 @@ def test_the_best_alone_takes_fewer_points() -> None:
     "given",
     [
         ("network=wifi", "network.bandwidth_mbps=5", "model.weights=q4"),
-        ("network=switch", "network.link_latency_ms=0.02", "system=tpi", "model.weights=q8"),
+        pytest.param(
+            ("network=switch", "network.link_latency_ms=0.02", "system=tpi", "model.weights=q8"),
+            marks=pytest.mark.product,
+        ),
     ],
 )
 def test_beside_an_exhaustive_sweep(given: tuple[str, ...], cache_dir: Path) -> None:

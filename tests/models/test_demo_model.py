@@ -68,6 +68,7 @@ def test_tokens_are_those_of_transformers(
     assert text.startswith("The capital of France is Paris.")
 
 
+@pytest.mark.product  # the commands of README do the same
 def test_generate_streams_the_answer_and_ends_with_speed_and_memory(demo_folder: Path) -> None:
     done = run("task=generate", f"prompt={QUESTION}", cache_dir=cache.cache_folder(None))
     assert done.returncode == 0, done.stderr

@@ -288,7 +288,9 @@ def test_the_groups_of_a_killed_device_are_removed(
     assert not groups_of(os.getpid())
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "number", [pytest.param(signal.SIGINT, marks=pytest.mark.product), signal.SIGKILL]
+)
 def test_the_groups_of_a_stopped_launcher_are_removed(
     real_groups: None, cache_dir: Path, number: int
 ) -> None:

@@ -174,7 +174,7 @@ def _device_bytes(
     if streaming.is_paged:
         # Of a cyclic scan with a fixed resident set, all but that set is read: nothing does better.
         streamed = layers + head - memory_bytes
-    return TokenBytes(layers=layers, head=head, streamed=max(0, round(streamed)))
+    return TokenBytes(layers=layers, head=head, streamed=round(max(0.0, streamed)))
 
 
 def _streamed_extents(system: System, job: Job, ranks: Sequence[int] | None = None) -> list[Extent]:
