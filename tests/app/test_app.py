@@ -89,6 +89,7 @@ BAD = [
     (["resume=tests"], "no overrides.json there"),
     (["=3"], "the argument =3 has no key"),
     (["+=3"], "the argument +=3 has no key"),
+    (["~system"], "~system takes away what every run needs; choose another one: system=NAME"),
     (["output_dir=/a\udcc3"], "output_dir=/a\\udcc3 is no text in UTF-8 (surrogates not allowed)"),
 ]
 

@@ -17,6 +17,7 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
+from tpi_bench.app.choices import GROUPS
 from tpi_bench.app.devices import plain_choices, with_devices
 
 _MARK = "%text:"
@@ -118,6 +119,10 @@ def _sorted(typed: Sequence[str]) -> tuple[list[str], list[str]]:
             options.append(text)
         elif text.lstrip("+~").startswith("="):
             raise ValueError(f"the argument {text} has no key; values are given as KEY=VALUE")
+        elif name.startswith("~") and name[1:] in GROUPS:
+            raise ValueError(
+                f"{text} takes away what every run needs; choose another one: {name[1:]}=NAME"
+            )
         elif "=" in text or text.startswith("~"):
             values.append(text)
         else:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from hydra.conf import HydraConf
 from hydra.core.config_store import ConfigStore
@@ -94,15 +95,14 @@ def _settings_of(group: str, arguments: Sequence[str]) -> Mapping[str, list[str]
     store, found = ConfigStore.instance(), dict[str, list[str]]()
     for file in store.list(f"hydra/{group}"):
         node = store.load(f"hydra/{group}/{file}").node
-        found[file.removesuffix(".yaml")] = _plain(map(str, node))
+        found[file.removesuffix(".yaml")] = _plain(node)
     for choice, values in choices_of(f"hydra/{group}", folders_typed(arguments)).items():
         found[choice] = _plain(values)
     return found
 
 
-def _plain(names: object) -> list[str]:
-    assert isinstance(names, (map, dict))
-    return [name for name in names if not name.startswith("_")]
+def _plain(names: Iterable[Any]) -> list[str]:
+    return [name for name in map(str, names) if not name.startswith("_")]
 
 
 def of_value(key: str, said: str) -> str | None:
