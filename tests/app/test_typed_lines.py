@@ -233,7 +233,7 @@ def test_version_is_ours() -> None:
         ("results_dir=~x", "results_dir=%text:%7Ex"),
         ("workload.text=~/a/b,c", "workload.text=HOME/a/b,c"),
         ("prompt=~/a", "prompt=%text:%7E/a"),
-        ("~network", "~network"),
+        ("~timeout_s", "~timeout_s"),
     ],
 )
 def test_home_in_a_path(typed: str, read: str) -> None:
