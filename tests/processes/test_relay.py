@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import random
 import socket
-import statistics
 import threading
 import time
 from collections.abc import Iterator
@@ -65,12 +64,15 @@ def received(connection: socket.socket, nbytes: int) -> bytes:
 def test_a_round_trip_takes_what_was_asked(echo: int, link_latency_ms: float) -> None:
     network = network_of(link_latency_ms)
     asked_ns = 2 * network.one_way_ns
-    with relays(network, [], [echo, echo], [echo, echo]) as ports:
-        times_ns = round_trips_ns(ports, network)
+    most_ns = asked_ns + max(80_000, 0.05 * asked_ns)
+    times_ns = list[int]()
+    for _ in range(20):
+        with relays(network, [], [echo, echo], [echo, echo]) as ports:
+            times_ns += round_trips_ns(ports, network)
+        if min(times_ns) < most_ns:
+            break  # the least: other workers' tests take the cores now and then
     assert len(times_ns) >= 4
-    assert min(times_ns) > asked_ns - 80_000
-    # The least: other workers' tests take the cores now and then.
-    assert min(times_ns) < asked_ns + max(80_000, 0.05 * asked_ns)
+    assert asked_ns - 80_000 < min(times_ns) < most_ns
 
 
 def test_bytes_come_at_the_rate_of_the_link() -> None:
@@ -114,8 +116,8 @@ def test_devices_share_the_masters_link(echo: int) -> None:
                 thread.join()
             return time.monotonic() - start
 
-        alone_s = statistics.median(timed(1) for _ in range(3))
-        both_s = timed(1, 2)
+        alone_s = min(timed(1) for _ in range(3))  # others take the cores now and then
+        both_s = min(timed(1, 2) for _ in range(3))
     assert alone_s > 0.05
     assert 1.5 * alone_s < both_s < 2.6 * alone_s
 
