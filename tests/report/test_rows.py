@@ -234,3 +234,16 @@ def test_who_is_judged_by_the_oracle(changes: dict, differs: bool) -> None:
         RUN, dtype="float32", weights="float32", status="ok", tokens_equal=False, is_library=False
     )
     assert replace(judged, **changes).differs_from_oracle is differs
+
+
+def test_columns_do_not_depend_on_who_began_first() -> None:
+    """Points side by side begin in any order."""
+    kinds = {"a": {"x": "1", "y": "2"}, "b": {"z": "3", "x": "4"}}
+    records = [Record(run=replace(RUN, system=s, system_settings=k)) for s, k in kinds.items()]
+    one, two = (tables_of(order)["runs"].column_names for order in (records, records[::-1]))
+    assert one == two
+    assert [name for name in one if name in ("system_x", "system_y", "system_z")] == [
+        "system_x",
+        "system_y",
+        "system_z",
+    ]

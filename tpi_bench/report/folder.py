@@ -188,7 +188,8 @@ def tables_of(records: Sequence[Record]) -> dict[str, pa.Table]:
     """The tables by name; spans and links only where there are any."""
     import pyarrow as pa
 
-    settings = list(dict.fromkeys(name for r in records for name in r.run.system_settings))
+    by_system = sorted(records, key=lambda record: str(record.run.system))  # whoever began first
+    settings = list(dict.fromkeys(name for r in by_system for name in r.run.system_settings))
     rows: dict[str, list[dict[str, Any]]] = {name: [] for name in TABLES}
     for record in records:
         rows["runs"].append(record.run.cells())
