@@ -93,3 +93,11 @@ def test_cases_are_drawn_from_one_grid_after_the_other() -> None:
     assert len(jobs_of_grids(params, grids, [], draw=99)[0]) == 11 * 4
     with pytest.raises(ValueError, match="draw=0 must be at least 1"):
         jobs_of_grids(params, grids, [], draw=0)
+
+
+def test_typed_repeats_go_to_what_is_repeated():
+    grids = [{"repeat": "0,1", "a": "x"}, {"a": "y"}]
+    jobs, _ = jobs_of_grids({}, grids, ["repeat=0,1,2"])
+    assert jobs == [["repeat=0", "a=x"], ["a=y"], ["repeat=1", "a=x"], ["repeat=2", "a=x"]]
+    assert len(jobs_of_grids({}, [{"a": "x"}, {"a": "y"}], ["repeat=0,1,2"])[0]) == 6
+    assert len(jobs_of_grids({"repeat": "0"}, grids, ["repeat=0,1,2"])[0]) == 6

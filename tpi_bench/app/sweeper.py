@@ -4,7 +4,9 @@
 them adds or changes; the command line overrides both. Systems given there that an experiment names
 take part in the grids that name them, others in all. Two grids can then name the same point, which
 is run once, and one can set what another system has and this one has not: such points are left out.
-`repeat` varies slowest over all grids, so that everything is measured in turns.
+`repeat` varies slowest over all grids, so that everything is measured in turns; where some grids
+have repeats and others have none, as what is the same each time in virtual time, one that is typed
+goes to those that have.
 With `hydra.sweeper.draw` only so many cases are run, drawn by `hydra.sweeper.seed` from one grid
 after the other; a case is a choice of what its grid sweeps, and has all choices of `params`.
 Without grids it does what Hydra's basic sweeper does, and launcher plug-ins work as with that one.
@@ -188,12 +190,15 @@ def jobs_of_grids(
     drawn: list[dict[frozenset[str], list[frozenset[str]]]] = []  # jobs of each case of each grid
     left_out: dict[str, int] = {}
     named = {name for grid in grids for name in _systems(parser, grid)}
+    has_repeats = ["repeat" in grid for grid in grids]
     for grid in grids:
         own = _systems(parser, grid)
         texts = [f"{key}={value}" for key, value in [*params.items(), *grid.items()]]
         choices: dict[str, list[str]] = {}
+        once = "repeat" not in {**params, **grid} and any(has_repeats)
         for override in parser.parse_overrides([*texts, *arguments]):
-            choices[override.get_key_element()] = _choices(override)
+            if not (once and override.get_key_element() == "repeat"):
+                choices[override.get_key_element()] = _choices(override)
         if own:
             elsewhere = {f"system={name}" for name in named - own}
             choices["system"] = [name for name in choices["system"] if name not in elsewhere]
