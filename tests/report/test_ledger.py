@@ -74,7 +74,8 @@ def test_faster_needs_an_interval_that_leaves_out_1(tmp_path: Path) -> None:
     assert found.verdict == "holds"
     value = found.values["ratio"]
     assert value.low <= value.middle <= value.high < 1
-    assert found.measured == f"{value.middle:.3g} [{value.low:.3g}, {value.high:.3g}] of the time"
+    ends = f"{value.middle:#.3g} [{value.low:#.3g}, {value.high:#.3g}]"
+    assert found.measured == f"{ends} of the time"
     assert found.why.endswith(" % of B's")
 
 
@@ -93,7 +94,7 @@ def test_what_is_modelled_is_exact(tmp_path: Path) -> None:
         "over": {"where": "system == 'b' and devices == 2"},
     }
     found = judge(tmp_path, quantities={"ratio": own | two})
-    assert (found.verdict, found.measured) == ("holds", "0.5 of the time")
+    assert (found.verdict, found.measured) == ("holds", "0.500 of the time")
 
 
 @pytest.mark.parametrize(
@@ -111,6 +112,13 @@ def test_of_many_settings(tmp_path: Path, choice: dict[str, Any], value: float, 
     own = {"ratio": {"rows": "modelled", **A_OVER_B, "each": ["devices"], **choice}}
     found = judge(tmp_path, quantities=own).values["ratio"]
     assert (found.middle, found.place) == (value, place)
+
+
+def test_where_the_most_was_found_is_said_with_its_unit(tmp_path: Path) -> None:
+    own: dict[str, Any] = {"rows": "modelled", **A_OVER_B, "each": ["devices"]}
+    quantities = {name: {**own, "take": name} for name in ("least", "most")}
+    found = judge(tmp_path, quantities=quantities, measured="at most {most:%}", rules=[])
+    assert found.places == "0.500 (the least) at devices 2; 200 % (the most) at devices 4"
 
 
 def test_the_best_of_several(tmp_path: Path) -> None:

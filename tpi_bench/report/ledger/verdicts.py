@@ -38,10 +38,16 @@ class Judged:
             if isinstance(quantity, Quantity) and quantity.take in ("least", "most")
         }
         return "; ".join(
-            f"{name} ({take}) at {self.values[name].place}"
+            f"{self._as_said(name)} (the {take}) at {self.values[name].place}"
             for name, take in chosen.items()
             if name in self.values
         )
+
+    def _as_said(self, name: str) -> str:
+        """A value with the unit that the entry's sentences give it."""
+        sentences = " ".join([self.entry.measured, *(rule.why for rule in self.entry.rules)])
+        said = re.search(rf"{{{name}(:[^}}]*)?}}", sentences)
+        return filled(said[0], self.values, name) if said else f"{self.values[name]}"
 
     @property
     def commands(self) -> list[str]:

@@ -25,6 +25,7 @@ _VARIABLES = {_INK: "var(--ink)", _GRID: "var(--grid)", _PAPER: "var(--paper)"}
 _DARK, _LIGHT = 0.55, 0.95  # greys between are a grid's
 _GLYPH = re.compile(r'<path id="([\w-]+)" d="[^"]*" transform="scale\(0\.015625\)"/>')
 _NUMBERS = re.compile(r'(\b(?:d|x|y)=")([^"]*)')
+_LETTER = re.compile(r'<use (href="[^"]+") transform="translate\((-?[\d.]+) (-?[\d.]+)\)"/>')
 _ID = re.compile(r'(\bid="|url\(#|href="#)([^")]+)')
 _UNUSED = re.compile(r"<metadata>.*?</metadata>|<!--.*?-->", re.DOTALL)
 _NAMED = re.compile(r' id="[A-Za-z2.]+_\d+"')  # of parts of a figure, which nothing refers to
@@ -53,8 +54,7 @@ def svg_of(figure: Figure, name: str, words: str) -> Picture:
     assert size is not None
     attributes = (
         f'class="figure" role="img" aria-label="{html.escape(words)}" {size[0]} '
-        f'style="--width: {float(size[1]):.0f}" xmlns="http://www.w3.org/2000/svg" '
-        'xmlns:xlink="http://www.w3.org/1999/xlink"'
+        f'style="--width: {float(size[1]):.0f}" xmlns="http://www.w3.org/2000/svg"'
     )
     body = drawn[drawn.index(">", drawn.index("<svg")) + 1 :].replace("</svg>", "").strip()
     return Picture(f"<svg {attributes}>{body}<g>{marks}</g></svg>", glyphs)
@@ -71,17 +71,24 @@ def _compact(written: str, name: str) -> tuple[str, dict[str, str]]:
     drawn = written[written.index("<svg") :]
     for colour, variable in _VARIABLES.items():
         drawn = drawn.replace(colour, variable)
-    drawn = _NAMED.sub("", _UNUSED.sub("", drawn))
+    drawn = _NAMED.sub("", _UNUSED.sub("", drawn)).replace("xlink:href=", "href=")
     glyphs = {each[1]: " ".join(each[0].split()) for each in _GLYPH.finditer(drawn)}
     drawn = _GLYPH.sub("", drawn)
     drawn = _ID.sub(lambda each: each[0] if each[2] in glyphs else f"{each[1]}{name}-{each[2]}", drawn)  # fmt: skip # noqa: E501
     drawn = _NUMBERS.sub(_rounded, drawn)
+    drawn = _LETTER.sub(_placed, drawn)
     return re.sub(r">\s+<", "><", drawn), glyphs
 
 
 def _rounded(each: re.Match[str]) -> str:
     """A tenth of a point is enough for a line, not for a scale."""
-    return each[1] + re.sub(r"(-?\d+\.\d)\d+", r"\1", each[2]).replace("\n", " ")
+    return each[1] + " ".join(re.sub(r"(-?\d+\.\d)\d+", r"\1", each[2]).split())
+
+
+def _placed(each: re.Match[str]) -> str:
+    """A letter at its place in a line, in less text; a hundred of its units are an em."""
+    x, y = (f"{float(number):.1f}".removesuffix(".0") for number in each.group(2, 3))
+    return f'<use {each[1]} x="{x}"' + (f' y="{y}"' if float(y) else "") + "/>"
 
 
 def _with_own_neutrals(figure: Figure) -> None:
