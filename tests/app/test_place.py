@@ -52,7 +52,7 @@ def test_a_finished_folder_is_never_written_into(cache_dir: Path, tmp_path: Path
         message = (
             f"{given}: it is finished ({num_points} points) and is never written into; draw it "
             f"again with: python -m experiments.fig_latency {folder}; measure it anew with: "
-            "python -m tpi_bench +experiment=fig_latency"
+            "python -m tpi_bench +experiment=fig_latency repeat=0,1,2,3,4"
         )
         assert done.stderr == f"error: {message}\n"
         assert report_of(done)["error"] == message
