@@ -95,7 +95,7 @@ def test_cases_are_drawn_from_one_grid_after_the_other() -> None:
         jobs_of_grids(params, grids, [], draw=0)
 
 
-def test_typed_repeats_go_to_what_is_repeated():
+def test_typed_repeats_go_to_what_is_repeated() -> None:
     grids = [{"repeat": "0,1", "a": "x"}, {"a": "y"}]
     jobs, _ = jobs_of_grids({}, grids, ["repeat=0,1,2"])
     assert jobs == [["repeat=0", "a=x"], ["a=y"], ["repeat=1", "a=x"], ["repeat=2", "a=x"]]

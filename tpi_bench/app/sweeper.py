@@ -190,14 +190,14 @@ def jobs_of_grids(
     drawn: list[dict[frozenset[str], list[frozenset[str]]]] = []  # jobs of each case of each grid
     left_out: dict[str, int] = {}
     named = {name for grid in grids for name in _systems(parser, grid)}
-    has_repeats = ["repeat" in grid for grid in grids]
+    some_repeat = any("repeat" in grid for grid in grids)
     for grid in grids:
         own = _systems(parser, grid)
         texts = [f"{key}={value}" for key, value in [*params.items(), *grid.items()]]
         choices: dict[str, list[str]] = {}
-        once = "repeat" not in {**params, **grid} and any(has_repeats)
+        is_once = some_repeat and "repeat" not in {**params, **grid}
         for override in parser.parse_overrides([*texts, *arguments]):
-            if not (once and override.get_key_element() == "repeat"):
+            if not (is_once and override.get_key_element() == "repeat"):
                 choices[override.get_key_element()] = _choices(override)
         if own:
             elsewhere = {f"system={name}" for name in named - own}
