@@ -1,8 +1,8 @@
 """Matrix times one vector or a few, with weights in every precision, in float32: numba kernels.
 
-Each reads its weights once, in order, so that memory is what it waits for (`row_sums.py`). A row is
-summed in a fixed order, whatever thread has it and however many vectors there are. `compiled.py`
-compiles them, `matrix.py` and `tiles.py` run them.
+Each reads its weights once, in order, and asks for them ahead, so that memory is what it waits for
+(`row_sums.py`). A row is summed in a fixed order, whatever thread has it and however many vectors
+there are. `compiled.py` compiles them, `matrix.py` and `tiles.py` run them.
 """
 
 from __future__ import annotations

@@ -68,6 +68,11 @@ def is_known_processor() -> bool:
     return {"x86_64", "f16c"} <= known or "aarch64" in known or "arm64" in known
 
 
+def is_amd_zen() -> bool:
+    """Of which generation is not asked."""
+    return str(cpu_target.target_context.codegen().magic_tuple()[1]).startswith("znver")
+
+
 def operation(result: types.Type, *takes: types.Type) -> Callable[[Emit], Any]:
     """Makes `emit(builder, *values)` a function of numba code, from `takes` to `result`."""
 
