@@ -117,6 +117,44 @@ def test_a_few_rows_have_the_bits_that_each_has_alone(
         assert torch.equal(product(x[:num_rows]), alone[:num_rows]), num_rows
 
 
+LONG = [(w, s) for w in WEIGHTS for s in [(70, 576), (33, 704), (300, 2048)]]
+LONG += [(w, s) for w in WEIGHTS if w not in QUANTISED for s in [(21, 520), (3, 777)]]
+
+
+@pytest.mark.parametrize(("weights", "shape"), LONG)
+def test_long_rows_in_parts(
+    weights: str, shape: tuple[int, int], num_threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As an AMD Zen takes them, if longer: each part is summed, and added to those before."""
+    whole, values = make(weights, shape)
+    monkeypatch.setattr(matrix, "most_cols", lambda weights: 256)
+    in_parts, _ = make(weights, shape)
+    x = torch.cat([vector(shape[1], seed) for seed in range(FEW)])
+    alone = torch.cat([in_parts(row) for row in x.split(1)])
+    assert not torch.equal(alone, torch.cat([whole(row) for row in x.split(1)]))  # another order
+    bounds = torch.cat([error_bound(weights, values, row) for row in x.split(1)])
+    assert ((alone.double() - x.double() @ values.T).abs() <= bounds).all()
+    for num_rows in range(2, FEW + 1):
+        assert torch.equal(in_parts(x[:num_rows]), alone[:num_rows]), num_rows
+
+
+@pytest.mark.parametrize("weights", WEIGHTS)
+def test_parts_of_a_row(weights: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whole blocks, none longer than allowed, as few as can be; on other processors all of it."""
+    monkeypatch.setattr(compiled, "is_amd_zen", lambda: True)
+    matrix.most_cols.cache_clear()
+    most = matrix.most_cols(weights)
+    for cols in (16, most, most + 1, most + 96, 2 * most, 14336, 28672, 5 * most + 17):
+        part = matrix.cols_at_a_time(weights, cols)
+        assert part == cols if cols <= most else part % 128 == 0
+        assert part <= most
+        assert -(-cols // part) == -(-cols // most)
+    monkeypatch.setattr(compiled, "is_amd_zen", lambda: False)
+    matrix.most_cols.cache_clear()
+    assert matrix.cols_at_a_time(weights, 28672) == 28672
+    matrix.most_cols.cache_clear()
+
+
 @pytest.mark.parametrize("dtype", UNIT_OF)
 @pytest.mark.parametrize("num_rows", [1, 2, 33])
 @pytest.mark.parametrize("weights", WEIGHTS)

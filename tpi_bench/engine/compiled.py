@@ -54,6 +54,15 @@ def kernels() -> dict[str, Kernel]:
     return {function.__name__: Kernel(function) for function in functions}
 
 
+def is_amd_zen() -> bool:
+    """Whether kernels run on a processor of that family."""
+    if not kernels():
+        return False
+    from tpi_bench.engine import vectors
+
+    return vectors.is_amd_zen()
+
+
 def prepare() -> None:
     """Load all kernels into this process, compiled in another where they are not on the disk."""
     kernels()

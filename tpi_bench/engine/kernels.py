@@ -14,8 +14,12 @@ import numpy as np
 from tpi_bench.engine.digits import BLOCK_BYTES, BLOCK_GROUPS, split
 from tpi_bench.engine.fields import field, take
 from tpi_bench.engine.row_sums import (
+    AHEAD_OF_NUMBERS,
+    ahead_in,
+    ahead_of_floats,
     float_row,
     helper,
+    put,
     q4_row,
     q4_two_rows,
     q8_row,
@@ -23,7 +27,19 @@ from tpi_bench.engine.row_sums import (
     two_of_q4,
     two_of_q8,
 )
-from tpi_bench.engine.task import COLS, DIGITS, NEXT, NUM_NEW, OUT, ROWS, SCALES, SHARE, VALUES, X
+from tpi_bench.engine.task import (
+    COLS,
+    DIGITS,
+    NEXT,
+    NUM_NEW,
+    OUT,
+    PART,
+    ROWS,
+    SCALES,
+    SHARE,
+    VALUES,
+    X,
+)
 from tpi_bench.engine.vectors import (
     load,
     load_high,
@@ -32,31 +48,36 @@ from tpi_bench.engine.vectors import (
     multiply,
     store,
     store_as,
-    store_one,
     total,
 )
 
 
 @helper
 def _float_product(task: Any, kind: Any, size: int) -> None:
-    rows, cols, share = field(task, ROWS), field(task, COLS), field(task, SHARE)
+    rows, cols = field(task, ROWS), field(task, COLS)
     values, x, out = field(task, VALUES), field(task, X), field(task, OUT)
-    num_new, pitch = field(task, NUM_NEW), 4 * rows
+    num_new, pitch, far = field(task, NUM_NEW), 4 * rows, 4 * cols
+    share, part = field(task, SHARE), field(task, PART)
+    ahead = ahead_in(cols * size, part * size, ahead_of_floats(size))
     first = take(task, NEXT, share)
     while first < rows:
-        for row in range(first, min(first + share, rows)):
-            w, v, place = values + row * cols * size, x, out + 4 * row
-            left = num_new
-            while left:
-                if left == num_new or left == 1:  # the first, from memory; the last one over
-                    store_one(place, total(float_row(w, v, cols, kind, size)))
-                    count = 1
-                else:
-                    two_of_floats(w, v, cols, kind, size, place, pitch)
-                    count = 2
-                left -= count
-                v += 4 * cols * count
-                place += pitch * count
+        for begin in range(0, cols, part):
+            num_cols = min(part, cols - begin)
+            for row in range(first, min(first + share, rows)):
+                w, v, place = values + (row * cols + begin) * size, x + 4 * begin, out + 4 * row
+                left = num_new
+                while left:
+                    if left == num_new or left == 1:  # the first, from memory; the last one over
+                        put(place, total(float_row(w, v, num_cols, kind, size, ahead)), begin == 0)
+                        count = 1
+                    else:
+                        one, other = two_of_floats(w, v, num_cols, kind, size, ahead, far)
+                        put(place, one, begin == 0)
+                        put(place + pitch, other, begin == 0)
+                        count = 2
+                    left -= count
+                    v += far * count
+                    place += pitch * count
         first = take(task, NEXT, share)
 
 
@@ -74,26 +95,33 @@ def bfloat16(task: Any) -> None:
 
 
 def q8(task: Any) -> None:
-    rows, groups, share = field(task, ROWS), field(task, COLS) >> 5, field(task, SHARE)
+    rows, cols = field(task, ROWS), field(task, COLS)
     values, scales = field(task, VALUES), field(task, SCALES)
     x, out = field(task, X), field(task, OUT)
-    num_new, pitch = field(task, NUM_NEW), 4 * rows
+    num_new, pitch, far = field(task, NUM_NEW), 4 * rows, 4 * cols
+    share, part = field(task, SHARE), field(task, PART)
+    ahead = ahead_in(cols, part, AHEAD_OF_NUMBERS)
     first = take(task, NEXT, share)
     while first < rows:
-        for row in range(first, min(first + share, rows)):
-            w, s = values + 32 * groups * row, scales + 2 * groups * row
-            v, place = x, out + 4 * row
-            left = num_new
-            while left:
-                if left == num_new or left == 1:
-                    store_one(place, total(q8_row(w, s, v, groups)))
-                    count = 1
-                else:
-                    two_of_q8(w, s, v, groups, place, pitch)
-                    count = 2
-                left -= count
-                v += 128 * groups * count
-                place += pitch * count
+        for begin in range(0, cols, part):
+            groups = min(part, cols - begin) >> 5
+            for row in range(first, min(first + share, rows)):
+                at = row * cols + begin
+                w, s = values + at, scales + (at >> 4)
+                v, place = x + 4 * begin, out + 4 * row
+                left = num_new
+                while left:
+                    if left == num_new or left == 1:
+                        put(place, total(q8_row(w, s, v, groups, ahead)), begin == 0)
+                        count = 1
+                    else:
+                        one, other = two_of_q8(w, s, v, groups, ahead, far)
+                        put(place, one, begin == 0)
+                        put(place + pitch, other, begin == 0)
+                        count = 2
+                    left -= count
+                    v += far * count
+                    place += pitch * count
         first = take(task, NEXT, share)
 
 
@@ -112,30 +140,41 @@ def split_x(task: Any) -> None:
 
 
 def q4(task: Any) -> None:
-    rows, groups, share = field(task, ROWS), field(task, COLS) >> 5, field(task, SHARE)
+    rows, cols = field(task, ROWS), field(task, COLS)
     values, scales = field(task, VALUES), field(task, SCALES)
     out, num_new, pitch = field(task, OUT), field(task, NUM_NEW), 4 * rows
+    share, part = field(task, SHARE), field(task, PART)
+    ahead = ahead_in(cols >> 1, part >> 1, AHEAD_OF_NUMBERS)
+    groups, groups_of_part = cols >> 5, part >> 5
     far = _digits_pitch(groups)
     first = take(task, NEXT, share)
     while first < rows:
-        end = min(first + share, rows)
-        row = first
-        while row < end:
-            w, s, place = values + 16 * groups * row, scales + 2 * groups * row, out + 4 * row
-            digits = field(task, DIGITS)
-            if row + 1 < end:
-                for _ in range(num_new >> 1):
-                    two_of_q4(w, s, digits, groups, place, pitch, far)
-                    digits += 2 * far
-                    place += 2 * pitch
-                if num_new & 1:
-                    q4_two_rows(w, s, digits, groups, place)
-            else:
-                for _ in range(num_new):
-                    q4_row(w, s, digits, groups, place)
-                    digits += far
-                    place += pitch
-            row += 2
+        last = min(first + share, rows)
+        for begin in range(0, groups, groups_of_part):
+            end, is_first = min(begin + groups_of_part, groups), begin == 0
+            row = first
+            while row < last:
+                w, s, place = values + 16 * groups * row, scales + 2 * groups * row, out + 4 * row
+                digits = field(task, DIGITS) + begin // BLOCK_GROUPS * BLOCK_BYTES
+                if row + 1 < last:
+                    for _ in range(num_new >> 1):
+                        a, b, c, d = two_of_q4(w, s, digits, begin, end, groups, ahead, far)
+                        put(place, a, is_first)
+                        put(place + 4, b, is_first)
+                        put(place + pitch, c, is_first)
+                        put(place + pitch + 4, d, is_first)
+                        digits += 2 * far
+                        place += 2 * pitch
+                    if num_new & 1:
+                        a, b = q4_two_rows(w, s, digits, begin, end, groups, ahead)
+                        put(place, a, is_first)
+                        put(place + 4, b, is_first)
+                else:
+                    for _ in range(num_new):
+                        put(place, q4_row(w, s, digits, begin, end, groups, ahead), is_first)
+                        digits += far
+                        place += pitch
+                row += 2
         first = take(task, NEXT, share)
 
 

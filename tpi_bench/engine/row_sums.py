@@ -2,7 +2,9 @@
 
 A row of weights comes from memory once, some lines ahead, for the first vector or two; for others
 it is in the cache. Two vectors share what weights are loaded and converted for, and each is summed
-in the order in which it is alone, so that its bits are the same. `kernels.py` calls all of it.
+in the order in which it is alone, so that its bits are the same. `kernels.py` calls all of it, for
+long rows with a part of their columns at a time: what lies between a row's begin and that of the
+next, its pitch, is then more than what is summed.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from tpi_bench.engine.vectors import (
     keep_last,
     load,
     load_4_scales,
+    load_float,
     load_scale,
     multiply,
     prefetch,
@@ -34,8 +37,8 @@ from tpi_bench.engine.vectors import (
 
 # Bytes: what memory takes to answer, at its full rate. Each is what was fastest on one CPU, a
 # Sapphire Rapids. 3072 for halves made a Zen 4 read 18 GB/s of bfloat16 with one thread, 1024 25.
-_AHEAD_OF_FLOATS, _AHEAD_OF_NUMBERS = 3072, 6144
-_AHEAD_OF_HALVES = 1024 if is_amd_zen() else 3072
+AHEAD_OF_FLOATS, AHEAD_OF_NUMBERS = 3072, 6144
+AHEAD_OF_HALVES = 1024 if is_amd_zen() else 3072
 _LINE = 64
 
 helper = njit(error_model="numpy", forceinline=True)
@@ -48,10 +51,28 @@ def _fetch(address: int, num_bytes: int) -> None:
 
 
 @helper
-def float_row(row: int, x: int, cols: int, kind: Any, size: int) -> Any:
+def ahead_of_floats(size: int) -> int:
+    return AHEAD_OF_FLOATS if size == 4 else AHEAD_OF_HALVES
+
+
+@helper
+def ahead_in(row_bytes: int, part_bytes: int, usual: int) -> int:
+    """How far ahead weights are asked for: in parts of rows, as far as some rows further."""
+    if part_bytes < row_bytes:
+        return (1 + AHEAD_OF_NUMBERS // part_bytes) * row_bytes
+    return usual
+
+
+@helper
+def put(place: int, value: Any, is_first: bool) -> None:
+    """Store the sum of a row's first part, or add that of another one."""
+    store_one(place, value if is_first else load_float(place) + value)
+
+
+@helper
+def float_row(row: int, x: int, cols: int, kind: Any, size: int, ahead: int) -> Any:
     """The sum of a row of values of type `kind`, `size` bytes each, at least 16 of them."""
     a, b, c, d = zeros(), zeros(), zeros(), zeros()
-    ahead = _AHEAD_OF_FLOATS if size == 4 else _AHEAD_OF_HALVES
     whole = cols & ~63
     for col in range(0, whole, 64):
         w, v = row + col * size, x + col * 4
@@ -75,12 +96,12 @@ def _q8_group(numbers: int, x: int) -> Any:
 
 
 @helper
-def q8_row(row: int, scales: int, x: int, groups: int) -> Any:
+def q8_row(row: int, scales: int, x: int, groups: int, ahead: int) -> Any:
     a, b, c, d = zeros(), zeros(), zeros(), zeros()
     whole = groups & ~3
     for group in range(0, whole, 4):
         w, v = row + 32 * group, x + 128 * group
-        _fetch(w + _AHEAD_OF_NUMBERS, 128)
+        _fetch(w + ahead, 128)
         four = load_4_scales(scales + 2 * group)
         a = fma(_q8_group(w, v), quarter_0(four), a)
         b = fma(_q8_group(w + 32, v + 128), quarter_1(four), b)
@@ -92,44 +113,49 @@ def q8_row(row: int, scales: int, x: int, groups: int) -> Any:
 
 
 @helper
-def q4_row(row: int, scales: int, digits: int, groups: int, out: int) -> None:
+def q4_row(
+    row: int, scales: int, digits: int, begin: int, end: int, groups: int, ahead: int
+) -> Any:
+    """The sum of these groups of a row; `digits` are of the first of them."""
     sums = zeros()
-    for start in range(0, groups, BLOCK_GROUPS):
+    for start in range(begin, end, BLOCK_GROUPS):
         group = min(start, groups - BLOCK_GROUPS)
         w = row + 16 * group
-        _fetch(w + _AHEAD_OF_NUMBERS, 64)
+        _fetch(w + ahead, 64)
         sums = fma(dot_block(w, digits), load_4_scales(scales + 2 * group), sums)
         digits += BLOCK_BYTES
-    store_one(out, total(sums))
+    return total(sums)
 
 
 @helper
-def q4_two_rows(row: int, scales: int, digits: int, groups: int, out: int) -> None:
+def q4_two_rows(
+    row: int, scales: int, digits: int, begin: int, end: int, groups: int, ahead: int
+) -> tuple[Any, Any]:
     """A row and the next: digits, of which there are more bytes than weights, are loaded once."""
     sums, others = zeros(), zeros()
     pitch, scale_pitch = 16 * groups, 2 * groups
-    for start in range(0, groups, BLOCK_GROUPS):
+    for start in range(begin, end, BLOCK_GROUPS):
         group = min(start, groups - BLOCK_GROUPS)
         w, s = row + 16 * group, scales + 2 * group
-        _fetch(w + _AHEAD_OF_NUMBERS, 64)
-        _fetch(w + pitch + _AHEAD_OF_NUMBERS, 64)
+        _fetch(w + ahead, 64)
+        _fetch(w + pitch + ahead, 64)
         sums = fma(dot_block(w, digits), load_4_scales(s), sums)
         others = fma(dot_block(w + pitch, digits), load_4_scales(s + scale_pitch), others)
         digits += BLOCK_BYTES
-    store_one(out, total(sums))
-    store_one(out + 4, total(others))
+    return total(sums), total(others)
 
 
 @helper
-def two_of_floats(row: int, x: int, cols: int, kind: Any, size: int, out: int, pitch: int) -> None:
-    """A row of weights times two vectors; the second's sum lies `pitch` bytes behind the first's.
+def two_of_floats(
+    row: int, x: int, cols: int, kind: Any, size: int, ahead: int, far: int
+) -> tuple[Any, Any]:
+    """The sums of a row of weights times two vectors; the second lies `far` bytes behind the first.
 
     The compiler loads a weight once that stands here twice.
     """
     a, b, c, d = zeros(), zeros(), zeros(), zeros()
     e, f, g, h = zeros(), zeros(), zeros(), zeros()
-    ahead = _AHEAD_OF_FLOATS if size == 4 else _AHEAD_OF_HALVES
-    whole, y = cols & ~63, x + 4 * cols
+    whole, y = cols & ~63, x + far
     for col in range(0, whole, 64):
         w, at = row + col * size, col * 4
         _fetch(w + ahead, 64 * size)
@@ -150,18 +176,17 @@ def two_of_floats(row: int, x: int, cols: int, kind: Any, size: int, out: int, p
         b = fma(load(row + (cols - 16) * size, kind), rest, b)
         rest = keep_last(load(y + last, np.float32), cols & 15)
         f = fma(load(row + (cols - 16) * size, kind), rest, f)
-    store_one(out, total(add(add(a, b), add(c, d))))
-    store_one(out + pitch, total(add(add(e, f), add(g, h))))
+    return total(add(add(a, b), add(c, d))), total(add(add(e, f), add(g, h)))
 
 
 @helper
-def two_of_q8(row: int, scales: int, x: int, groups: int, out: int, pitch: int) -> None:
+def two_of_q8(row: int, scales: int, x: int, groups: int, ahead: int, far: int) -> tuple[Any, Any]:
     a, b, c, d = zeros(), zeros(), zeros(), zeros()
     e, f, g, h = zeros(), zeros(), zeros(), zeros()
-    whole, far = groups & ~3, 128 * groups
+    whole = groups & ~3
     for group in range(0, whole, 4):
         w, v = row + 32 * group, x + 128 * group
-        _fetch(w + _AHEAD_OF_NUMBERS, 128)
+        _fetch(w + ahead, 128)
         four = load_4_scales(scales + 2 * group)
         a = fma(_q8_group(w, v), quarter_0(four), a)
         e = fma(_q8_group(w, v + far), quarter_0(four), e)
@@ -175,29 +200,25 @@ def two_of_q8(row: int, scales: int, x: int, groups: int, out: int, pitch: int) 
         w, v, scale = row + 32 * group, x + 128 * group, load_scale(scales + 2 * group)
         a = fma(_q8_group(w, v), scale, a)
         e = fma(_q8_group(w, v + far), scale, e)
-    store_one(out, total(add(add(a, b), add(c, d))))
-    store_one(out + pitch, total(add(add(e, f), add(g, h))))
+    return total(add(add(a, b), add(c, d))), total(add(add(e, f), add(g, h)))
 
 
 @helper
 def two_of_q4(
-    row: int, scales: int, digits: int, groups: int, out: int, pitch: int, far: int
-) -> None:
+    row: int, scales: int, digits: int, begin: int, end: int, groups: int, ahead: int, far: int
+) -> tuple[Any, Any, Any, Any]:
     """A row of weights and the next times two vectors, whose digits lie `far` bytes apart."""
     a, b, c, d = zeros(), zeros(), zeros(), zeros()
     wide, scale_wide = 16 * groups, 2 * groups
-    for start in range(0, groups, BLOCK_GROUPS):
+    for start in range(begin, end, BLOCK_GROUPS):
         group = min(start, groups - BLOCK_GROUPS)
         w, s = row + 16 * group, scales + 2 * group
-        _fetch(w + _AHEAD_OF_NUMBERS, 64)
-        _fetch(w + wide + _AHEAD_OF_NUMBERS, 64)
+        _fetch(w + ahead, 64)
+        _fetch(w + wide + ahead, 64)
         four, other = load_4_scales(s), load_4_scales(s + scale_wide)
         a = fma(dot_block(w, digits), four, a)
         b = fma(dot_block(w + wide, digits), other, b)
         c = fma(dot_block(w, digits + far), four, c)
         d = fma(dot_block(w + wide, digits + far), other, d)
         digits += BLOCK_BYTES
-    store_one(out, total(a))
-    store_one(out + 4, total(b))
-    store_one(out + pitch, total(c))
-    store_one(out + pitch + 4, total(d))
+    return total(a), total(b), total(c), total(d)

@@ -13,8 +13,10 @@ NEXT, SHARE, ROWS, COLS, VALUES, SCALES, X, OUT, DIGITS = range(9)
 # Of attention and norms; REAL is a float64.
 KEYS, KV_HEADS, HEAD_TO_KV, STRIDE, POSITION, COS, SIN, SCRATCH, PITCH, REAL = range(9, 19)
 NUM_NEW = 19  # vectors that are multiplied at once, or positions
-_NUM_FIELDS = 20
+PART = 20  # columns that are multiplied at a time, all or a multiple of 128
+_NUM_FIELDS = 21
 _SHARES = 8  # of each thread: a thread that is late leaves the others little to wait for
+_ROWS_IN_PARTS = 16  # few enough that they stay in the second cache until their last part
 
 
 class Task:
@@ -27,6 +29,7 @@ class Task:
         self._reals = array.view(torch.float64).numpy()
         self._rows = rows
         self._fields[ROWS], self._fields[COLS] = rows, cols
+        self._fields[PART] = cols
 
     def point(self, field: int, tensor: torch.Tensor | None) -> None:
         """Tell where a tensor lies; the caller keeps it there."""
@@ -42,4 +45,6 @@ class Task:
     def begin(self, num_threads: int) -> None:
         """All rows are there to be taken."""
         self._fields[NEXT] = 0
-        self._fields[SHARE] = self._rows // (num_threads * _SHARES) + 1
+        share = self._rows // (num_threads * _SHARES) + 1
+        is_in_parts = self._fields[PART] < self._fields[COLS]
+        self._fields[SHARE] = min(share, _ROWS_IN_PARTS) if is_in_parts else share
