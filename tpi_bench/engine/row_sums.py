@@ -71,7 +71,7 @@ def put(place: int, value: Any, is_first: bool) -> None:
 
 @helper
 def float_row(row: int, x: int, cols: int, kind: Any, size: int, ahead: int) -> Any:
-    """The sum of a row of values of type `kind`, `size` bytes each, at least 16 of them."""
+    """The sum of a row of values of type `kind`, `size` bytes each; it has at least 16."""
     a, b, c, d = zeros(), zeros(), zeros(), zeros()
     whole = cols & ~63
     for col in range(0, whole, 64):
