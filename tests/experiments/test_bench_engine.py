@@ -158,7 +158,8 @@ def test_what_is_compared_runs_one_after_the_other() -> None:
     alone = [[text for text in job if not text.startswith("system=")] for job in jobs]
     peers = ("llamacpp", "llamacpp_q4_0", "products")
     places = [i for i, job in enumerate(jobs) if {f"system={name}" for name in peers} & set(job)]
-    assert len(places) == 3 * (3 + 2 + 5)
+    num_repeats = len(sweeper["params"]["repeat"].split(","))
+    assert len(places) == num_repeats * (3 + 2 + 5)
     for place in places:
         assert alone[place - 1] == alone[place]
         assert "system=tpi" in jobs[place - 1]
