@@ -29,6 +29,7 @@ _WHY = {"oom": "does not fit", "timeout": "took too long", "error": "failed"}
 _PAIRS = (
     ("TPI star", "Accelerate", "this engine, planned for its memory"),
     ("TPI star", "llama.cpp", "this engine, planned for its memory"),
+    ("TPI star", "llama.cpp Q4_0", "this engine, planned for its memory"),
     ("faulted", "Accelerate", "stands for it in virtual time"),
     ("blocking", "Accelerate", "the same without page faults"),
     ("mmap", "llama.cpp", "stands for it in virtual time"),

@@ -51,3 +51,9 @@ def test_a_figure_can_be_read(folder: Path) -> None:
 def test_the_table_of_limits_can_be_read() -> None:
     rows = tab_limits.DRAWING.rows(tab_limits.stored(RESULTS))
     assert faults_of(tab_limits.DRAWING, rows) == {}
+
+
+def test_the_table_of_limits_is_of_the_committed_rows() -> None:
+    """Else make it anew: `python -m experiments.tab_limits results`."""
+    shown = (RESULTS / "tab_limits" / "tab_limits.txt").read_text()
+    assert shown == f"{tab_limits.DRAWING.text(tab_limits.stored(RESULTS))}\n"

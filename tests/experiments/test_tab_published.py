@@ -40,6 +40,12 @@ def test_theirs_are_what_the_paper_has(found: list[Compared]) -> None:
     assert theirs["prima.cpp", "llama3.1_70b, q4, its ring on its four", "token"] == 0.674
 
 
+def test_the_committed_table_is_of_the_committed_rows(found: list[Compared]) -> None:
+    """Else make it anew: `python -m experiments.tab_published results`."""
+    lines = tab_published.table(found).to_csv(index=False, float_format="%.4g")
+    assert lines == (RESULTS / "tab_published" / "tab_published.csv").read_text()
+
+
 def test_a_group_is_summed_up() -> None:
     several = [
         Compared(table="t", setting=str(ours), quantity="token", theirs=2, ours=ours, folder="f")

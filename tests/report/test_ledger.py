@@ -130,7 +130,7 @@ def test_the_best_of_several(tmp_path: Path) -> None:
         "theirs": {"given": 7.5, "source": "a book"},
     }
     found = judge(tmp_path, quantities=quantities, measured="{least:s} {gap:ms} {theirs}", rules=[])
-    assert found.measured == "1 s 1000 ms 7.5"
+    assert found.measured == "1.00 s 1000 ms 7.5"
     assert found.verdict == "not shown"
 
 

@@ -90,6 +90,16 @@ def test_older_rows_are_told_apart_by_what_they_have(tmp_path: Path) -> None:
     assert [line[0] for line in lines] == ["float32", "bfloat16"]
 
 
+def test_a_table_that_is_older_than_a_column(tmp_path: Path) -> None:
+    """Nothing is known there, and the line does without."""
+    newer = ["token_latency_p99_s", "token_jitter_s", "num_proposed", "tokens_per_pass"]
+    lines_of(tmp_path, run_of(1, "model=debug"), run_of(2, "model=tiny"))
+    older = read_runs(tmp_path).drop(columns=[*newer, "joules_per_token", "limit_token_s"])
+    head, first, _ = (line.split() for line in sweep_table(older).split("\n"))
+    assert head == ["model", "status", "TTFT", "ms", "ms", "a", "token", "limit", "ms"]
+    assert first == ["debug", "ok", "500", "100", "-"]
+
+
 def test_a_sweep_of_nothing_has_a_table_too() -> None:
     assert sweep_table(pd.DataFrame()) == "no point was measured"
 

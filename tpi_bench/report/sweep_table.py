@@ -28,7 +28,7 @@ _TIMES = {
     "jitter ms": "token_jitter_s",
     "limit ms": "limit_token_s",
 }
-_IF_KNOWN = ("p99 ms", "jitter ms")  # older rows have none
+_IF_KNOWN = ("p99 ms", "jitter ms")
 _BUSY_NOTE = (
     "* measured on a busy host, which may do better: measure it anew when nothing else runs "
     "(how busy: busy_cores_start, busy_cores_probe and steal_share of runs.csv)"
@@ -73,6 +73,7 @@ def sweep_frame(runs: pd.DataFrame) -> pd.DataFrame:
     import pandas as pd
 
     keys = _keys(runs)
+    runs = _with_columns(runs, [*_TIMES.values(), *_TOLD_BY.values(), *_MORE])
     times = {k: v for k, v in _TIMES.items() if k not in _IF_KNOWN or runs[v].notna().any()}
     known = [name for name in _MORE if runs[_TOLD_BY.get(name, name)].notna().any()]
     is_repeated = bool(runs.config_hash.duplicated().any())
@@ -92,6 +93,12 @@ def sweep_frame(runs: pd.DataFrame) -> pd.DataFrame:
             line[name] = fold(row[column] for row in repeats)
         lines.append(line)
     return pd.DataFrame(lines).rename(columns=_short)
+
+
+def _with_columns(runs: pd.DataFrame, names: Iterable[str]) -> pd.DataFrame:
+    """Of a table that is older than a column nothing is known there."""
+    lacking = [name for name in dict.fromkeys(names) if name not in runs]
+    return runs.reindex(columns=[*runs.columns, *lacking])
 
 
 def _keys(runs: pd.DataFrame) -> pd.DataFrame:

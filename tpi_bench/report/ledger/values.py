@@ -30,8 +30,8 @@ class Value:
     """A number and where it may lie; `place` is the group that it was taken from.
 
     `is_exact` is what modelled time gives, the same whenever it is run: its ends are itself. What
-    was measured once has no ends (NaN), so that no rule about them is true. What is given is
-    written as it was, the others with three digits: 0.500.
+    was measured once has no ends (NaN), so that no rule about them is true. What is given or
+    counted is written as it is, the others with three digits: 0.500, 1.00.
     """
 
     middle: float
@@ -39,7 +39,7 @@ class Value:
     high: float
     is_exact: bool
     place: str = ""
-    is_given: bool = False
+    is_plain: bool = False
 
     @property
     def is_interval(self) -> bool:
@@ -48,21 +48,21 @@ class Value:
     def __format__(self, unit: str) -> str:
         """With a unit of `_UNITS`: as `1.2 s`, `1.2 [1.1, 1.3] s`."""
         factor, name = _UNITS[unit]
-        short = _as_given if self.is_given else _short
+        short = _as_it_is if self.is_plain else _short
         middle, low, high = (short(end * factor) for end in (self.middle, self.low, self.high))
         return f"{middle} [{low}, {high}]{name}" if self.is_interval else f"{middle}{name}"
 
 
 def _short(value: float) -> str:
-    """Three digits, as people write them; a whole number is counted, or happens to be one."""
+    """Three digits, as people write them."""
     if math.isnan(value):
         return "unknown"
-    if abs(value) >= 1000 or value == round(value):
-        return f"{value:.0f}"
-    return f"{value:#.3g}".removesuffix(".")
+    if value == 0:
+        return "0"
+    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:#.3g}".removesuffix(".")
 
 
-def _as_given(value: float) -> str:
+def _as_it_is(value: float) -> str:
     return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
@@ -76,14 +76,14 @@ def value_of(
     if isinstance(quantity, Derived):
         return _derived(quantity, before)
     if isinstance(quantity, Given):
-        return Value(quantity.given, quantity.given, quantity.given, True, is_given=True)
+        return Value(quantity.given, quantity.given, quantity.given, True, is_plain=True)
     groups = dict(_by_group(quantity, tables))
     if not quantity.each:
         return _value(*groups[""])
     middles = {place: float(values.median()) for place, (values, _) in groups.items()}
     if quantity.take == "count":
         count = sum(_is_beyond(middle, quantity) for middle in middles.values())
-        return Value(count, count, count, True, f"of {len(groups)}")
+        return Value(count, count, count, True, f"of {len(groups)}", is_plain=True)
     by_size = sorted(middles, key=lambda place: middles[place])
     at = {"least": 0, "most": -1, "median": (len(by_size) - 1) // 2}[quantity.take]
     return replace(_value(*groups[by_size[at]]), place=by_size[at])
