@@ -124,7 +124,7 @@ def draw(rows: pd.DataFrame) -> Figure:
     panels[0].invert_yaxis()
     handles = [
         panels[0].plot([], [], "o", color="0.3", fillstyle=fill, label=words)[0]
-        for fill, words in (("full", "measured on this host"), ("none", "virtual time"))
+        for fill, words in (("full", "measured"), ("none", "virtual time"))
     ]
     handles += panels[0].plot([], [], **looks.LIMIT, label="the limit")
     figure.legend(handles=handles, loc="outside lower center", ncol=3, frameon=False)
