@@ -134,6 +134,8 @@ def test_names_are_grouped_in_order() -> None:
         ({"op_overhead_us": -1}, "device.ideal.op_overhead_us=-1 must be at least 0"),
         ({"used_cores": 2}, "device.ideal.used_cores=2 must be 1 to 1, or null for all"),
         ({"disk_latency_us": float("inf")}, "device.ideal.disk_latency_us=inf must be at least 0"),
+        ({"disk_gap_us": -1}, "device.ideal.disk_gap_us=-1 must be at least 0"),
+        ({"disk_shared_gap_us": -1}, "device.ideal.disk_shared_gap_us=-1 must be at least 0"),
         ({"message_overhead_us": float("nan")}, "device.ideal.message_overhead_us=nan must be"),
         (
             {"q4_gb_per_s": 0},

@@ -98,8 +98,9 @@ def name_of(request: aio.ReadRequest) -> str:
 
 
 def block(name: str, num_pieces: int) -> list[aio.ReadRequest]:
-    pieces = [number * each_bytes() for number in range(num_pieces)]
-    return [aio.ReadRequest(0, 0, each_bytes(), at, lambda result: None, name) for at in pieces]
+    each, whole = each_bytes(), num_pieces * each_bytes()
+    starts = range(0, whole, each)
+    return [aio.ReadRequest(0, 0, each, at, lambda result: None, name, whole) for at in starts]
 
 
 @pytest.fixture
@@ -112,21 +113,38 @@ def scripted() -> ScriptedAio:
 
 def test_a_block_is_not_slowed_down_by_those_behind_it(scripted: ScriptedAio) -> None:
     """Others begin beside the last 4 MB of the oldest, and none while somebody waits for it."""
-    scripted.start(block("a", 4))
-    scripted.start(block("b", 3))
-    assert scripted.started == ["a0", "a1", "a2", "a3"]
-    scripted.ended = ["a0"]
+    scripted.start(block("a", 8))
+    scripted.start(block("b", 8))
+    assert scripted.started == [f"a{number}" for number in range(8)]
+    scripted.ended = [f"a{number}" for number in range(5)]
     scripted.notice(wait=False)
-    assert scripted.started == ["a1", "a2", "a3"]
-    scripted.ended = ["a1"]
+    assert scripted.started == ["a5", "a6", "a7"]
+    scripted.ended = ["a5"]
     scripted.notice(wait=False)
-    assert scripted.started == ["a2", "a3", "b0"]
-    scripted.ended = ["a2"]
+    assert scripted.started == ["a6", "a7", "b0"]
+    scripted.ended = ["a6"]
     scripted.notice(wait=True)
+    assert scripted.started == ["a7", "b0"]
+    scripted.ended = ["a7"]
+    scripted.notice(wait=True)
+    assert scripted.started == [f"b{number}" for number in range(8)]
+
+
+def test_beside_a_small_block_others_begin_with_its_last_quarter(scripted: ScriptedAio) -> None:
+    scripted.start(block("a", 4))
+    scripted.start(block("b", 1))
+    scripted.ended = ["a0", "a1"]
+    scripted.notice(wait=False)
+    assert scripted.started == ["a2", "a3"]
+    scripted.ended = ["a2"]
+    scripted.notice(wait=False)
     assert scripted.started == ["a3", "b0"]
     scripted.ended = ["a3"]
-    scripted.notice(wait=True)
-    assert scripted.started == ["b0", "b1", "b2"]
+    scripted.start(block("c", 1))  # b is a single piece
+    assert scripted.started == ["b0"]
+    scripted.ended = ["b0"]
+    scripted.notice(wait=False)
+    assert scripted.started == ["c0"]
 
 
 def test_who_computes_next_has_the_disk_at_work_meanwhile(scripted: ScriptedAio) -> None:

@@ -115,9 +115,46 @@ def test_a_disk_is_read_alone_and_beside_products(
     monkeypatch.setattr(host_rates, "_DISK_BYTES", 8 << 20)
     monkeypatch.setattr(host_rates, "_READING_S", 0.05)
     found = host_rates.disk_rates(tmp_path)
-    assert list(found)[:3] == ["disk_gb_per_s", "disk_latency_us", "disk_computing_gb_per_s"]
+    names = ["disk_gb_per_s", "disk_gap_us", "disk_latency_us", "disk_computing_gb_per_s"]
+    assert list(found)[:4] == names
+    gaps = {name: found.pop(name) for name in list(found) if "gap" in name}
+    assert all(value >= 0 for value in gaps.values())
     assert all(value > 0 for value in found.values())
     assert not list(tmp_path.iterdir())
+
+
+def test_a_gap_is_what_reads_of_two_sizes_do_not_differ_by(monkeypatch: pytest.MonkeyPatch) -> None:
+    """4 MiB at 2 bytes a ns, and 100 us besides; where noise leaves none or all, within bounds."""
+    block = Extent("there", 0, 4 << 20)
+    for times_us, gap_us in (
+        ({1: 100 + 524.288, 4: 100 + 4 * 524.288}, 100),
+        ({1: 500, 4: 2400}, 0),  # small reads were faster
+        ({1: 900, 4: 800}, 450),  # large ones were
+    ):
+        monkeypatch.setattr(
+            host_rates,
+            "_read_ns",
+            lambda readers, us=times_us: us[readers[0][0].nbytes >> 20] * 1e3,
+        )
+        gap_ns, gb_per_s = host_rates._gap_and_rate([[block]])
+        assert gap_ns / 1e3 == pytest.approx(gap_us)
+        assert gb_per_s == pytest.approx(
+            (4 << 20) / (times_us[4] * 1e3 - min(gap_ns, times_us[4] * 500))
+        )
+
+
+def test_a_disk_beside_computing_has_the_gap_that_it_has_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(host_rates, "_gap_and_rate", lambda readers: (1e5 * len(readers), 2.0))
+    monkeypatch.setattr(host_rates, "_read_ns", lambda readers, computes: 4.2943e6)
+    monkeypatch.setattr(host_rates, "_page_s", lambda blocks: 1e-4)
+    monkeypatch.setattr(host_rates, "in_helper", lambda fn, *given: fn(*given))
+    monkeypatch.setattr(host_rates, "available_cpus", lambda: [0, 1])
+    found = host_rates._rates_of([Extent("there", 0, 4 << 20)] * 4)
+    assert found["disk_computing_gb_per_s"] == pytest.approx(1.0, rel=1e-3)
+    assert (found["disk_gap_us"], found["disk_shared_gap_us"]) == (100, 200)
+    assert (found["disk_gb_per_s"], found["disk_shared_gb_per_s"]) == (2.0, 2.0)
 
 
 def test_a_disk_is_read_by_the_block_files_that_are_there(

@@ -53,6 +53,33 @@ def test_small_reads_of_depth_two_are_bound_by_latency() -> None:
     assert ends(disk(1, 10, 2), 0, [US] * 4) == [11 * US, 12 * US, 22 * US, 23 * US]
 
 
+def test_between_two_reads_is_a_gap() -> None:
+    """1 byte a ns, 10 us latency, 4 us from a read's end to the next: 10-15, 19-39, 43-44."""
+    queue = disk(1, 10, 4, disk_gap_us=4)
+    assert ends(queue, 0, [5 * US, 20 * US, 1 * US]) == [15 * US, 39 * US, 44 * US]
+    assert ends(queue, 100 * US, [5 * US]) == [115 * US]  # idle again: only its latency
+
+
+def test_a_latency_that_is_longer_hides_the_gap() -> None:
+    """Asked for at 12 us, its latency ends at 22; the one before it, and the gap, at 19."""
+    queue = disk(1, 10, 4, disk_gap_us=4)
+    queue.read(0, 5 * US)
+    late = queue.read(12 * US, 5 * US)
+    assert queue.expected_end(late) == 27 * US
+    queue.advance(30 * US)
+    assert late.end_ns == 27 * US
+
+
+def test_for_several_devices_the_gap_is_another() -> None:
+    """Both read until 20 us: 10 us, a gap of 1, 9 us; then the first is alone: a gap of 4."""
+    queue = disk(1, 0, 4, disk_gap_us=4, disk_shared_gap_us=1)
+    asked = ((0, 10), (1, 9), (0, 6), (0, 5))
+    reads = [queue.read(0, size * US, device) for device, size in asked]
+    assert queue.expected_end(reads[1]) == 20 * US
+    queue.advance(100 * US)
+    assert [read.end_ns for read in reads] == [10 * US, 20 * US, 30 * US, 39 * US]
+
+
 def test_a_late_request_waits_for_the_transfer_before_it() -> None:
     """Without latency: 0-30; asked for at 10, 30-40."""
     queue = disk(1, 0, 4)

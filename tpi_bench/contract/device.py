@@ -40,6 +40,8 @@ _OVERHEADS = (
     "wake_overhead_us",
     "step_overhead_us",
     "cold_overhead_us",
+    "disk_gap_us",
+    "disk_shared_gap_us",
 )
 
 
@@ -93,6 +95,12 @@ class DeviceProfile:
         None,
         "rate of large reads for all devices together that read from one disk at once; null: "
         "disk_gb_per_s",
+    )
+    disk_gap_us: float = setting(
+        0.0, "between the end of a read and the first bytes of the next, which was asked for before"
+    )
+    disk_shared_gap_us: float | None = setting(
+        None, "the same while several devices read from one disk at once; null: disk_gap_us"
     )
     paging_gb_per_s: float | None = setting(
         None,
@@ -260,6 +268,15 @@ class DeviceProfile:
     @property
     def disk_bps(self) -> float:
         return self.disk_gb_per_s * 1e9
+
+    @property
+    def disk_gap_ns(self) -> float:
+        return self.disk_gap_us * 1e3
+
+    @property
+    def disk_shared_gap_ns(self) -> float:
+        given = self.disk_shared_gap_us
+        return self.disk_gap_ns if given is None else given * 1e3
 
     @property
     def num_used(self) -> int:

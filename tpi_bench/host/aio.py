@@ -23,8 +23,10 @@ from dataclasses import dataclass
 _DEPTH = 8
 # A disk serves all requests at once. So a block that is waited for would end together with those
 # read ahead, and the disk would idle while it is computed: behind the oldest block in flight others
-# begin only when so little of it is left, and none while somebody waits.
+# begin only when so little of it is left, and no more than a quarter; none while somebody waits.
+# Small blocks that began beside each other made a token of two devices a tenth longer.
 _LEFT_BYTES = 4 << 20
+_LEFT_SHARE = 4
 # io_setup, io_destroy, io_getevents, io_submit
 _SYSTEM_CALLS = {"x86_64": (206, 207, 208, 209), "aarch64": (0, 1, 4, 2)}
 # data, key, rw_flags, opcode (0 reads), priority, file, buffer, bytes, offset, reserved, flags,
@@ -38,7 +40,7 @@ class ReadRequest:
     """`nbytes` at `offset` of an O_DIRECT file to `address`; all three are multiples of a sector.
 
     `done` gets the number of bytes read, or minus the error number. Requests of one `block` are
-    wanted together.
+    wanted together, `block_bytes` in all.
     """
 
     file: int
@@ -47,6 +49,7 @@ class ReadRequest:
     offset: int
     done: Callable[[int], None]
     block: object = None
+    block_bytes: int = 0
 
 
 class KernelAio:
@@ -81,7 +84,7 @@ class KernelAio:
         else:
             self._queue.extend(requests)
         self.notice(wait=False)
-        self._fill(_LEFT_BYTES, len(requests) if first else 0)
+        self._fill(self._left_bytes(), len(requests) if first else 0)
 
     def notice(self, wait: bool) -> None:
         """Call `done` of reads that ended; with `wait`, sleep until at least one has."""
@@ -99,7 +102,7 @@ class KernelAio:
             self._free.append(slot)
             self._flying.pop(slot).done(result)
         if count:
-            self._fill(0 if wait else _LEFT_BYTES)
+            self._fill(0 if wait else self._left_bytes())
 
     def run_ahead(self) -> None:
         """Start what there is room for: nobody waits, or will look here for a while."""
@@ -135,6 +138,11 @@ class KernelAio:
         while started < len(slots):
             first = ctypes.addressof(self._pointers) + 8 * started
             started += self._call(self._submit, self._context, len(slots) - started, first)
+
+    def _left_bytes(self) -> int:
+        """Of the oldest block in flight, beside which others may begin."""
+        oldest = next(iter(self._flying.values()), None)
+        return min(_LEFT_BYTES, oldest.block_bytes // _LEFT_SHARE) if oldest else 0
 
     def _may_start(self, request: ReadRequest, left_bytes: float) -> bool:
         oldest = next(iter(self._flying.values()), request)

@@ -194,7 +194,8 @@ def _request(pending: PendingRead, file: _OpenFile, out: np.ndarray, start: int)
         pending.piece_done(start_ns, error)
 
     offset = pending.extent.offset + start
-    return ReadRequest(file.number, out.ctypes.data + start, nbytes, offset, done, pending)
+    target = file.number, out.ctypes.data + start, nbytes, offset
+    return ReadRequest(*target, done, pending, pending.extent.nbytes)
 
 
 def _read_piece(pending: PendingRead, file: _OpenFile, piece: memoryview, offset: int) -> None:

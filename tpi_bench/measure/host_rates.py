@@ -42,6 +42,7 @@ _FEW_MATRICES = 8  # are enough where it is arithmetic that takes time
 _SMALL_OPERATORS = 32
 _DISK_BYTES = 256 << 20
 _BLOCK_BYTES = 4 << 20
+_PART_BYTES = 1 << 20  # of a block: so small that the gap behind it counts
 _QUEUED = 4  # blocks, so that the reader has as many reads in flight as it makes
 _READERS = 2
 _READING_S = 0.4
@@ -237,7 +238,7 @@ def _stored(held: str, nbytes: int) -> list[torch.Tensor]:
 
 def disk_rates(cache_dir: Path) -> dict[str, float]:
     """Direct reads: one reader that does nothing else, one whose core computes, several that do
-    nothing else, and single pages.
+    nothing else, and single pages; of those that do nothing else also the gap between two reads.
 
     Of block files that are there, those of one model, by chance: so rounds differ as models do. On
     a disk of ours files were read at 3.3 or at 3.9 GB/s, each at a rate of its own, and what was
@@ -256,20 +257,37 @@ def disk_rates(cache_dir: Path) -> dict[str, float]:
 
 
 def _rates_of(blocks: Sequence[Extent]) -> dict[str, float]:
-    def rate(*readers: Sequence[Extent], computes: bool = False) -> float:
-        given = [(each, computes) for each in readers]
-        return _together(_read_ends_ns, given, _READING_S) * _BLOCK_BYTES
-
+    gap_ns, gb_per_s = _gap_and_rate([blocks])
+    computing_ns = _read_ns([blocks], computes=True)
     found = {
-        "disk_gb_per_s": rate(blocks),
+        "disk_gb_per_s": gb_per_s,
+        "disk_gap_us": gap_ns / 1e3,
         "disk_latency_us": in_helper(_page_s, blocks) * 1e6,
-        "disk_computing_gb_per_s": rate(blocks, computes=True),
+        "disk_computing_gb_per_s": _BLOCK_BYTES / (computing_ns - min(gap_ns, computing_ns / 2)),
     }
     if len(available_cpus()) > 1:  # each reads blocks of its own, as devices do
         half = len(blocks) // _READERS
-        shared = rate(*(blocks[reader * half :][:half] for reader in range(_READERS)))
-        found["disk_shared_gb_per_s"] = shared
+        shared = _gap_and_rate([blocks[reader * half :][:half] for reader in range(_READERS)])
+        found["disk_shared_gap_us"] = shared[0] / 1e3
+        found["disk_shared_gb_per_s"] = shared[1]
     return found
+
+
+def _gap_and_rate(readers: Sequence[Sequence[Extent]]) -> tuple[float, float]:
+    """What each read takes besides its bytes, in ns, and bytes a ns, of all readers together.
+
+    Reads of two sizes differ by their bytes; the gap is what is left of the smaller ones.
+    """
+    parts = [[replace(block, nbytes=_PART_BYTES) for block in blocks] for blocks in readers]
+    small_ns, large_ns = _read_ns(parts), _read_ns(readers)
+    bytes_ns = max(large_ns - small_ns, 0.0) * _PART_BYTES / (_BLOCK_BYTES - _PART_BYTES)
+    gap_ns = min(max(small_ns - bytes_ns, 0.0), small_ns / 2)
+    return gap_ns, _BLOCK_BYTES / (large_ns - min(gap_ns, large_ns / 2))
+
+
+def _read_ns(readers: Sequence[Sequence[Extent]], computes: bool = False) -> float:
+    """What a read takes, of reads of all readers together, which follow each other."""
+    return 1 / _together(_read_ends_ns, [(each, computes) for each in readers], _READING_S)
 
 
 def _models_blocks(cache_dir: Path) -> Iterator[list[Extent]]:
@@ -309,7 +327,8 @@ def _read_ends_ns(blocks: Sequence[Extent], computes: bool) -> list[int]:
 
     torch.set_num_threads(1)
     products = _endless_products() if computes else None
-    area = anonymous_area(_QUEUED * _BLOCK_BYTES)
+    each_bytes = blocks[0].nbytes
+    area = anonymous_area(_QUEUED * each_bytes)
     area.fill(0)
     reader = DirectReader()
     reader.open(block.path for block in blocks)
@@ -319,9 +338,9 @@ def _read_ends_ns(blocks: Sequence[Extent], computes: bool) -> list[int]:
     def ask() -> None:
         nonlocal num_asked
         block = blocks[num_asked % len(blocks)]
-        place = num_asked % _QUEUED * _BLOCK_BYTES
+        place = num_asked % _QUEUED * each_bytes
         ended: list[int] = []
-        read = reader.read(block, area[place : place + _BLOCK_BYTES], lambda a, b: ended.append(b))
+        read = reader.read(block, area[place : place + each_bytes], lambda a, b: ended.append(b))
         pending.append((read, ended))
         num_asked += 1
 

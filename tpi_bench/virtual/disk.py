@@ -82,7 +82,9 @@ class DiskRead:
 
 
 class DiskQueue:
-    """In order; latencies of up to `disk_queue_depth` requests overlap, transfers do not.
+    """In order; latencies of up to `disk_queue_depth` requests overlap, transfers do not, and
+    between two of them is a gap: the next read begins when the one before has ended (`host/aio.py`
+    says why), and its latency shows.
 
     What it gives depends on what goes on beside it: less while all that read compute, and another
     rate for several devices that read at once and do not. So a read's end is known when it has
@@ -95,6 +97,8 @@ class DiskQueue:
         self._alone = profile.disk_gb_per_s
         self._beside_computing = profile.disk_computing_gb_per_s or profile.disk_gb_per_s
         self._shared = profile.disk_shared_gb_per_s or profile.disk_gb_per_s
+        self._gap_ns = profile.disk_gap_ns
+        self._shared_gap_ns = profile.disk_shared_gap_ns
         self._reads: deque[DiskRead] = deque()
         self._num_reads: dict[int, int] = {}  # by device, of those that have some
         self._time_ns = 0.0  # until when transfers are accounted for
@@ -136,11 +140,13 @@ class DiskQueue:
     def expected_end(self, read: DiskRead) -> int:
         """When a read that is not over would end. Call `advance` first."""
         time_ns, rate = self._time_ns, self._gb_per_s()
+        gap_ns = 0.0
         ends: list[float] = []
         for number, each in enumerate(self._reads):
             admitted_ns = ends[number - self._depth] if number >= self._depth else 0.0
             ready_ns = admitted_ns + self._latency_ns if each.ready_ns is None else each.ready_ns
-            time_ns = max(time_ns, ready_ns) + each.left / rate
+            time_ns = max(time_ns + gap_ns, ready_ns) + each.left / rate
+            gap_ns = self._gap()
             ends.append(time_ns)
             if each is read:
                 break
@@ -176,6 +182,9 @@ class DiskQueue:
         all_compute = self._num_computing and self._num_computing >= num_reading
         return min(rate, self._beside_computing) if all_compute else rate
 
+    def _gap(self) -> float:
+        return self._shared_gap_ns if len(self._num_reads) > 1 else self._gap_ns
+
     def _end(self, end_ns: float) -> None:
         """The first read is over; another one's latency begins."""
         head = self._reads.popleft()
@@ -185,5 +194,8 @@ class DiskQueue:
         self._time_ns = end_ns
         if len(self._reads) >= self._depth:
             self._reads[self._depth - 1].ready_ns = end_ns + self._latency_ns
+        if self._reads:
+            following = self._reads[0]
+            following.ready_ns = max(following.ready_ns or 0.0, end_ns + self._gap())
         head.end_ns = math.ceil(round(end_ns, 3))
         head.on_end(head.end_ns)
