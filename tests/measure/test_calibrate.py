@@ -123,31 +123,46 @@ def test_a_disk_is_read_alone_and_beside_products(
     assert not list(tmp_path.iterdir())
 
 
-def test_a_gap_is_what_reads_of_two_sizes_do_not_differ_by(monkeypatch: pytest.MonkeyPatch) -> None:
-    """4 MiB at 2 bytes a ns, and 100 us besides; where noise leaves none or all, within bounds."""
+@pytest.mark.parametrize("num_readers", [1, 2])
+@pytest.mark.parametrize(
+    ("small_us", "large_us", "gap_us"),
+    [
+        (100 + 500, 100 + 2000, 100),
+        (500, 2400, 0),  # small reads were faster
+        (900, 800, 450),  # large ones were: no more than half
+    ],
+)
+def test_a_gap_is_what_reads_of_two_sizes_do_not_differ_by(
+    small_us: int,
+    large_us: int,
+    gap_us: int,
+    num_readers: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Readers side by side share it, and what they get is of all of them."""
     block = Extent("there", 0, 4 << 20)
-    for times_us, gap_us in (
-        ({1: 100 + 524.288, 4: 100 + 4 * 524.288}, 100),
-        ({1: 500, 4: 2400}, 0),  # small reads were faster
-        ({1: 900, 4: 800}, 450),  # large ones were
-    ):
-        monkeypatch.setattr(
-            host_rates,
-            "_read_ns",
-            lambda readers, us=times_us: us[readers[0][0].nbytes >> 20] * 1e3,
-        )
-        gap_ns, gb_per_s = host_rates._gap_and_rate([[block]])
-        assert gap_ns / 1e3 == pytest.approx(gap_us)
-        assert gb_per_s == pytest.approx(
-            (4 << 20) / (times_us[4] * 1e3 - min(gap_ns, times_us[4] * 500))
-        )
+
+    def at_once(
+        fn: object, given: list[tuple[list[Extent], bool]], take_s: float
+    ) -> tuple[list[list[int]], int, int]:
+        assert [each.nbytes >> 20 for each in given[0][0]] == [1, 4]
+        each_us = itertools.cycle((small_us, large_us))
+        ends = [1000 * us for us in itertools.accumulate(itertools.islice(each_us, 20), initial=0)]
+        return [ends] * len(given), ends[1], ends[-3]
+
+    monkeypatch.setattr(host_rates, "_at_once", at_once)
+    gap_ns, gb_per_s = host_rates._gap_and_rate([[block]] * num_readers)
+    assert gap_ns / 1e3 == pytest.approx(gap_us / num_readers)
+    bytes_us = 8 * (small_us - gap_us) + 9 * (large_us - gap_us)
+    nbytes = num_readers * (8 * 1 + 9 * 4) << 20
+    assert gb_per_s == pytest.approx(nbytes / bytes_us / 1e3)
 
 
 def test_a_disk_beside_computing_has_the_gap_that_it_has_alone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(host_rates, "_gap_and_rate", lambda readers: (1e5 * len(readers), 2.0))
-    monkeypatch.setattr(host_rates, "_read_ns", lambda readers, computes: 4.2943e6)
+    monkeypatch.setattr(host_rates, "_together", lambda fn, given, take_s: 1 / 4.2943e6)
     monkeypatch.setattr(host_rates, "_page_s", lambda blocks: 1e-4)
     monkeypatch.setattr(host_rates, "in_helper", lambda fn, *given: fn(*given))
     monkeypatch.setattr(host_rates, "available_cpus", lambda: [0, 1])

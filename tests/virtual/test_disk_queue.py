@@ -54,10 +54,16 @@ def test_small_reads_of_depth_two_are_bound_by_latency() -> None:
 
 
 def test_between_two_reads_is_a_gap() -> None:
-    """1 byte a ns, 10 us latency, 4 us from a read's end to the next: 10-15, 19-39, 43-44."""
+    """1 byte a ns, 10 us latency, 4 us from a read's end to the next: 10-15, 19-39."""
     queue = disk(1, 10, 4, disk_gap_us=4)
-    assert ends(queue, 0, [5 * US, 20 * US, 1 * US]) == [15 * US, 39 * US, 44 * US]
+    assert ends(queue, 0, [5 * US, 20 * US]) == [15 * US, 39 * US]
     assert ends(queue, 100 * US, [5 * US]) == [115 * US]  # idle again: only its latency
+
+
+def test_of_several_reads_that_wait_the_next_is_in_flight() -> None:
+    """10-15, 15-35; only the last is asked for alone: 39-40."""
+    queue = disk(1, 10, 4, disk_gap_us=4)
+    assert ends(queue, 0, [5 * US, 20 * US, 1 * US]) == [15 * US, 35 * US, 40 * US]
 
 
 def test_a_latency_that_is_longer_hides_the_gap() -> None:
@@ -71,13 +77,13 @@ def test_a_latency_that_is_longer_hides_the_gap() -> None:
 
 
 def test_for_several_devices_the_gap_is_another() -> None:
-    """Both read until 20 us: 10 us, a gap of 1, 9 us; then the first is alone: a gap of 4."""
+    """0-10; the other's only read 11-20; two of the first are left: 20-26; then one: 30-35."""
     queue = disk(1, 0, 4, disk_gap_us=4, disk_shared_gap_us=1)
     asked = ((0, 10), (1, 9), (0, 6), (0, 5))
     reads = [queue.read(0, size * US, device) for device, size in asked]
-    assert queue.expected_end(reads[1]) == 20 * US
+    assert [queue.expected_end(read) for read in reads] == [10 * US, 20 * US, 26 * US, 35 * US]
     queue.advance(100 * US)
-    assert [read.end_ns for read in reads] == [10 * US, 20 * US, 30 * US, 39 * US]
+    assert [read.end_ns for read in reads] == [10 * US, 20 * US, 26 * US, 35 * US]
 
 
 def test_a_late_request_waits_for_the_transfer_before_it() -> None:

@@ -43,7 +43,7 @@ _SMALL_OPERATORS = 32
 _DISK_BYTES = 256 << 20
 _BLOCK_BYTES = 4 << 20
 _PART_BYTES = 1 << 20  # of a block: so small that the gap behind it counts
-_QUEUED = 4  # blocks, so that the reader has as many reads in flight as it makes
+_QUEUED = 2  # reads, as a window of two has: the one that is waited for, and the next
 _READERS = 2
 _READING_S = 0.4
 _COMPUTING_S = 0.6
@@ -162,6 +162,17 @@ def _together(
 ) -> float:
     """How much a nanosecond all get done together that call `fn` in a process each, while all do.
 
+    A call is as `_at_once` wants it.
+    """
+    ends, begin, end = _at_once(fn, given, take_s)
+    return sum(begin < ns <= end for each in ends for ns in each) / (end - begin)
+
+
+def _at_once(
+    fn: Callable[..., list[int]], given: Sequence[tuple[Any, ...]], take_s: float
+) -> tuple[list[list[int]], int, int]:
+    """What each process said that called `fn`, and between which times all did.
+
     A call says when it began and when each thing was done, of the host's clock, and takes `take_s`.
     """
     for _ in range(_TRIES):
@@ -169,7 +180,7 @@ def _together(
             ends = list(pool.map(lambda each: in_helper(fn, *each), given))
         begin, end = max(each[0] for each in ends), min(each[-1] for each in ends)
         if end - begin > take_s * 1e9 / 2:
-            return sum(begin < ns <= end for each in ends for ns in each) / (end - begin)
+            return ends, begin, end
     raise ValueError(
         f"this host could not be calibrated: of {len(given)} processes one began when another had "
         "nearly ended, several times; something else keeps it busy"
@@ -258,12 +269,13 @@ def disk_rates(cache_dir: Path) -> dict[str, float]:
 
 def _rates_of(blocks: Sequence[Extent]) -> dict[str, float]:
     gap_ns, gb_per_s = _gap_and_rate([blocks])
-    computing_ns = _read_ns([blocks], computes=True)
+    products = _together(_read_ends_ns, [(blocks, True)], _READING_S)
+    computing_ns = max(1 / products - gap_ns, 0.5 / products)
     found = {
         "disk_gb_per_s": gb_per_s,
         "disk_gap_us": gap_ns / 1e3,
         "disk_latency_us": in_helper(_page_s, blocks) * 1e6,
-        "disk_computing_gb_per_s": _BLOCK_BYTES / (computing_ns - min(gap_ns, computing_ns / 2)),
+        "disk_computing_gb_per_s": _BLOCK_BYTES / computing_ns,
     }
     if len(available_cpus()) > 1:  # each reads blocks of its own, as devices do
         half = len(blocks) // _READERS
@@ -276,18 +288,32 @@ def _rates_of(blocks: Sequence[Extent]) -> dict[str, float]:
 def _gap_and_rate(readers: Sequence[Sequence[Extent]]) -> tuple[float, float]:
     """What each read takes besides its bytes, in ns, and bytes a ns, of all readers together.
 
-    Reads of two sizes differ by their bytes; the gap is what is left of the smaller ones.
+    Small reads and large ones take turns, as a disk's rate drifts: what they take differs by their
+    bytes, and the gap is what is left of the small ones.
     """
-    parts = [[replace(block, nbytes=_PART_BYTES) for block in blocks] for blocks in readers]
-    small_ns, large_ns = _read_ns(parts), _read_ns(readers)
-    bytes_ns = max(large_ns - small_ns, 0.0) * _PART_BYTES / (_BLOCK_BYTES - _PART_BYTES)
-    gap_ns = min(max(small_ns - bytes_ns, 0.0), small_ns / 2)
-    return gap_ns, _BLOCK_BYTES / (large_ns - min(gap_ns, large_ns / 2))
-
-
-def _read_ns(readers: Sequence[Sequence[Extent]], computes: bool = False) -> float:
-    """What a read takes, of reads of all readers together, which follow each other."""
-    return 1 / _together(_read_ends_ns, [(each, computes) for each in readers], _READING_S)
+    turns = [
+        [part for block in blocks for part in (replace(block, nbytes=_PART_BYTES), block)]
+        for blocks in readers
+    ]
+    given = [(each, False) for each in turns]
+    ends, begin, end = _at_once(_read_ends_ns, given, _READING_S)
+    small_ns, large_ns = (
+        [
+            after - before
+            for each in ends
+            for before, after in list(itertools.pairwise(each))[first::2]
+            if begin <= before and after <= end
+        ]
+        for first in (0, 1)
+    )
+    small, large = statistics.median(small_ns), statistics.median(large_ns)
+    ratio = _BLOCK_BYTES / _PART_BYTES
+    gap_ns = max(ratio * small - large, 0.0) / (ratio - 1) / len(readers)
+    gap_ns = min(gap_ns, small / 2 / len(readers))
+    nbytes = len(small_ns) * _PART_BYTES + len(large_ns) * _BLOCK_BYTES
+    reading_ns = sum(small_ns) + sum(large_ns)  # of all readers, side by side
+    num_reads = len(small_ns) + len(large_ns)
+    return gap_ns, nbytes / (reading_ns / len(readers) - num_reads * gap_ns)
 
 
 def _models_blocks(cache_dir: Path) -> Iterator[list[Extent]]:
@@ -327,7 +353,7 @@ def _read_ends_ns(blocks: Sequence[Extent], computes: bool) -> list[int]:
 
     torch.set_num_threads(1)
     products = _endless_products() if computes else None
-    each_bytes = blocks[0].nbytes
+    each_bytes = max(block.nbytes for block in blocks)
     area = anonymous_area(_QUEUED * each_bytes)
     area.fill(0)
     reader = DirectReader()
@@ -340,7 +366,7 @@ def _read_ends_ns(blocks: Sequence[Extent], computes: bool) -> list[int]:
         block = blocks[num_asked % len(blocks)]
         place = num_asked % _QUEUED * each_bytes
         ended: list[int] = []
-        read = reader.read(block, area[place : place + each_bytes], lambda a, b: ended.append(b))
+        read = reader.read(block, area[place : place + block.nbytes], lambda a, b: ended.append(b))
         pending.append((read, ended))
         num_asked += 1
 

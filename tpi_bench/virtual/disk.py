@@ -82,9 +82,11 @@ class DiskRead:
 
 
 class DiskQueue:
-    """In order; latencies of up to `disk_queue_depth` requests overlap, transfers do not, and
-    between two of them is a gap: the next read begins when the one before has ended (`host/aio.py`
-    says why), and its latency shows.
+    """In order; latencies of up to `disk_queue_depth` requests overlap, transfers do not.
+
+    Between two reads is a gap where a device has asked for no more than the second: it begins when
+    the one before has ended (`host/aio.py` says why), and its latency shows. Of several that wait
+    the next is in flight by then.
 
     What it gives depends on what goes on beside it: less while all that read compute, and another
     rate for several devices that read at once and do not. So a read's end is known when it has
@@ -140,13 +142,14 @@ class DiskQueue:
     def expected_end(self, read: DiskRead) -> int:
         """When a read that is not over would end. Call `advance` first."""
         time_ns, rate = self._time_ns, self._gb_per_s()
-        gap_ns = 0.0
+        num_reads = dict(self._num_reads)
         ends: list[float] = []
         for number, each in enumerate(self._reads):
             admitted_ns = ends[number - self._depth] if number >= self._depth else 0.0
             ready_ns = admitted_ns + self._latency_ns if each.ready_ns is None else each.ready_ns
+            gap_ns = self._gap(num_reads, each.device) if number else 0.0
             time_ns = max(time_ns + gap_ns, ready_ns) + each.left / rate
-            gap_ns = self._gap()
+            _count_one_less(num_reads, each.device)
             ends.append(time_ns)
             if each is read:
                 break
@@ -182,20 +185,28 @@ class DiskQueue:
         all_compute = self._num_computing and self._num_computing >= num_reading
         return min(rate, self._beside_computing) if all_compute else rate
 
-    def _gap(self) -> float:
-        return self._shared_gap_ns if len(self._num_reads) > 1 else self._gap_ns
+    def _gap(self, num_reads: dict[int, int], device: int) -> float:
+        """Before the next read, which is the device's, of these that are left."""
+        if num_reads[device] > 1:
+            return 0.0
+        return self._shared_gap_ns if len(num_reads) > 1 else self._gap_ns
 
     def _end(self, end_ns: float) -> None:
         """The first read is over; another one's latency begins."""
         head = self._reads.popleft()
-        self._num_reads[head.device] -= 1
-        if not self._num_reads[head.device]:
-            del self._num_reads[head.device]
+        _count_one_less(self._num_reads, head.device)
         self._time_ns = end_ns
         if len(self._reads) >= self._depth:
             self._reads[self._depth - 1].ready_ns = end_ns + self._latency_ns
         if self._reads:
             following = self._reads[0]
-            following.ready_ns = max(following.ready_ns or 0.0, end_ns + self._gap())
+            gap_ns = self._gap(self._num_reads, following.device)
+            following.ready_ns = max(following.ready_ns or 0.0, end_ns + gap_ns)
         head.end_ns = math.ceil(round(end_ns, 3))
         head.on_end(head.end_ns)
+
+
+def _count_one_less(num_reads: dict[int, int], device: int) -> None:
+    num_reads[device] -= 1
+    if not num_reads[device]:
+        del num_reads[device]
