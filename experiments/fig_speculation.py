@@ -107,13 +107,20 @@ def _draw_acceptance(axes: Axes, rows: pd.DataFrame) -> None:
             above = share + 0.02
             axes.text(place, above, f"{tokens:.1f}", ha="center", rotation=90, fontsize=6)
     axes.set_xticks(range(len(texts)), texts)
-    axes.set_ylim(0, 1.45)  # room for four names
+    axes.set_ylim(0, 1.15 + 0.11 * len(kinds))  # room for their names
     axes.set_yticks([0, 0.2, 0.4, 0.6, 0.8, 1])
     axes.set_ylabel("drafted tokens that are right", fontsize=7)
     axes.set_title(
         f"{names.model_name(rows.model.iloc[0])}, measured;\nabove: tokens a pass", fontsize=6.5
     )
-    axes.legend(fontsize=6, loc="upper left", frameon=False)
+    axes.legend(
+        fontsize=6,
+        loc="upper left",
+        frameon=False,
+        handlelength=1.2,
+        handletextpad=0.4,
+        borderaxespad=0.2,
+    )
 
 
 def _draw_alone(rows: pd.DataFrame) -> Figure:
@@ -175,8 +182,8 @@ def _draw_by_acceptance(axes: Axes, rows: pd.DataFrame, styles: dict) -> None:
     axes.set_xlabel("chance of a right draft", fontsize=7)
     axes.set_ylabel("token latency (s)", fontsize=7)
     axes.set_title(
-        f"{names.model_name(first.model)} in {names.precision_name(first.weights)}, virtual,\n"
-        f"{first.num_devices:.0f} devices, {latency:g} ms a hop",
+        f"{names.model_name(first.model)} in {names.precision_name(first.weights)},\nvirtual, "
+        f"{first.num_devices:.0f} devices,\n{latency:g} ms a hop",
         fontsize=6.5,
     )
 
