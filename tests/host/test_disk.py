@@ -147,6 +147,25 @@ def test_beside_a_small_block_others_begin_with_its_last_quarter(scripted: Scrip
     assert scripted.started == ["c0"]
 
 
+def test_the_disk_is_told_how_much_is_wanted_together(
+    file: Path, reader: DirectReader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader.open([str(file)])
+    if reader._aio is None or reader.mode != "direct":
+        pytest.skip("the kernel does not read asynchronously here")
+    told: list[int] = []
+    start = reader._aio.start
+
+    def started(requests: list[aio.ReadRequest], first: bool) -> None:
+        told.extend(request.block_bytes for request in requests)
+        start(requests, first)
+
+    monkeypatch.setattr(reader._aio, "start", started)
+    nbytes = 3 * MB
+    reader.read(Extent(str(file), 0, nbytes), anonymous_area(nbytes), lambda a, b: None).wait()
+    assert told == [nbytes, nbytes]  # in pieces of 2 MB
+
+
 def test_who_computes_next_has_the_disk_at_work_meanwhile(scripted: ScriptedAio) -> None:
     for name in "abc":
         scripted.start(block(name, 3))

@@ -158,6 +158,12 @@ def test_a_gap_is_what_reads_of_two_sizes_do_not_differ_by(
     assert gb_per_s == pytest.approx(nbytes / bytes_us / 1e3)
 
 
+def test_without_reads_of_both_sizes_nothing_is_guessed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host_rates, "_at_once", lambda fn, given, take_s: ([[0, 9]], 0, 9))
+    with pytest.raises(ValueError, match="this host could not be calibrated"):
+        host_rates._gap_and_rate([[Extent("there", 0, 4 << 20)]])
+
+
 def test_a_disk_beside_computing_has_the_gap_that_it_has_alone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

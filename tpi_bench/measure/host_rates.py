@@ -46,6 +46,7 @@ _PART_BYTES = 1 << 20  # of a block: so small that the gap behind it counts
 _QUEUED = 2  # reads, as a window of two has: the one that is waited for, and the next
 _READERS = 2
 _READING_S = 0.4
+_LEAST_READS = 8  # of a disk so slow that the time is over before
 _COMPUTING_S = 0.6
 _TRIES = 5
 _MOST_DEVICES = 4  # that compute at once: more of them do not get more out of a memory
@@ -181,9 +182,13 @@ def _at_once(
         begin, end = max(each[0] for each in ends), min(each[-1] for each in ends)
         if end - begin > take_s * 1e9 / 2:
             return ends, begin, end
-    raise ValueError(
-        f"this host could not be calibrated: of {len(given)} processes one began when another had "
-        "nearly ended, several times; something else keeps it busy"
+    raise _too_busy(len(given))
+
+
+def _too_busy(num_processes: int) -> ValueError:
+    return ValueError(
+        f"this host could not be calibrated: of {num_processes} processes one began when another "
+        "had nearly ended, several times; something else keeps it busy"
     )
 
 
@@ -269,8 +274,8 @@ def disk_rates(cache_dir: Path) -> dict[str, float]:
 
 def _rates_of(blocks: Sequence[Extent]) -> dict[str, float]:
     gap_ns, gb_per_s = _gap_and_rate([blocks])
-    products = _together(_read_ends_ns, [(blocks, True)], _READING_S)
-    computing_ns = max(1 / products - gap_ns, 0.5 / products)
+    read_ns = 1 / _together(_read_ends_ns, [(blocks, True)], _READING_S)
+    computing_ns = max(read_ns - gap_ns, read_ns / 2)
     found = {
         "disk_gb_per_s": gb_per_s,
         "disk_gap_us": gap_ns / 1e3,
@@ -306,6 +311,8 @@ def _gap_and_rate(readers: Sequence[Sequence[Extent]]) -> tuple[float, float]:
         ]
         for first in (0, 1)
     )
+    if not small_ns or not large_ns:
+        raise _too_busy(len(readers))
     small, large = statistics.median(small_ns), statistics.median(large_ns)
     ratio = _BLOCK_BYTES / _PART_BYTES
     gap_ns = max(ratio * small - large, 0.0) / (ratio - 1) / len(readers)
@@ -375,7 +382,7 @@ def _read_ends_ns(blocks: Sequence[Extent], computes: bool) -> list[int]:
             ask()
         ends_ns = [time.monotonic_ns()]
         with torch.inference_mode():
-            while ends_ns[-1] - ends_ns[0] < _READING_S * 1e9:
+            while ends_ns[-1] - ends_ns[0] < _READING_S * 1e9 or len(ends_ns) <= _LEAST_READS:
                 if products:
                     next(products)
                     reader.notice()
