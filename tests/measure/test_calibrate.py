@@ -129,7 +129,7 @@ def test_a_disk_is_read_alone_and_beside_products(
     [
         (100 + 500, 100 + 2000, 100),
         (500, 2400, 0),  # small reads were faster
-        (900, 800, 450),  # large ones were: no more than half
+        (900, 800, 400),  # large ones were: no more than half
     ],
 )
 def test_a_gap_is_what_reads_of_two_sizes_do_not_differ_by(
@@ -139,29 +139,27 @@ def test_a_gap_is_what_reads_of_two_sizes_do_not_differ_by(
     num_readers: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Readers side by side share it, and what they get is of all of them."""
-    block = Extent("there", 0, 4 << 20)
+    """One reader reads both in turns, several first small ones and then large ones."""
+    took_us = {1: small_us, 4: large_us}
+    read: list[set[int]] = []
 
     def at_once(
         fn: object, given: list[tuple[list[Extent], bool]], take_s: float
     ) -> tuple[list[list[int]], int, int]:
-        assert [each.nbytes >> 20 for each in given[0][0]] == [1, 4]
-        each_us = itertools.cycle((small_us, large_us))
-        ends = [1000 * us for us in itertools.accumulate(itertools.islice(each_us, 20), initial=0)]
-        return [ends] * len(given), ends[1], ends[-3]
+        all_ends = []
+        for blocks, _ in given:
+            sizes = [block.nbytes >> 20 for block in blocks]
+            read.append(set(sizes))
+            each_us = (len(given) * took_us[size] for size in sizes)
+            all_ends.append([1000 * us for us in itertools.accumulate(each_us, initial=0)])
+        return all_ends, 0, all_ends[0][-1]
 
     monkeypatch.setattr(host_rates, "_at_once", at_once)
-    gap_ns, gb_per_s = host_rates._gap_and_rate([[block]] * num_readers)
-    assert gap_ns / 1e3 == pytest.approx(gap_us / num_readers)
-    bytes_us = 8 * (small_us - gap_us) + 9 * (large_us - gap_us)
-    nbytes = num_readers * (8 * 1 + 9 * 4) << 20
-    assert gb_per_s == pytest.approx(nbytes / bytes_us / 1e3)
-
-
-def test_without_reads_of_both_sizes_nothing_is_guessed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(host_rates, "_at_once", lambda fn, given, take_s: ([[0, 9]], 0, 9))
-    with pytest.raises(ValueError, match="this host could not be calibrated"):
-        host_rates._gap_and_rate([[Extent("there", 0, 4 << 20)]])
+    blocks = [Extent("there", number << 22, 4 << 20) for number in range(9)]
+    gap_ns, gb_per_s = host_rates._gap_and_rate([blocks] * num_readers)
+    assert read == ([{1, 4}] if num_readers == 1 else [{1}, {1}, {4}, {4}])
+    assert gap_ns / 1e3 == pytest.approx(gap_us)
+    assert gb_per_s == pytest.approx((4 << 20) / (large_us - gap_us) / 1e3)
 
 
 def test_a_disk_beside_computing_has_the_gap_that_it_has_alone(

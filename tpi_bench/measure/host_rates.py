@@ -182,13 +182,9 @@ def _at_once(
         begin, end = max(each[0] for each in ends), min(each[-1] for each in ends)
         if end - begin > take_s * 1e9 / 2:
             return ends, begin, end
-    raise _too_busy(len(given))
-
-
-def _too_busy(num_processes: int) -> ValueError:
-    return ValueError(
-        f"this host could not be calibrated: of {num_processes} processes one began when another "
-        "had nearly ended, several times; something else keeps it busy"
+    raise ValueError(
+        f"this host could not be calibrated: of {len(given)} processes one began when another had "
+        "nearly ended, several times; something else keeps it busy"
     )
 
 
@@ -293,34 +289,38 @@ def _rates_of(blocks: Sequence[Extent]) -> dict[str, float]:
 def _gap_and_rate(readers: Sequence[Sequence[Extent]]) -> tuple[float, float]:
     """What each read takes besides its bytes, in ns, and bytes a ns, of all readers together.
 
-    Small reads and large ones take turns, as a disk's rate drifts: what they take differs by their
-    bytes, and the gap is what is left of the small ones.
+    What small reads and large ones take differs by their bytes; the gap is what is left of the
+    small ones.
     """
-    turns = [
-        [part for block in blocks for part in (replace(block, nbytes=_PART_BYTES), block)]
-        for blocks in readers
-    ]
-    given = [(each, False) for each in turns]
-    ends, begin, end = _at_once(_read_ends_ns, given, _READING_S)
-    small_ns, large_ns = (
-        [
-            after - before
-            for each in ends
-            for before, after in list(itertools.pairwise(each))[first::2]
-            if begin <= before and after <= end
-        ]
-        for first in (0, 1)
-    )
-    if not small_ns or not large_ns:
-        raise _too_busy(len(readers))
-    small, large = statistics.median(small_ns), statistics.median(large_ns)
+    small_ns, large_ns = _one_by_one(readers[0]) if len(readers) == 1 else _side_by_side(readers)
     ratio = _BLOCK_BYTES / _PART_BYTES
-    gap_ns = max(ratio * small - large, 0.0) / (ratio - 1) / len(readers)
-    gap_ns = min(gap_ns, small / 2 / len(readers))
-    nbytes = len(small_ns) * _PART_BYTES + len(large_ns) * _BLOCK_BYTES
-    reading_ns = sum(small_ns) + sum(large_ns)  # of all readers, side by side
-    num_reads = len(small_ns) + len(large_ns)
-    return gap_ns, nbytes / (reading_ns / len(readers) - num_reads * gap_ns)
+    gap_ns = max(ratio * small_ns - large_ns, 0.0) / (ratio - 1)
+    gap_ns = min(gap_ns, small_ns / 2, large_ns / 2)
+    return gap_ns, _BLOCK_BYTES / (large_ns - gap_ns)
+
+
+def _one_by_one(blocks: Sequence[Extent]) -> tuple[float, float]:
+    """What a small and a large read take, in turns, as a disk's rate drifts."""
+    turns = [part for block in blocks for part in (_part_of(block), block)]
+    (ends,), _, _ = _at_once(_read_ends_ns, [(turns, False)], _READING_S)
+    taken_ns = [after - before for before, after in itertools.pairwise(ends)]
+    return statistics.median(taken_ns[::2]), statistics.median(taken_ns[1::2])
+
+
+def _side_by_side(readers: Sequence[Sequence[Extent]]) -> tuple[float, float]:
+    """What a small and a large read take, of all readers together: first all read small ones, as a
+    small read waits for a large one of another.
+    """
+    parts = [[_part_of(block) for block in blocks] for blocks in readers]
+    small, large = (
+        _together(_read_ends_ns, [(each, False) for each in those], _READING_S)
+        for those in (parts, readers)
+    )
+    return 1 / small, 1 / large
+
+
+def _part_of(block: Extent) -> Extent:
+    return replace(block, nbytes=_PART_BYTES)
 
 
 def _models_blocks(cache_dir: Path) -> Iterator[list[Extent]]:
