@@ -302,7 +302,7 @@ def _gap_and_rate(readers: Sequence[Sequence[Extent]]) -> tuple[float, float]:
 def _one_by_one(blocks: Sequence[Extent]) -> tuple[float, float]:
     """What a small and a large read take, in turns, as a disk's rate drifts."""
     turns = [part for block in blocks for part in (_part_of(block), block)]
-    (ends,), _, _ = _at_once(_read_ends_ns, [(turns, False)], _READING_S)
+    ends = in_helper(_read_ends_ns, turns, False)
     taken_ns = [after - before for before, after in itertools.pairwise(ends)]
     return statistics.median(taken_ns[::2]), statistics.median(taken_ns[1::2])
 
