@@ -17,6 +17,7 @@ from tpi_bench.contract.device import (
     profile_names,
     profiles_for,
 )
+from tpi_bench.contract.model import DTYPES
 
 US = 1_000
 YAMLS = sorted((Path(__file__).resolve().parents[2] / "conf" / "device").glob("*.yaml"))
@@ -37,6 +38,26 @@ def test_a_product_with_many_rows_takes_both() -> None:
     profile = replace(ideal_device(), memory_gb_per_s=2, peak_gflops=4)
     one, nine = (Operator(1000, 100, "float32", "float32", rows) for rows in (1, 9))
     assert [profile.work_ns((one,)), profile.work_ns((nine,))] == [250, 300]
+
+
+def test_many_rows_come_from_memory_at_its_rate_and_weights_at_theirs() -> None:
+    """100 bytes of weights at 1 GB/s, 300 of rows at 2: before 250 ns of computing."""
+    profile = replace(ideal_device(), memory_gb_per_s=2, peak_gflops=4, q4_rows_gb_per_s=1)
+    work = (Operator(1000, 400, "q4", "float32", 9, state_bytes=300),)
+    assert profile.work_ns(work) == 100 + 150 + 250
+
+
+def test_attention_of_many_queries_has_a_rate_of_its_own() -> None:
+    """1,000 operations at 2 GFLOPS, or at the peak of 4, and 100 bytes at 2 GB/s, or laid out anew
+    at 1; half of the cores compute half as fast.
+    """
+    profile = replace(ideal_device(), cores=2, memory_gb_per_s=2, peak_gflops=4)
+    given = replace(profile, bfloat16_attention_gflops=2)
+    works = [(Operator(1000, 100, None, dtype, is_attention=True),) for dtype in DTYPES]
+    assert [profile.work_ns(work) for work in works] == [250 + 50] * 3
+    assert [given.work_ns(work) for work in works] == [300, 300, 500 + 50]
+    assert replace(given, used_cores=1).work_ns(works[2]) == 1000 + 50
+    assert replace(given, bfloat16_rows_gb_per_s=1).work_ns(works[2]) == 500 + 100
 
 
 def test_a_product_with_a_few_rows_is_that_of_one_and_the_arithmetic_of_the_others() -> None:

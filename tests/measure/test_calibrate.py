@@ -13,7 +13,7 @@ import torch
 
 from tests.helpers.calibration import HOST, PLAIN, keep
 from tpi_bench.contract.blocks import Extent
-from tpi_bench.contract.model import WEIGHTS
+from tpi_bench.contract.model import DTYPES, WEIGHTS
 from tpi_bench.host import cgroups
 from tpi_bench.host.machine import available_cpus
 from tpi_bench.measure import calibrate, host_rates
@@ -76,8 +76,9 @@ def test_products_are_measured_in_every_precision(monkeypatch: pytest.MonkeyPatc
     torch.set_num_threads(num_threads)
     of_precisions = [f"{w}_{unit}" for w in WEIGHTS[1:] for unit in ("gb_per_s", "gflops")]
     of_rows = [f"{w}_{unit}" for w in WEIGHTS for unit in ("rows_gb_per_s", "few_gflops")]
+    of_attention = [f"{dtype}_attention_gflops" for dtype in DTYPES]
     plain = ["memory_gb_per_s", "peak_gflops", "op_overhead_us"]
-    assert set(found) == {*plain, *of_precisions, *of_rows}
+    assert set(found) == {*plain, *of_precisions, *of_rows, *of_attention}
     assert all(value > 0 for value in found.values())
 
 
@@ -100,6 +101,19 @@ def test_no_reading_and_no_arithmetic_is_left_out(monkeypatch: pytest.MonkeyPatc
         assert found["peak_gflops"] == pytest.approx(flops / row_s / 1e9, rel=0.02)
         assert found["float32_few_gflops"] == pytest.approx(flops / 0.1 / 1e9)
         assert found["float32_rows_gb_per_s"] == pytest.approx(nbytes / before_s / 1e9, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("taken_s", "computing_s"), [(0.25 + 0.5 + 1.0, 1.0), (0.25 + 0.5 + 0.5, 1.25 / 2)]
+)
+def test_attention_is_measured_beside_its_bytes(
+    taken_s: float, computing_s: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a call 0.25 s are an operator's, 0.5 s its four tensors'; at least half is computing."""
+    monkeypatch.setattr(host_rates, "_times", lambda fn: [9.0, taken_s, 0.1])
+    nbytes = 4 * 16 * 128 * 64 * 4
+    found = host_rates._attention_flops_per_s("float32", 0.25, nbytes / 0.5)
+    assert found == pytest.approx(4 * 16 * 128 * 128 * 64 / computing_s)
 
 
 @pytest.mark.parametrize("held", WEIGHTS)

@@ -110,6 +110,7 @@ def test_a_product_with_weights_is_one_operator_of_their_precision(
         weights=held,
         dtype=str(dtype).removeprefix("torch."),
         num_rows=num_rows,
+        state_bytes=state_bytes,
     )
     x = meta(num_rows, 64, dtype=dtype)
     planned = stored(held, "meta")
@@ -122,10 +123,14 @@ def test_a_product_with_weights_is_one_operator_of_their_precision(
 
 
 def test_other_operators_say_what_they_compute_in() -> None:
-    """Attention reads no weights, but has the arithmetic of its type."""
+    """Attention reads no weights, but has the arithmetic of its type, of later keys too."""
     queries = meta(1, 2, 5, 8, dtype=torch.bfloat16)
-    work = work_of(lambda: F.scaled_dot_product_attention(queries, queries, queries))
-    assert work == (Operator(2 * 2 * (2 * 5 * 5 * 8), 4 * 2 * 5 * 8 * 2, None, "bfloat16"),)
+    attention = Operator(
+        2 * 2 * (2 * 5 * 5 * 8), 4 * 2 * 5 * 8 * 2, None, "bfloat16", is_attention=True
+    )
+    for is_causal in (False, True):
+        attend = functools.partial(F.scaled_dot_product_attention, is_causal=is_causal)
+        assert work_of(lambda attend=attend: attend(queries, queries, queries)) == (attention,)
 
 
 def test_modelled_charges_the_rate_of_the_precision() -> None:

@@ -5,10 +5,10 @@ the one of this host. A computation costs what the roofline says: each operator 
 its bytes over the rate at which it reads them and its floating-point operations over the peak rate,
 plus a fixed overhead (Williams et al., "Roofline", CACM 2009). A product with many rows takes
 both, one after the other: with the longer of both, a prompt of 49 came out at 0.6 of its time on a
-host of ours. Its bytes have a rate of their own, as it may widen them or lay them out anew. A few
+host of ours. Its weights have a rate of their own, as it may widen them or lay them out anew. A few
 rows read the weights as one does, and each further one adds arithmetic, at a rate of its own. All
 rates are those of the precision: unpacking 4-bit weights may be slower than memory, half precision
-has a peak of its own.
+has a peak of its own. So has attention over a prompt, of which a part is no product.
 """
 
 from __future__ import annotations
@@ -20,13 +20,14 @@ from math import inf
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from tpi_bench.contract.model import FEW, WEIGHTS
+from tpi_bench.contract.model import DTYPES, FEW, WEIGHTS
 from tpi_bench.contract.setting import needed, setting
 
 _OF_PRECISION = [
     *(f"{name}_{unit}" for unit in ("gb_per_s", "gflops") for name in WEIGHTS[1:]),
     *(f"{name}_rows_gb_per_s" for name in WEIGHTS),
     *(f"{name}_few_gflops" for name in WEIGHTS),
+    *(f"{name}_attention_gflops" for name in DTYPES),
 ]
 _OF_DISK = ("disk_computing_gb_per_s", "disk_shared_gb_per_s")
 _WITHOUT_LIMIT = (
@@ -49,7 +50,9 @@ class Operator(NamedTuple):
     """One operator: floating-point operations, bytes read and written, and on what numbers.
 
     `weights` is what a product's matrix is held in, None for an operator that reads none; `dtype`
-    is what is computed in, `num_rows` how many rows a product multiplies at once.
+    is what is computed in, `num_rows` how many rows a product multiplies at once. Of a product's
+    bytes `state_bytes` are those of the rows, before and after, and not of the matrix. Attention of
+    many queries is one operator.
     """
 
     flops: int
@@ -57,6 +60,8 @@ class Operator(NamedTuple):
     weights: str | None = None
     dtype: str = "float32"
     num_rows: int = 1
+    state_bytes: int = 0
+    is_attention: bool = False
 
 
 # The operators of one computation, one after another.
@@ -214,6 +219,16 @@ class DeviceProfile:
         "peak_gflops",
     )
 
+    float32_attention_gflops: float | None = setting(
+        None, "arithmetic of a prompt's attention in float32; null: peak_gflops"
+    )
+    float16_attention_gflops: float | None = setting(
+        None, "arithmetic of a prompt's attention in float16; null: float16_gflops"
+    )
+    bfloat16_attention_gflops: float | None = setting(
+        None, "arithmetic of a prompt's attention in bfloat16; null: bfloat16_gflops"
+    )
+
     # What each round of its calibration found, by name of the number; none where it was given.
     rounds: tuple[tuple[tuple[str, float], ...], ...] = field(default=(), repr=False)
 
@@ -346,6 +361,11 @@ class DeviceProfile:
         given = self._given(f"{weights}_few" if weights else None, "gflops")
         return (self.peak_gflops if given is None else given) * 1e9 * self._used_share
 
+    def attention_flops_per_s(self, dtype: str) -> float:
+        """Operations a second of a prompt's queries with keys, and of their shares with values."""
+        given = self._given(f"{dtype}_attention", "gflops")
+        return self.flops_per_s(dtype) if given is None else given * 1e9 * self._used_share
+
     def _given(self, precision: str | None, unit: str) -> float | None:
         """What the profile says of a precision, if it does; fp32 is what all else is said in."""
         return getattr(self, f"{precision}_{unit}", None)
@@ -362,11 +382,15 @@ class DeviceProfile:
         most_bps = inf
         if num_sharing > 1 and self.memory_shared_gb_per_s is not None:
             most_bps = self.memory_shared_gb_per_s * 1e9 / num_sharing
-        for flops, nbytes, weights, dtype, num_rows in work:
+        for flops, nbytes, weights, dtype, num_rows, state_bytes, is_attention in work:
             computing_s = flops / self.flops_per_s(weights or dtype)
             reading_s = nbytes / min(most_bps, self.read_bps(weights))
-            if num_rows > FEW:
-                total_s += computing_s + nbytes / min(most_bps, self.rows_bps(weights))
+            if is_attention:
+                total_s += flops / self.attention_flops_per_s(dtype)
+                total_s += nbytes / min(most_bps, self.rows_bps(dtype))
+            elif num_rows > FEW:
+                total_s += computing_s + state_bytes / min(most_bps, self.memory_bps)
+                total_s += (nbytes - state_bytes) / min(most_bps, self.rows_bps(weights))
             elif num_rows > 1:
                 one_s = max(computing_s / num_rows, reading_s)
                 rest = flops * (num_rows - 1) / num_rows

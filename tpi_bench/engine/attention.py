@@ -38,6 +38,7 @@ from tpi_bench.engine.task import (
 )
 
 _LANES = 16
+_PIECE = 64  # positions of a prompt whose scores are computed at once
 _SHORT = 1 << 17  # products of queries with keys that one thread has done before others wake up
 
 
@@ -57,15 +58,13 @@ class RotaryTable:
     """cos and sin for every position up to `length`, each (length, d), in fp32.
 
     The first half of sin carries the minus sign of the rotation, so that turning a head is one
-    roll. It also says which earlier positions several new ones see.
+    roll.
     """
 
     def __init__(self, rope: Rope, head_dim: int, length: int) -> None:
         self._cos, self._sin = _turns(rope, head_dim, length, torch.empty(0).device)
         self._at = (-1, -1)
         self._now = (self._cos, self._sin)
-        self._seen_at = (-1, -1)
-        self._seen = torch.empty(0)
         self.length = length
 
     def at(self, first: int, end: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -74,15 +73,6 @@ class RotaryTable:
             self._at = (first, end)
             self._now = (self._cos[first:end], self._sin[first:end])
         return self._now
-
-    def seen(self, first: int, end: int, dtype: torch.dtype) -> torch.Tensor:
-        """What is added to scores (T, S) of positions `first` to `end`: nothing, or -inf for what
-        comes later. All layers ask for the same.
-        """
-        if (first, end) != self._seen_at:
-            self._seen_at = (first, end)
-            self._seen = later_than(first, end, dtype)
-        return self._seen
 
 
 @functools.lru_cache(maxsize=4)
@@ -160,8 +150,7 @@ class Attention:
         turns = self._rotary.at(position, past)
         heads = (self._heads.head_to_kv, self._heads.group)
         if qkv.shape[0] > FEW:
-            seen = self._rotary.seen(position, past, qkv.dtype) if position else None
-            return _prefill(Given(qkv, keys, values, *turns, *heads), position, seen)
+            return _prefill(Given(qkv, keys, values, *turns, *heads), position)
         if is_traced(qkv):
             so_far = (keys[:, :past], values[:, :past])
             out: torch.Tensor = torch.ops.tpi_bench.attend(qkv, *so_far, *turns, *heads)
@@ -221,7 +210,7 @@ def _task(
 def _attend_by_torch(given: Given, position: int) -> torch.Tensor:
     num_new = given.qkv.shape[0]
     if num_new > 1:
-        return _prefill(given, position, later_than(position, position + num_new, given.qkv.dtype))
+        return _prefill(given, position)
     queries, keys, values = _remember(given, position)
     group = given.group
     if group == 0:  # as if every query head had its own KV head
@@ -232,20 +221,36 @@ def _attend_by_torch(given: Given, position: int) -> torch.Tensor:
     return torch.bmm(shares, values).view(1, -1)
 
 
-def _prefill(given: Given, position: int, seen: torch.Tensor | None) -> torch.Tensor:
+def _prefill(given: Given, position: int) -> torch.Tensor:
     """Several positions of a prompt at once: (T, a d). Each sees what is cached and itself.
 
-    `seen` says so (see `RotaryTable`); None where nothing is cached yet.
+    A piece of the positions after another, each with the keys up to its own last one: torch
+    computes all scores that it is given keys for (up to 512 of them) before it leaves out later
+    ones.
     """
     queries, keys, values = _remember(given, position)
-    mixed = F.scaled_dot_product_attention(
+    keys, values = keys[given.head_to_kv], values[given.head_to_kv]
+    num_new = queries.shape[1]
+    mixed = [
+        attend_piece(queries[:, first : first + _PIECE], keys, values, position + first)
+        for first in range(0, num_new, _PIECE)
+    ]
+    whole = mixed[0] if len(mixed) == 1 else torch.cat(mixed, dim=1)
+    return whole.transpose(0, 1).reshape(num_new, -1)
+
+
+def attend_piece(
+    queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, position: int
+) -> torch.Tensor:
+    """Queries (a, T, d) from `position` on, over keys and values (a, S, d) -> (a, T, d)."""
+    past = position + queries.shape[1]
+    return F.scaled_dot_product_attention(
         queries[None],
-        keys[given.head_to_kv][None],
-        values[given.head_to_kv][None],
-        attn_mask=seen,
-        is_causal=seen is None,
+        keys[None, :, :past],
+        values[None, :, :past],
+        attn_mask=later_than(position, past, queries.dtype) if position else None,
+        is_causal=position == 0,
     )[0]
-    return mixed.transpose(0, 1).reshape(given.qkv.shape[0], -1)
 
 
 def _remember(given: Given, position: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 import torch
 
 from tpi_bench.contract.job import Job
-from tpi_bench.contract.model import FEW
 from tpi_bench.contract.plan import Shard
 from tpi_bench.contract.system import Streaming, System
 from tpi_bench.engine.budget import activation_bytes, earlier_bytes, tile_bytes
@@ -125,8 +124,6 @@ class DeviceModel:
                 f"1, begin at 0 to {self._num_cached} (what the KV cache holds) and end within "
                 f"{room} (prompt and answer)"
             )
-        if num_new > FEW and position:
-            self._rotary.seen(position, past, self.dtype)  # once, and no part of a block's work
         self._num_cached = past
 
     def layers(

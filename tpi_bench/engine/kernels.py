@@ -15,9 +15,11 @@ from tpi_bench.engine.digits import BLOCK_BYTES, BLOCK_GROUPS, split
 from tpi_bench.engine.fields import field, take
 from tpi_bench.engine.row_sums import (
     AHEAD_OF_NUMBERS,
+    HAS_32_REGISTERS,
     ahead_in,
     ahead_of_floats,
     float_row,
+    four_of_floats,
     helper,
     put,
     q4_row,
@@ -51,33 +53,57 @@ from tpi_bench.engine.vectors import (
     total,
 )
 
+_GROUP_ROWS = 8  # that stay in the second cache, while two vectors at a time stay in the first
+_MOST_COLS_OF_TWO = 4096
+
 
 @helper
 def _float_product(task: Any, kind: Any, size: int) -> None:
+    """A group of rows after another: times the first vector from memory, then times the others,
+    two at a time, from a cache. Of an even number the last vector goes with the first.
+    """
     rows, cols = field(task, ROWS), field(task, COLS)
     values, x, out = field(task, VALUES), field(task, X), field(task, OUT)
-    num_new, pitch, far = field(task, NUM_NEW), 4 * rows, 4 * cols
+    num_new, pitch, far, wide = field(task, NUM_NEW), 4 * rows, 4 * cols, cols * size
     share, part = field(task, SHARE), field(task, PART)
-    ahead = ahead_in(cols * size, part * size, ahead_of_floats(size))
+    ahead = ahead_in(wide, part * size, ahead_of_floats(size))
     first = take(task, NEXT, share)
     while first < rows:
         for begin in range(0, cols, part):
-            num_cols = min(part, cols - begin)
-            for row in range(first, min(first + share, rows)):
-                w, v, place = values + (row * cols + begin) * size, x + 4 * begin, out + 4 * row
-                left = num_new
-                while left:
-                    if left == num_new or left == 1:  # the first, from memory; the last one over
-                        put(place, total(float_row(w, v, num_cols, kind, size, ahead)), begin == 0)
-                        count = 1
-                    else:
-                        one, other = two_of_floats(w, v, num_cols, kind, size, ahead, far)
-                        put(place, one, begin == 0)
-                        put(place + pitch, other, begin == 0)
-                        count = 2
-                    left -= count
-                    v += far * count
-                    place += pitch * count
+            num_cols, is_first = min(part, cols - begin), begin == 0
+            for start in range(first, min(first + share, rows), _GROUP_ROWS):
+                count = min(_GROUP_ROWS, min(first + share, rows) - start)
+                w, v, place = values + start * wide + begin * size, x + 4 * begin, out + 4 * start
+                for row in range(count):
+                    at, to = w + wide * row, place + 4 * row
+                    put(to, total(float_row(at, v, num_cols, kind, size, ahead)), is_first)
+                    if num_new & 1 == 0:
+                        other, to = v + far * (num_new - 1), to + pitch * (num_new - 1)
+                        put(to, total(float_row(at, other, num_cols, kind, size, ahead)), is_first)
+                next_group = _GROUP_ROWS * wide
+                for _ in range(1, num_new - 1, 2):
+                    v += far
+                    place += pitch
+                    row = 0
+                    while HAS_32_REGISTERS and row + 1 < count:
+                        at, to = w + wide * row, place + 4 * row
+                        a, b, c, d = four_of_floats(
+                            at, v, num_cols, kind, size, next_group, far, wide
+                        )
+                        put(to, a, is_first)
+                        put(to + 4, b, is_first)
+                        put(to + pitch, c, is_first)
+                        put(to + pitch + 4, d, is_first)
+                        row += 2
+                    while row < count:
+                        at, to = w + wide * row, place + 4 * row
+                        a, b = two_of_floats(at, v, num_cols, kind, size, next_group, far)
+                        put(to, a, is_first)
+                        put(to + pitch, b, is_first)
+                        row += 1
+                    v += far
+                    place += pitch
+                    next_group = 0
         first = take(task, NEXT, share)
 
 
@@ -104,14 +130,17 @@ def q8(task: Any) -> None:
     first = take(task, NEXT, share)
     while first < rows:
         for begin in range(0, cols, part):
-            groups = min(part, cols - begin) >> 5
+            num_cols = min(part, cols - begin)
+            groups = num_cols >> 5
             for row in range(first, min(first + share, rows)):
                 at = row * cols + begin
                 w, s = values + at, scales + (at >> 4)
                 v, place = x + 4 * begin, out + 4 * row
                 left = num_new
                 while left:
-                    if left == num_new or left == 1:
+                    # Two at once from memory, unless they do not fit into the first cache together.
+                    is_alone = left & 1 or num_cols > _MOST_COLS_OF_TWO
+                    if left == 1 or (left == num_new and is_alone):
                         put(place, total(q8_row(w, s, v, groups, ahead)), begin == 0)
                         count = 1
                     else:

@@ -73,6 +73,11 @@ def is_amd_zen() -> bool:
     return str(cpu_target.target_context.codegen().magic_tuple()[1]).startswith("znver")
 
 
+def has_avx512() -> bool:
+    """32 registers of sixteen values each."""
+    return "avx512f" in features(cpu_target.target_context)
+
+
 def operation(result: types.Type, *takes: types.Type) -> Callable[[Emit], Any]:
     """Makes `emit(builder, *values)` a function of numba code, from `takes` to `result`."""
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tpi_bench.contract.blocks import PAGE, Extent
-from tpi_bench.contract.model import FEW, GROUP, WEIGHTS, resolve_types
+from tpi_bench.contract.model import DTYPES, FEW, GROUP, WEIGHTS, resolve_types
 from tpi_bench.host import cache
 from tpi_bench.host.fork import in_helper
 from tpi_bench.host.machine import available_cpus
@@ -39,6 +39,7 @@ _COLUMNS = 1024
 _ROWS = (16, 128)  # of prompts: more than kernels take
 _MOST_ROWS = 1000  # that are taken to compute while the weights of one are read
 _FEW_MATRICES = 8  # are enough where it is arithmetic that takes time
+_HEADS, _POSITIONS, _HEAD_DIM = 16, 128, 64  # of attention: what takes about a millisecond
 _SMALL_OPERATORS = 32
 _DISK_BYTES = 256 << 20
 _BLOCK_BYTES = 4 << 20
@@ -59,8 +60,8 @@ def _times(fn: Callable[[], object]) -> list[float]:
 
 
 def compute_rates(threads: int) -> dict[str, float]:
-    """The engine's products with a vector and with a prompt's rows in each precision, and what an
-    operator costs besides.
+    """The engine's products with a vector and with a prompt's rows in each precision, attention
+    over a prompt, and what an operator costs besides.
     """
     import torch
 
@@ -75,6 +76,10 @@ def compute_rates(threads: int) -> dict[str, float]:
         overhead_us = _overhead_us()
         for held in WEIGHTS:
             found |= _products(held, overhead_us * 1e-6)
+        for dtype in DTYPES:
+            before_bps = found[f"{dtype}_rows_gb_per_s"] * 1e9
+            flops_per_s = _attention_flops_per_s(dtype, overhead_us * 1e-6, before_bps)
+            found[f"{dtype}_attention_gflops"] = flops_per_s / 1e9
     return found | {"op_overhead_us": overhead_us}
 
 
@@ -122,6 +127,20 @@ def _products(held: str, overhead_s: float) -> dict[str, float]:
         f"{held}_rows_gb_per_s": nbytes / before_s / 1e9,
         f"{held}_few_gflops": flops / further_s / 1e9,
     }
+
+
+def _attention_flops_per_s(dtype: str, overhead_s: float, before_bps: float) -> float:
+    """Of a prompt's attention, beside what its bytes take: on a host of ours the same for 64 and
+    for 256 positions, and less than of products, as shares are exponentials too.
+    """
+    import torch
+
+    from tpi_bench.engine.attention import attend_piece
+
+    queries = torch.ones(_HEADS, _POSITIONS, _HEAD_DIM, dtype=getattr(torch, dtype))
+    taken_s = statistics.median(_times(lambda: attend_piece(queries, queries, queries, 0)))
+    computing_s = taken_s - overhead_s - 4 * queries.nbytes / before_bps
+    return 4 * queries.numel() * _POSITIONS / max(computing_s, taken_s / 2)
 
 
 def _overhead_us() -> float:

@@ -63,8 +63,9 @@ class CountOperators(TorchDispatchMode):
             if func.name().startswith(_PRODUCT):
                 self.work.append(_product(nbytes, *args))
             else:
-                flops = _flops(packet, args, kwargs, out)
-                self.work.append(Operator(flops, nbytes, dtype=_dtype_of(out)))
+                flops, is_attention = _flops(packet, args, kwargs, out), _is_attention(packet)
+                dtype = _dtype_of(out)
+                self.work.append(Operator(flops, nbytes, dtype=dtype, is_attention=is_attention))
         return out
 
 
@@ -74,11 +75,16 @@ def _product(
     """x (T, i) times a matrix (o, i); at 4 bits `values` (o, i / 2) holds two in a byte."""
     held = _QUANTISED.get(values.dtype) or _name(values.dtype)
     flops = 2 * x.numel() * values.shape[0]
-    return Operator(flops, nbytes, held, _name(x.dtype), x.shape[0])
+    state_bytes = x.nbytes + x.shape[0] * values.shape[0] * x.itemsize
+    return Operator(flops, nbytes, held, _name(x.dtype), x.shape[0], state_bytes)
 
 
 def _has_flops(packet: OpOverloadPacket) -> bool:
-    return packet in flop_registry or packet.__name__ == _ATTENTION
+    return packet in flop_registry or _is_attention(packet)
+
+
+def _is_attention(packet: OpOverloadPacket) -> bool:
+    return packet.__name__ == _ATTENTION
 
 
 def _dtype_of(out: Any) -> str:
@@ -93,12 +99,9 @@ def _name(dtype: torch.dtype) -> str:
 
 
 def _flops(packet: OpOverloadPacket, args: Any, kwargs: Any, out: Any) -> int:
-    if packet.__name__ == _ATTENTION:  # two products of every query with every key
+    if _is_attention(packet):  # two products of every query with every key, later ones too
         queries, keys = args[:2]
-        seen = keys.shape[-2]
-        if kwargs.get("is_causal") or args[5:6] == (True,):  # nothing is computed of what is later
-            seen -= (queries.shape[-2] - 1) / 2
-        return round(2 * queries.numel() * seen + 2 * out.numel() * seen)
+        return int(4 * queries.numel() * keys.shape[-2])
     if packet not in flop_registry:
         return 0
     return int(flop_registry[packet](*args, **kwargs, out_val=out))
