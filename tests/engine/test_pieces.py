@@ -42,6 +42,10 @@ NUM_NEW = 8
 @pytest.mark.parametrize("heads", HEADS)
 @pytest.mark.parametrize("sizes", [(2, 3, 4), (1, 1, 7), (3, 1, 2, 3), (8, 1)])
 def test_attention_sees_what_is_cached(heads: str, dtype: torch.dtype, sizes: Any) -> None:
+    check_attention(heads, dtype, sizes)
+
+
+def check_attention(heads: str, dtype: torch.dtype, sizes: Any) -> None:
     """Every position of every piece, against attention over all before it, in float64."""
     d = 16
     mix, rotary = make(heads, d, dtype)
@@ -62,7 +66,7 @@ def test_later_keys_are_left_out_piece_by_piece(
 ) -> None:
     """Scores of so many positions are computed at once, wherever a prompt is cut."""
     monkeypatch.setattr(attention, "_PIECE", piece)
-    test_attention_sees_what_is_cached("even", torch.float32, sizes)
+    check_attention("even", torch.float32, sizes)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""A calibration of this host that nobody has measured: it takes two minutes to measure one."""
+"""A calibration of this host that nobody has measured: it takes minutes to measure one."""
 
 from __future__ import annotations
 

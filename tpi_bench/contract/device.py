@@ -8,7 +8,7 @@ both, one after the other: with the longer of both, a prompt of 49 came out at 0
 host of ours. Its weights have a rate of their own, as it may widen them or lay them out anew. A few
 rows read the weights as one does, and each further one adds arithmetic, at a rate of its own. All
 rates are those of the precision: unpacking 4-bit weights may be slower than memory, half precision
-has a peak of its own. So has attention over a prompt, of which a part is no product.
+has a peak of its own. So has attention over a prompt.
 """
 
 from __future__ import annotations

@@ -58,6 +58,38 @@ _MOST_COLS_OF_TWO = 4096
 
 
 @helper
+def _group_times_two(
+    w: int,
+    x: int,
+    out: int,
+    shape: tuple[int, int, int, int, int],
+    kind: Any,
+    size: int,
+    ahead: int,
+    is_first: bool,
+) -> None:
+    """Rows times two vectors. `shape`: rows, columns, and bytes from a row to the next, from a
+    vector to the next, and from its results to those of the next.
+    """
+    count, cols, wide, far, pitch = shape
+    row = 0
+    while HAS_32_REGISTERS and row + 1 < count:
+        at, to = w + wide * row, out + 4 * row
+        a, b, c, d = four_of_floats(at, x, cols, kind, size, ahead, far, wide)
+        put(to, a, is_first)
+        put(to + 4, b, is_first)
+        put(to + pitch, c, is_first)
+        put(to + pitch + 4, d, is_first)
+        row += 2
+    while row < count:
+        at, to = w + wide * row, out + 4 * row
+        a, b = two_of_floats(at, x, cols, kind, size, ahead, far)
+        put(to, a, is_first)
+        put(to + pitch, b, is_first)
+        row += 1
+
+
+@helper
 def _float_product(task: Any, kind: Any, size: int) -> None:
     """A group of rows after another: times the first vector from memory, then times the others,
     two at a time, from a cache. Of an even number the last vector goes with the first.
@@ -80,30 +112,12 @@ def _float_product(task: Any, kind: Any, size: int) -> None:
                     if num_new & 1 == 0:
                         other, to = v + far * (num_new - 1), to + pitch * (num_new - 1)
                         put(to, total(float_row(at, other, num_cols, kind, size, ahead)), is_first)
-                next_group = _GROUP_ROWS * wide
-                for _ in range(1, num_new - 1, 2):
-                    v += far
-                    place += pitch
-                    row = 0
-                    while HAS_32_REGISTERS and row + 1 < count:
-                        at, to = w + wide * row, place + 4 * row
-                        a, b, c, d = four_of_floats(
-                            at, v, num_cols, kind, size, next_group, far, wide
-                        )
-                        put(to, a, is_first)
-                        put(to + 4, b, is_first)
-                        put(to + pitch, c, is_first)
-                        put(to + pitch + 4, d, is_first)
-                        row += 2
-                    while row < count:
-                        at, to = w + wide * row, place + 4 * row
-                        a, b = two_of_floats(at, v, num_cols, kind, size, next_group, far)
-                        put(to, a, is_first)
-                        put(to + pitch, b, is_first)
-                        row += 1
-                    v += far
-                    place += pitch
-                    next_group = 0
+                ahead_of_group = _GROUP_ROWS * wide
+                for number in range(1, num_new - 1, 2):
+                    x_pair, to = v + far * number, place + pitch * number
+                    shape = count, num_cols, wide, far, pitch
+                    _group_times_two(w, x_pair, to, shape, kind, size, ahead_of_group, is_first)
+                    ahead_of_group = 0  # it is on its way
         first = take(task, NEXT, share)
 
 

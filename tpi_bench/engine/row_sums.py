@@ -73,6 +73,13 @@ def put(place: int, value: Any, is_first: bool) -> None:
 
 
 @helper
+def _with_rest(row: int, x: int, cols: int, kind: Any, size: int, sums: Any) -> Any:
+    """And the last 16 of a row again, less those that are counted."""
+    rest = keep_last(load(x + (cols - 16) * 4, np.float32), cols & 15)
+    return fma(load(row + (cols - 16) * size, kind), rest, sums)
+
+
+@helper
 def float_row(row: int, x: int, cols: int, kind: Any, size: int, ahead: int) -> Any:
     """The sum of a row of values of type `kind`, `size` bytes each; it has at least 16."""
     a, b, c, d = zeros(), zeros(), zeros(), zeros()
@@ -86,9 +93,8 @@ def float_row(row: int, x: int, cols: int, kind: Any, size: int, ahead: int) -> 
         d = fma(load(w + 48 * size, kind), load(v + 192, np.float32), d)
     for col in range(whole, cols & ~15, 16):
         a = fma(load(row + col * size, kind), load(x + col * 4, np.float32), a)
-    if cols & 15:  # the last 16 again, less those that are counted
-        rest = keep_last(load(x + (cols - 16) * 4, np.float32), cols & 15)
-        b = fma(load(row + (cols - 16) * size, kind), rest, b)
+    if cols & 15:
+        b = _with_rest(row, x, cols, kind, size, b)
     return add(add(a, b), add(c, d))
 
 
@@ -177,11 +183,8 @@ def two_of_floats(
         a = fma(load(row + col * size, kind), load(x + col * 4, np.float32), a)
         e = fma(load(row + col * size, kind), load(y + col * 4, np.float32), e)
     if cols & 15:
-        last = (cols - 16) * 4
-        rest = keep_last(load(x + last, np.float32), cols & 15)
-        b = fma(load(row + (cols - 16) * size, kind), rest, b)
-        rest = keep_last(load(y + last, np.float32), cols & 15)
-        f = fma(load(row + (cols - 16) * size, kind), rest, f)
+        b = _with_rest(row, x, cols, kind, size, b)
+        f = _with_rest(row, y, cols, kind, size, f)
     return total(add(add(a, b), add(c, d))), total(add(add(e, f), add(g, h)))
 
 
@@ -228,13 +231,10 @@ def four_of_floats(
         i = fma(load(u, kind), load(x + at, np.float32), i)
         p = fma(load(u, kind), load(y + at, np.float32), p)
     if cols & 15:
-        at, last = (cols - 16) * 4, (cols - 16) * size
-        rest = keep_last(load(x + at, np.float32), cols & 15)
-        b = fma(load(row + last, kind), rest, b)
-        j = fma(load(other + last, kind), rest, j)
-        rest = keep_last(load(y + at, np.float32), cols & 15)
-        f = fma(load(row + last, kind), rest, f)
-        q = fma(load(other + last, kind), rest, q)
+        b = _with_rest(row, x, cols, kind, size, b)
+        f = _with_rest(row, y, cols, kind, size, f)
+        j = _with_rest(other, x, cols, kind, size, j)
+        q = _with_rest(other, y, cols, kind, size, q)
     return (
         total(add(add(a, b), add(c, d))),
         total(add(add(i, j), add(k, m))),

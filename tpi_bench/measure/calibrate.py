@@ -58,8 +58,8 @@ class ThisHost:
         path = calibration_file(cache_dir)
         if not path.is_file():
             print(
-                "device=this_host has not been calibrated: it is now, once, which takes two "
-                "minutes; leave the machine alone",
+                "device=this_host has not been calibrated: it is now, once, which takes three "
+                "to four minutes; leave the machine alone",
                 file=sys.stderr,
             )
             calibrate(cache_dir)
@@ -119,7 +119,7 @@ def calibrate(
     With one, with as many as there are cores, and with those of a share of the machine.
     """
     path = calibration_file(cache_dir)
-    with cache.locked(path):  # refuses where it could not be kept, before it takes two minutes
+    with cache.locked(path):  # refuses where it could not be kept, before it takes minutes
         pass
     numbers = sorted({1, threads_of_share, len(available_cpus())})
     counted = tqdm(

@@ -130,8 +130,8 @@ def _products(held: str, overhead_s: float) -> dict[str, float]:
 
 
 def _attention_flops_per_s(dtype: str, overhead_s: float, before_bps: float) -> float:
-    """Of a prompt's attention, beside what its bytes take: on a host of ours the same for 64 and
-    for 256 positions, and less than of products, as shares are exponentials too.
+    """Of a prompt's attention, beside what its bytes take: on a host of ours about the same for 64
+    and for 256 positions, and less than of products.
     """
     import torch
 
