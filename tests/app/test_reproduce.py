@@ -39,6 +39,7 @@ class Programs:
     def __init__(self) -> None:
         self.typed: list[list[str]] = []
         self.status = 0
+        self.writes: dict[str, str] = {}
 
     def __call__(self, arguments: Sequence[str]) -> int:
         self.typed.append(list(arguments))
@@ -49,6 +50,8 @@ class Programs:
             for path in (COMMITTED / target.name).glob("*.*"):
                 shutil.copy(path, target)
             (target / "points").mkdir(exist_ok=True)
+            for name, text in self.writes.items():
+                (target / name).write_text(text)
         return self.status
 
 
@@ -133,12 +136,12 @@ def test_what_was_stopped_goes_on(
     assert programs.typed[0][0] == f"resume={target}"
 
 
-def record_of(commit: str) -> str:
+def record_of(commit: str, status: str = "ok") -> str:
     from dataclasses import replace
 
     from tests.report.test_rows import RUN
 
-    run = replace(RUN, commit=commit)
+    run = replace(RUN, commit=commit, status=status)
     return json.dumps({"run": run.cells(), "tokens": [], "devices": [], "spans": [], "config": {}})
 
 
@@ -148,6 +151,30 @@ def test_one_that_fails_does_not_hold_up_the_others(programs: Programs, given: l
     assert len(programs.typed) == 2
     assert status == 5
     assert "failed: fig_window, fig_keep; the same command tries again" in told
+
+
+@pytest.mark.parametrize(("status", "is_done"), [("error", False), ("oom", True)])
+def test_a_point_that_could_not_be_run_is_tried_again(
+    status: str,
+    is_done: bool,
+    programs: Programs,
+    no_page: None,
+    given: list[str],
+    tmp_path: Path,
+) -> None:
+    """As where the disk was full; that it is too large is an answer."""
+    target = tmp_path / "reference" / "fig_keep"
+    programs.writes = {"points/a.json": record_of(str(provenance()["commit"]), status)}
+    programs.writes["overrides.json"] = json.dumps(["+experiment=fig_keep"])
+    _, _, told = typed(*given, "only=fig_keep")
+    assert ("fig_keep failed; the others go on" in told) is not is_done
+    assert (target / MARK).is_file() is is_done
+    programs.writes = {"points/a.json": record_of(str(provenance()["commit"]))}
+    _, shown, _ = typed(*given, "only=fig_keep")
+    again = [] if is_done else [f"resume={target}"]
+    assert [run[0] for run in programs.typed[1:]] == again
+    assert ("goes on" in shown) is not is_done
+    assert (target / MARK).is_file()
 
 
 @pytest.mark.parametrize(

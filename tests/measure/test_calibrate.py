@@ -16,7 +16,7 @@ from tpi_bench.contract.blocks import Extent
 from tpi_bench.contract.model import DTYPES, WEIGHTS
 from tpi_bench.host import cgroups
 from tpi_bench.host.machine import available_cpus
-from tpi_bench.measure import calibrate, host_rates
+from tpi_bench.measure import at_once, calibrate, core_rates, disk_rates
 from tpi_bench.measure.calibrate import ThisHost
 from tpi_bench.measure.paging_rate import paging_rate
 from tpi_bench.measure.program_costs import program_costs
@@ -70,9 +70,9 @@ def test_a_profile_has_the_medians_of_rounds(
 def test_products_are_measured_in_every_precision(monkeypatch: pytest.MonkeyPatch) -> None:
     small = {"_MEMORY_BYTES": 1 << 19, "_MATRIX_BYTES": 1 << 18, "_SWEPT_BYTES": 1 << 18}
     for name, value in small.items():
-        monkeypatch.setattr(host_rates, name, value)
+        monkeypatch.setattr(core_rates, name, value)
     num_threads = torch.get_num_threads()
-    found = host_rates.compute_rates(1)
+    found = core_rates.compute_rates(1)
     torch.set_num_threads(num_threads)
     of_precisions = [f"{w}_{unit}" for w in WEIGHTS[1:] for unit in ("gb_per_s", "gflops")]
     of_rows = [f"{w}_{unit}" for w in WEIGHTS for unit in ("rows_gb_per_s", "few_gflops")]
@@ -87,16 +87,16 @@ def test_no_reading_and_no_arithmetic_is_left_out(monkeypatch: pytest.MonkeyPatc
     each of 7 further ones 0.1. Of 16 and 128 rows each takes 0.01 s of arithmetic, the bytes 2 s
     before it; at least half of the few is theirs.
     """
-    monkeypatch.setattr(host_rates, "_MEMORY_BYTES", 2 << 18)
-    monkeypatch.setattr(host_rates, "_MATRIX_BYTES", 1 << 18)
+    monkeypatch.setattr(core_rates, "_MEMORY_BYTES", 2 << 18)
+    monkeypatch.setattr(core_rates, "_MATRIX_BYTES", 1 << 18)
     flops, nbytes = 2 * (1 << 16), 1 << 18
     for few_s, many_s, row_s, before_s in (
         *((2.16, 3.28, 0.01, 2.0), (1.0, 12.2, 0.1, 0.5)),
         (2.16, 1.28, 0.01, 2.0),  # disturbed: all that many rows take
     ):
         times = iter([[1.2], [2.6], [2 * (few_s + 0.1)], [2 * (many_s + 0.1)]])
-        monkeypatch.setattr(host_rates, "_times", lambda fn, times=times: next(times))
-        found = host_rates._products("float32", 0.1)
+        monkeypatch.setattr(core_rates, "_times", lambda fn, times=times: next(times))
+        found = core_rates._products("float32", 0.1)
         assert found["memory_gb_per_s"] == pytest.approx(nbytes / 0.5 / 1e9)
         assert found["peak_gflops"] == pytest.approx(flops / row_s / 1e9, rel=0.02)
         assert found["float32_few_gflops"] == pytest.approx(flops / 0.1 / 1e9)
@@ -110,15 +110,15 @@ def test_attention_is_measured_beside_its_bytes(
     taken_s: float, computing_s: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of a call 0.25 s are an operator's, 0.5 s its four tensors'; at least half is computing."""
-    monkeypatch.setattr(host_rates, "_times", lambda fn: [9.0, taken_s, 0.1])
+    monkeypatch.setattr(core_rates, "_times", lambda fn: [9.0, taken_s, 0.1])
     nbytes = 4 * 16 * 128 * 64 * 4
-    found = host_rates._attention_flops_per_s("float32", 0.25, nbytes / 0.5)
+    found = core_rates._attention_flops_per_s("float32", 0.25, nbytes / 0.5)
     assert found == pytest.approx(4 * 16 * 128 * 128 * 64 / computing_s)
 
 
 @pytest.mark.parametrize("held", WEIGHTS)
 def test_what_is_multiplied_has_the_bytes_that_were_asked_for(held: str) -> None:
-    tensors = host_rates._stored(held, 1 << 22)
+    tensors = core_rates._stored(held, 1 << 22)
     nbytes = sum(tensor.nbytes for tensor in tensors)
     assert 1 << 22 <= nbytes < 1.2 * (1 << 22)  # scales come on top
 
@@ -126,9 +126,9 @@ def test_what_is_multiplied_has_the_bytes_that_were_asked_for(held: str) -> None
 def test_a_disk_is_read_alone_and_beside_products(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(host_rates, "_DISK_BYTES", 8 << 20)
-    monkeypatch.setattr(host_rates, "_READING_S", 0.05)
-    found = host_rates.disk_rates(tmp_path)
+    monkeypatch.setattr(disk_rates, "_DISK_BYTES", 8 << 20)
+    monkeypatch.setattr(disk_rates, "_READING_S", 0.05)
+    found = disk_rates.disk_rates(tmp_path)
     names = ["disk_gb_per_s", "disk_gap_us", "disk_latency_us", "disk_computing_gb_per_s"]
     assert list(found)[:4] == names
     gaps = {name: found.pop(name) for name in list(found) if "gap" in name}
@@ -157,7 +157,7 @@ def test_a_gap_is_what_reads_of_two_sizes_do_not_differ_by(
     took_us = {1: small_us, 4: large_us}
     read: list[set[int]] = []
 
-    def at_once(
+    def together(
         fn: object, given: list[tuple[list[Extent], bool]], take_s: float
     ) -> tuple[list[list[int]], int, int]:
         all_ends = []
@@ -169,12 +169,12 @@ def test_a_gap_is_what_reads_of_two_sizes_do_not_differ_by(
         return all_ends, 0, all_ends[0][-1]
 
     def alone(fn: object, *given: Any) -> list[int]:
-        return at_once(fn, [given], 0.0)[0][0]
+        return together(fn, [given], 0.0)[0][0]
 
-    monkeypatch.setattr(host_rates, "_at_once", at_once)
-    monkeypatch.setattr(host_rates, "in_helper", alone)
+    monkeypatch.setattr(at_once, "at_once", together)
+    monkeypatch.setattr(disk_rates, "in_helper", alone)
     blocks = [Extent("there", number << 22, 4 << 20) for number in range(9)]
-    gap_ns, gb_per_s = host_rates._gap_and_rate([blocks] * num_readers)
+    gap_ns, gb_per_s = disk_rates._gap_and_rate([blocks] * num_readers)
     assert read == ([{1, 4}] if num_readers == 1 else [{1}, {1}, {4}, {4}])
     assert gap_ns / 1e3 == pytest.approx(gap_us)
     assert gb_per_s == pytest.approx((4 << 20) / (large_us - gap_us) / 1e3)
@@ -183,23 +183,26 @@ def test_a_gap_is_what_reads_of_two_sizes_do_not_differ_by(
 def test_a_disk_beside_computing_has_the_gap_that_it_has_alone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(host_rates, "_gap_and_rate", lambda readers: (1e5 * len(readers), 2.0))
-    monkeypatch.setattr(host_rates, "_together", lambda fn, given, take_s: 1 / 4.2943e6)
-    monkeypatch.setattr(host_rates, "_page_s", lambda blocks: 1e-4)
-    monkeypatch.setattr(host_rates, "in_helper", lambda fn, *given: fn(*given))
-    monkeypatch.setattr(host_rates, "available_cpus", lambda: [0, 1])
-    found = host_rates._rates_of([Extent("there", 0, 4 << 20)] * 4)
+    monkeypatch.setattr(disk_rates, "_gap_and_rate", lambda readers: (1e5 * len(readers), 2.0))
+    monkeypatch.setattr(disk_rates, "together", lambda fn, given, take_s: 1 / 4.2943e6)
+    monkeypatch.setattr(disk_rates, "_page_s", lambda blocks: 1e-4)
+    probed = iter([(3e9, 0.1), (2e9, 0.1)])  # before and after
+    monkeypatch.setattr(disk_rates, "disk_bandwidth", lambda blocks: next(probed))
+    monkeypatch.setattr(disk_rates, "in_helper", lambda fn, *given: fn(*given))
+    monkeypatch.setattr(disk_rates, "available_cpus", lambda: [0, 1])
+    found = disk_rates._rates_of([Extent("there", 0, 4 << 20)] * 4)
     assert found["disk_computing_gb_per_s"] == pytest.approx(1.0, rel=1e-3)
     assert (found["disk_gap_us"], found["disk_shared_gap_us"]) == (100, 200)
     assert (found["disk_gb_per_s"], found["disk_shared_gb_per_s"]) == (2.0, 2.0)
+    assert found["disk_probe_gb_per_s"] == 2.5
 
 
 def test_a_disk_is_read_by_the_block_files_that_are_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Those of one model at a time, whole blocks of them; models with few are left out."""
-    monkeypatch.setattr(host_rates, "_DISK_BYTES", 32 << 20)
-    monkeypatch.setattr(host_rates, "_write_random", None)
+    monkeypatch.setattr(disk_rates, "_DISK_BYTES", 32 << 20)
+    monkeypatch.setattr(disk_rates, "_write_random", None)
     for model, sizes in {
         "one": (9, 13),
         "other": (16,),
@@ -211,9 +214,9 @@ def test_a_disk_is_read_by_the_block_files_that_are_there(
         for number, size in enumerate(sizes):
             (folder / f"rank0.{number}.safetensors").write_bytes(bytes(size << 20))
     read: list[list[Extent]] = []
-    monkeypatch.setattr(host_rates, "_rates_of", lambda blocks: read.append(blocks) or {})
+    monkeypatch.setattr(disk_rates, "_rates_of", lambda blocks: read.append(blocks) or {})
     for _ in range(50):
-        host_rates.disk_rates(tmp_path)
+        disk_rates.disk_rates(tmp_path)
     found = {
         Path(blocks[0].path).parent.name: [(Path(b.path).name[6], b.offset >> 20) for b in blocks]
         for blocks in read
@@ -227,7 +230,7 @@ def test_a_disk_is_read_by_the_block_files_that_are_there(
 @pytest.mark.skipif(len(available_cpus()) < 2, reason="one core computes for itself")
 def test_a_memory_is_read_by_two_cores_at_once() -> None:
     """Of all that compute, of the time in which all of them do."""
-    found = host_rates.shared_memory_rate()
+    found = core_rates.shared_memory_rate()
     assert 0.1 < found["memory_shared_gb_per_s"] < 2000
 
 
@@ -240,9 +243,9 @@ def test_cores_that_share_a_memory_are_not_shared(monkeypatch: pytest.MonkeyPatc
         last = 10**9 // 2
         return [0, *range(cpu * 1000, last, 10**8), last]
 
-    monkeypatch.setattr(host_rates, "available_cpus", lambda: [4, 6])
-    monkeypatch.setattr(host_rates, "in_helper", compute)
-    found = host_rates.shared_memory_rate()
+    monkeypatch.setattr(core_rates, "available_cpus", lambda: [4, 6])
+    monkeypatch.setattr(at_once, "in_helper", compute)
+    found = core_rates.shared_memory_rate()
     assert sorted(cpus) == [4, 6]
     assert found["memory_shared_gb_per_s"] == pytest.approx(12 * (4 << 20) / (10**9 / 2))
 
@@ -250,9 +253,9 @@ def test_cores_that_share_a_memory_are_not_shared(monkeypatch: pytest.MonkeyPatc
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="cores cannot be chosen here")
 def test_it_stays_on_its_core(monkeypatch: pytest.MonkeyPatch) -> None:
     before = os.sched_getaffinity(0)
-    monkeypatch.setattr(host_rates, "_COMPUTING_S", 0.01)
+    monkeypatch.setattr(core_rates, "_COMPUTING_S", 0.01)
     try:
-        ends = host_rates._product_ends_ns(max(before))
+        ends = core_rates._product_ends_ns(max(before))
         assert os.sched_getaffinity(0) == {max(before)}
     finally:
         os.sched_setaffinity(0, before)
@@ -261,15 +264,15 @@ def test_it_stays_on_its_core(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_matrices_are_there_before_products_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[int] = []
-    as_on_a_device = host_rates._as_on_a_device
+    as_on_a_device = core_rates._as_on_a_device
 
     def counted(tensor: torch.Tensor) -> torch.Tensor:
         made.append(tensor.nbytes)
         return as_on_a_device(tensor)
 
-    monkeypatch.setattr(host_rates, "_MEMORY_BYTES", 3 * host_rates._MATRIX_BYTES)
-    monkeypatch.setattr(host_rates, "_as_on_a_device", counted)
-    products = host_rates._endless_products()
+    monkeypatch.setattr(core_rates, "_MEMORY_BYTES", 3 * core_rates._MATRIX_BYTES)
+    monkeypatch.setattr(core_rates, "_as_on_a_device", counted)
+    products = core_rates.endless_products()
     assert len(made) == 3
     with torch.inference_mode():
         assert {tuple(next(products).shape) for _ in range(7)} == {(1, 1024)}
@@ -277,8 +280,8 @@ def test_matrices_are_there_before_products_are_timed(monkeypatch: pytest.Monkey
 
 
 def test_one_core_shares_its_memory_with_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(host_rates, "available_cpus", lambda: [0])
-    assert host_rates.shared_memory_rate() == {}
+    monkeypatch.setattr(core_rates, "available_cpus", lambda: [0])
+    assert core_rates.shared_memory_rate() == {}
 
 
 def test_files_are_paged_in_where_memory_is_short(

@@ -93,7 +93,8 @@ def test_a_busy_host_is_told(changes: dict, is_told: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    ("testbed", "measures"), [("processes", True), ("virtual", False), ("virtual_measured", True)]
+    ("testbed", "measures"),
+    [("processes", True), ("virtual", False), ("virtual_measured", True), ("twin", True)],
 )
 def test_who_measures_this_host_takes_its_turn(testbed: str, measures: bool) -> None:
     assert settings_of(f"testbed={testbed}").testbed.measures_here is measures

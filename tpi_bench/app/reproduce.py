@@ -32,6 +32,7 @@ from tpi_bench.host import cache
 from tpi_bench.host.machine import provenance
 from tpi_bench.report.collection import has_rows
 from tpi_bench.report.durations import seconds_of
+from tpi_bench.report.folder import ResultsFolder
 from tpi_bench.report.results import load
 
 _COMMAND = (sys.executable, "-m", "tpi_bench")
@@ -74,7 +75,7 @@ def _run_all(
     cache_dir: str | None,
     commit: str,
 ) -> list[str]:
-    """The names of those that have no rows to show."""
+    """The names of those that have no rows, or not of all points."""
     failed = []
     for number, step in enumerate(left, 1):
         print(f"\n[{number}/{len(left)}] {step.name}", flush=True)
@@ -94,7 +95,7 @@ def _run(step: Step, state: str, folder: Path, cache_dir: str | None, commit: st
     more = [] if cache_dir is None else [f"cache_dir={cache_dir}"]
     begun = time.monotonic()
     status = _program([*own, *more])
-    if status in _GOOD and (target / "runs.parquet").is_file():
+    if status in _GOOD and (target / "runs.parquet").is_file() and _is_answered(target):
         shutil.rmtree(target / "points", ignore_errors=True)  # its tables are what is kept
         shutil.rmtree(before, ignore_errors=True)
         seconds = time.monotonic() - begun
@@ -104,6 +105,11 @@ def _run(step: Step, state: str, folder: Path, cache_dir: str | None, commit: st
         cache.write_json(target / MARK, mark)
         return status
     return status if status not in _GOOD else ExitStatus.ERROR
+
+
+def _is_answered(target: Path) -> bool:
+    """Whether no error kept a point from being run, as a full disk does: it is tried again."""
+    return all(record.run.is_answer for record in ResultsFolder(target).records())
 
 
 def _program(arguments: Sequence[str]) -> int:

@@ -31,6 +31,7 @@ _OF_PRECISION = [
 ]
 _OF_DISK = ("disk_computing_gb_per_s", "disk_shared_gb_per_s")
 _WITHOUT_LIMIT = (
+    "disk_probe_gb_per_s",
     "paging_gb_per_s",
     "memory_shared_gb_per_s",
     "message_gb_per_s",
@@ -106,6 +107,11 @@ class DeviceProfile:
     )
     disk_shared_gap_us: float | None = setting(
         None, "the same while several devices read from one disk at once; null: disk_gap_us"
+    )
+    disk_probe_gb_per_s: float | None = setting(
+        None,
+        "what a probe of the disk gave beside its other rates, with many reads at once; null: not "
+        "known",
     )
     paging_gb_per_s: float | None = setting(
         None,

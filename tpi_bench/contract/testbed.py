@@ -44,6 +44,7 @@ class Testbed(ABC):
     num_devices: int | None  # None: as many as `device=` names
     proportions: list[float] | str | None
     trace: bool
+    follows_host: bool = False  # whether this host's profile is brought up to date for each point
 
     clock: ClassVar[str]  # wall or virtual
     cost: str  # of a computation: real, measured or modelled
@@ -62,7 +63,7 @@ class Testbed(ABC):
     @property
     def measures_here(self) -> bool:
         """Whether this host's speed is in its rows, so that nothing else may be measured then."""
-        return self.clock == "wall" or self.cost == "measured"
+        return self.clock == "wall" or self.cost == "measured" or self.follows_host
 
     @property
     def opens_files(self) -> bool:

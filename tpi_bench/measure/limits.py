@@ -43,7 +43,7 @@ def host_limits(testbed: Testbed, system: System, job: Job) -> HostLimits | None
         arguments = [
             (
                 threads[rank],
-                _streamed_extents(system, job, [rank]),
+                streamed_extents(system, job, [rank]),
                 None,
                 max(_CACHED_BYTES, sizes[rank].layers + sizes[rank].head),
             )
@@ -54,7 +54,7 @@ def host_limits(testbed: Testbed, system: System, job: Job) -> HostLimits | None
         return HostLimits.of_devices(found)
     num_threads = min(len(available_cpus()), _at_once(system, job) * job.threads_per_device)
     touched = max(_CACHED_BYTES, sum(size.layers + size.head for size in sizes))
-    extents = _streamed_extents(system, job)
+    extents = streamed_extents(system, job)
     return in_helper(measure_limits, num_threads, extents, _message_bytes(job), touched)
 
 
@@ -177,7 +177,7 @@ def _device_bytes(
     return TokenBytes(layers=layers, head=head, streamed=round(max(0.0, streamed)))
 
 
-def _streamed_extents(system: System, job: Job, ranks: Sequence[int] | None = None) -> list[Extent]:
+def streamed_extents(system: System, job: Job, ranks: Sequence[int] | None = None) -> list[Extent]:
     """What tokens are read from, for measuring the disk; none where all is in memory."""
     is_short = job.memory_bytes is not None
     if not job.blocks:

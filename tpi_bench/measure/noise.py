@@ -23,7 +23,7 @@ def noise_of(
     probed_before: HostLimits | None,
     probed_after: HostLimits | None,
 ) -> HostNoise:
-    """The columns; those of probes are empty where the testbed knows its devices' rates."""
+    """The columns; those of probes are empty where nothing of this host was probed."""
     noise = HostNoise.unmeasured()
     if before is not None and after is not None:
         noise = replace(
@@ -34,12 +34,10 @@ def noise_of(
             clock_mhz_start=before.clock_mhz,
             clock_mhz_end=after.clock_mhz,
         )
-    if probed_before is not None and probed_after is not None:
-        noise = replace(
-            noise,
-            memory_bps_start=probed_before.memory_bps,
-            memory_bps_end=probed_after.memory_bps,
-            disk_bps_start=probed_before.disk_bps,
-            disk_bps_end=probed_after.disk_bps,
-        )
+    if probed_before is not None:
+        memory_bps, disk_bps = probed_before.memory_bps, probed_before.disk_bps
+        noise = replace(noise, memory_bps_start=memory_bps, disk_bps_start=disk_bps)
+    if probed_after is not None:
+        memory_bps, disk_bps = probed_after.memory_bps, probed_after.disk_bps
+        noise = replace(noise, memory_bps_end=memory_bps, disk_bps_end=disk_bps)
     return noise

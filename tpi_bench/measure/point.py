@@ -16,6 +16,7 @@ from tpi_bench.contract.job import Job, Outcome
 from tpi_bench.host import cache
 from tpi_bench.host.machine import available_cpus
 from tpi_bench.measure.energy import energy_of, meter_of
+from tpi_bench.measure.followed import brought_up_to_date
 from tpi_bench.measure.limits import host_limits, point_limits
 from tpi_bench.measure.metrics import speed_of
 from tpi_bench.measure.noise import look_at_host, noise_of
@@ -40,11 +41,12 @@ def measure(
     """
     settings = prepared.settings
     system, testbed = settings.system, settings.testbed
-    job = replace(prepared.job, stream=on_token is not None)
     started = datetime.datetime.now(datetime.UTC).isoformat()
     before = look_at_host(testbed)
     with _step("probing the host"):
-        host = host_limits(testbed, system, job)
+        host = host_limits(testbed, system, prepared.job)
+        prepared, followed = brought_up_to_date(prepared)
+    job = replace(prepared.job, stream=on_token is not None)
     page_cache = begin_page_cache(testbed, job, settings.cache)
     exactness = Exactness.unmeasured()
     with _logits_file(settings.check) as logits_path:
@@ -63,7 +65,7 @@ def measure(
     speed = speed_of(outcome)
     with _step("probing the host again"):
         limits, probed_after = _limits_seen_again(prepared, outcome, speed, host)
-    noise = noise_of(before, after, host, probed_after)
+    noise = noise_of(before, after, host or followed, probed_after)
     by_device = () if host is None else host.by_device
     for report in outcome.devices if by_device else ():
         rates = by_device[report.rank]

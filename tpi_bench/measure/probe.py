@@ -106,7 +106,7 @@ def measure_limits(
     # Each way of touching by itself: they are not equally fast.
     ways = [passes[number :: len(touches)] for number in range(len(touches))]
     memory_spread = min(_spread(way) for way in ways)
-    disk_bps, disk_spread = _disk_bandwidth(extents)
+    disk_bps, disk_spread = disk_bandwidth(extents)
     busy = load.cores()
     return HostLimits(
         memory_bps=data.nbytes / min(passes),
@@ -141,8 +141,11 @@ def read_all(reader: DirectReader, extents: Sequence[Extent], buffer: np.ndarray
         read.wait()
 
 
-def _disk_bandwidth(extents: Sequence[Extent]) -> tuple[float, float]:
-    """Best of a few passes over the files, all queued at once, into touched memory; its spread."""
+def disk_bandwidth(extents: Sequence[Extent]) -> tuple[float, float]:
+    """Best of a few passes over the files, all queued at once, into touched memory; its spread.
+
+    NaN and 0 where none of them is there.
+    """
     from tpi_bench.host.disk import DirectReader
     from tpi_bench.host.memory import anonymous_area
 

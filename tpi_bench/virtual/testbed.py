@@ -64,6 +64,11 @@ class VirtualTestbed(Testbed):
         False,
         "also run with what each round of the devices' calibration found, for an 80 % interval",
     )
+    follows_host: bool = setting(
+        False,
+        "what a point needs of device=this_host is measured again right before it: its disk, by the"
+        " point's block files where they are there, and its products",
+    )
     fail_rank: int | None = setting(None, "this device fails at fail_at_s of virtual time")
     fail_at_s: float = setting(0.0, "when it fails")
     trace: bool = setting(False, "also store every span of compute, sync, load wait and read")

@@ -1,0 +1,234 @@
+"""Rates of this host's cores, one round of a calibration (`calibrate.py`).
+
+All are those of the engine's own products.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+from tpi_bench.contract.model import DTYPES, FEW, GROUP, WEIGHTS, resolve_types
+from tpi_bench.host.machine import available_cpus
+from tpi_bench.measure.at_once import together
+from tpi_bench.measure.probe import seconds
+
+if TYPE_CHECKING:
+    import torch
+
+_PASSES = 3
+_MEMORY_BYTES = 256 << 20
+_MATRIX_BYTES = 4 << 20
+_SWEPT_BYTES = 8 << 20
+_COLUMNS = 1024
+_ROWS = (16, 128)  # of prompts: more than kernels take
+_MOST_ROWS = 1000  # that are taken to compute while the weights of one are read
+_FEW_MATRICES = 8  # are enough where it is arithmetic that takes time
+_HEADS, _POSITIONS, _HEAD_DIM = 16, 128, 64  # of attention: what takes about a millisecond
+_SMALL_OPERATORS = 32
+_COMPUTING_S = 0.6
+_MOST_DEVICES = 4  # that compute at once: more of them do not get more out of a memory
+
+
+def _times(fn: Callable[[], object]) -> list[float]:
+    """Seconds of a few calls, after one that does not count."""
+    fn()
+    return [seconds(fn) for _ in range(_PASSES)]
+
+
+def compute_rates(threads: int) -> dict[str, float]:
+    """The engine's products with a vector and with a prompt's rows in each precision, attention
+    over a prompt, and what an operator costs besides.
+    """
+    import torch
+
+    _prepare(threads)
+    found: dict[str, float] = {}
+    with torch.inference_mode():
+        overhead_us = _overhead_us()
+        for held in WEIGHTS:
+            found |= _products(held, overhead_us * 1e-6)
+        for dtype in DTYPES:
+            before_bps = found[f"{dtype}_rows_gb_per_s"] * 1e9
+            flops_per_s = _attention_flops_per_s(dtype, overhead_us * 1e-6, before_bps)
+            found[f"{dtype}_attention_gflops"] = flops_per_s / 1e9
+    return found | {"op_overhead_us": overhead_us}
+
+
+def product_rates(threads: int, held: str, overhead_us: float) -> dict[str, float]:
+    """Of `compute_rates`, those of products with matrices held in `held`: of this moment."""
+    import torch
+
+    _prepare(threads)
+    with torch.inference_mode():
+        return _products(held, overhead_us * 1e-6)
+
+
+def _prepare(threads: int) -> None:
+    """As devices are."""
+    import torch
+
+    from tpi_bench.engine.matrix import prepare_kernels
+    from tpi_bench.host.memory import keep_freed_memory
+
+    torch.set_num_threads(threads)
+    keep_freed_memory()
+    prepare_kernels()
+
+
+def _products(held: str, overhead_s: float) -> dict[str, float]:
+    """Bytes a second of matrices times one vector and times several rows, and arithmetic a second.
+
+    The matrices are of a block's size, and so many that none is in a cache. What a call costs
+    besides is left out. What 16 and many rows take differs by their arithmetic; the rest is what
+    the bytes take with any number of them, which the roofline adds (`contract/device.py`).
+    """
+    import torch
+
+    from tpi_bench.engine.matrix import Matrix
+
+    dtype = getattr(torch, resolve_types("auto", held)[0])
+    stored = [_stored(held, _MATRIX_BYTES) for _ in range(_MEMORY_BYTES // _MATRIX_BYTES)]
+    nbytes = sum(tensor.nbytes for tensor in stored[0])
+    matrices = [Matrix(*map(_as_on_a_device, tensors)) for tensors in stored]
+
+    def call_s(num_rows: int, num_matrices: int) -> float:
+        rows = torch.ones(num_rows, _COLUMNS, dtype=dtype)
+
+        def sweep() -> None:
+            for matrix in matrices[:num_matrices]:
+                matrix(rows)
+
+        taken_s = statistics.median(_times(sweep)) / num_matrices
+        return max(taken_s - overhead_s, taken_s / 2)
+
+    few, many = _ROWS
+    reading_s, eight_s, few_s = (call_s(number, len(matrices)) for number in (1, FEW, few))
+    many_s = call_s(many, min(_FEW_MATRICES, len(matrices)))  # their bytes count for little
+    row_s = (many_s - few_s) / (many - few)
+    if row_s <= 0:  # something else ran meanwhile: a row costs no more than this
+        row_s = many_s / many
+    before_s = max(few_s - few * row_s, few_s / 2)
+    flops = 2 * matrices[0].shape[0] * matrices[0].shape[1]
+    further_s = max((eight_s - reading_s) / (FEW - 1), reading_s / _MOST_ROWS)
+    names = ("memory_gb_per_s", "peak_gflops")
+    if held != WEIGHTS[0]:
+        names = (f"{held}_gb_per_s", f"{held}_gflops")
+    return {
+        names[0]: nbytes / reading_s / 1e9,
+        names[1]: flops / row_s / 1e9,
+        f"{held}_rows_gb_per_s": nbytes / before_s / 1e9,
+        f"{held}_few_gflops": flops / further_s / 1e9,
+    }
+
+
+def _attention_flops_per_s(dtype: str, overhead_s: float, before_bps: float) -> float:
+    """Of a prompt's attention, beside what its bytes take: on a host of ours about the same for 64
+    and for 256 positions, and less than of products.
+    """
+    import torch
+
+    from tpi_bench.engine.attention import attend_piece
+
+    queries = torch.ones(_HEADS, _POSITIONS, _HEAD_DIM, dtype=getattr(torch, dtype))
+    taken_s = statistics.median(_times(lambda: attend_piece(queries, queries, queries, 0)))
+    computing_s = taken_s - overhead_s - 4 * queries.nbytes / before_bps
+    return 4 * queries.numel() * _POSITIONS / max(computing_s, taken_s / 2)
+
+
+def _overhead_us() -> float:
+    """Of a small operator of the engine that follows a product, which leaves little in the caches.
+
+    One after the other a thousand would take a part of it. One of torch's own takes about a fifth;
+    a token, where overheads count, has hardly any.
+    """
+    import torch
+
+    from tpi_bench.engine.matrix import Matrix
+    from tpi_bench.engine.one_position import rms_norm
+
+    product = Matrix(*_stored(WEIGHTS[0], _SWEPT_BYTES))
+    vector, few, weight = torch.ones(1, _COLUMNS), torch.ones(1, 64), torch.ones(64)
+
+    def small_s() -> float:
+        product(vector)
+        return seconds(lambda: rms_norm(few, weight, 1e-5))
+
+    small_s()
+    return 1e6 * statistics.median(small_s() for _ in range(_SMALL_OPERATORS))
+
+
+def shared_memory_rate() -> dict[str, float]:
+    """Bytes a second of all devices together that compute at once, each with a core of its own.
+
+    Empty where there is one core.
+    """
+    cpus = available_cpus()[:_MOST_DEVICES]
+    if len(cpus) == 1:
+        return {}
+    products_per_ns = together(_product_ends_ns, [(cpu,) for cpu in cpus], _COMPUTING_S)
+    return {"memory_shared_gb_per_s": products_per_ns * _MATRIX_BYTES}
+
+
+def _product_ends_ns(cpu: int) -> list[int]:
+    """When products with a vector ended, one after another for a while, of the host's clock.
+
+    It stays on its core, so that no two share one.
+    """
+    import torch
+
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {cpu})
+    torch.set_num_threads(1)
+    products = endless_products()
+    ends = [time.monotonic_ns()]
+    with torch.inference_mode():
+        while ends[-1] - ends[0] < _COMPUTING_S * 1e9:
+            next(products)
+            ends.append(time.monotonic_ns())
+    return ends
+
+
+def endless_products() -> Iterator[torch.Tensor]:
+    """Products with a vector, for ever, of matrices that lie in memory and in no cache.
+
+    They are there before the first product: making one took up to 10 ms on a host of ours.
+    """
+    import torch
+
+    from tpi_bench.engine.matrix import Matrix, prepare_kernels
+
+    prepare_kernels()
+    stored = [_stored(WEIGHTS[0], _MATRIX_BYTES) for _ in range(_MEMORY_BYTES // _MATRIX_BYTES)]
+    matrices = [Matrix(*map(_as_on_a_device, tensors)) for tensors in stored]
+    vector = torch.ones(1, _COLUMNS)
+    return (matrix(vector) for matrix in itertools.cycle(matrices))
+
+
+def _as_on_a_device(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy in memory of the kind that weights of a device lie in: huge pages."""
+    import torch
+
+    from tpi_bench.host.memory import anonymous_area
+
+    room = torch.from_numpy(anonymous_area(tensor.nbytes)).view(tensor.dtype).view(tensor.shape)
+    return room.copy_(tensor)
+
+
+def _stored(held: str, nbytes: int) -> list[torch.Tensor]:
+    """A matrix of about so many bytes as block files hold it: its values, and scales if it has."""
+    import torch
+
+    shape = nbytes // _COLUMNS, _COLUMNS
+    if held == "q8":
+        scales = torch.ones(shape[0], _COLUMNS // GROUP, dtype=torch.float16)
+        return [torch.ones(shape, dtype=torch.int8), scales]
+    if held == "q4":
+        scales = torch.ones(2 * shape[0], _COLUMNS // GROUP, dtype=torch.float16)
+        return [torch.ones(2 * shape[0], _COLUMNS // 2, dtype=torch.uint8), scales]
+    dtype: torch.dtype = getattr(torch, held)
+    return [torch.ones(shape[0] // dtype.itemsize, _COLUMNS, dtype=dtype)]
