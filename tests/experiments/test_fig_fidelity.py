@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from math import nan
 
 import pandas as pd
 import pytest
 
-from experiments.fig_fidelity import _drifted, cases, table
+from experiments.fig_fidelity import BOUND, TIMES, _drifted, _unsteady, cases, table
+from tests.helpers.command_line import ROOT
+from tpi_bench.report.results import load
 
 SLOW, QUIET, IN_MEMORY = "slow disk", "quiet", "in memory"
 
@@ -63,9 +66,9 @@ def test_a_case_whose_repeats_disagree_is_marked(
     """One of five that is off does not count; it is told of both clocks' rows, in the table too."""
     runs = pd.DataFrame(
         [
-            *(_run("wall", "real", ms / 1e3) for ms in times_ms),
-            *(_run("wall", "real", 0.01, num_devices=2) for _ in times_ms),
-            *(_run("virtual", "modelled", 0.01, num_devices=n) for n in (1, 2)),
+            *(_run("wall", "real", ms / 1e3, n) for n, ms in enumerate(times_ms)),
+            *(_run("wall", "real", 0.01, n, num_devices=2) for n in range(5)),
+            *(_run("virtual", "modelled", 0.01, 0, num_devices=n) for n in (1, 2)),
         ]
     )
     rows = cases(runs)
@@ -76,8 +79,29 @@ def test_a_case_whose_repeats_disagree_is_marked(
     assert ("1 dev., fp32, prompt 8 ~" in " ".join(text.split())) is not is_steady
 
 
-def _run(clock: str, cost: str, token_latency_s: float, num_devices: int = 1) -> dict:
+def test_a_prediction_is_held_against_the_run_beside_it() -> None:
+    """A host that slows down, and predictions that follow it, of which the last was not made."""
+    times_s = (0.010, 0.020, 0.040)
+    runs = pd.DataFrame(
+        [
+            *(_run("wall", "real", s, n) for n, s in enumerate(times_s)),
+            *(
+                _run("virtual", "modelled", 1.1 * s, n)
+                | {"token_latency_low_s": 0.9 * s, "token_latency_high_s": 1.2 * s}
+                for n, s in enumerate(times_s[:2])
+            ),
+        ]
+    )
+    (row,) = cases(runs).query("time == 'token_latency_s'").itertuples()
+    assert (row.error, row.interval_low, row.interval_high) == pytest.approx((0.1, 0.9, 1.2))
+    assert (row.wall_ms, row.inside) == (pytest.approx(20), 1)
+
+
+def _run(
+    clock: str, cost: str, token_latency_s: float, repeat: int, num_devices: int = 1
+) -> dict:
     return {
+        "repeat": repeat,
         "status": "ok",
         "label": "TPI star",
         "variant": "",
@@ -97,3 +121,24 @@ def _run(clock: str, cost: str, token_latency_s: float, num_devices: int = 1) ->
         "limit_disk_s": 0.0,
         "disk_bps": 3e9,
     }
+
+
+def test_the_table_of_the_results_is_that_of_their_rows() -> None:
+    rows = cases(load(ROOT / "results" / "fig_fidelity").runs)
+    written = (ROOT / "results" / "README.md").read_text().splitlines()
+    assert [line for line in _lines_of(rows) if line not in written] == []
+
+
+def _lines_of(rows: pd.DataFrame) -> Iterator[str]:
+    counted = rows[~rows.disturbed]
+    for (time, cost), each in counted.groupby(["time", "cost"], sort=False):
+        yield _line_of(f"{TIMES[str(time)]}, {cost} cost", each)
+        steady = each[~_unsteady(each)]
+        yield _line_of(f"the {len(steady)} of a steady host", steady)
+
+
+def _line_of(name: str, rows: pd.DataFrame) -> str:
+    size = rows.error.abs()
+    near, held = (size <= BOUND).mean(), rows.inside.mean()
+    cells = (f"{100 * size.median():.1f}", *(f"{100 * v:.0f}" for v in (near, size.max(), held)))
+    return " ".join(["|", name, "|", *(f"{cell} % |" for cell in cells)])
