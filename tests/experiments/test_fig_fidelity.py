@@ -97,9 +97,7 @@ def test_a_prediction_is_held_against_the_run_beside_it() -> None:
     assert (row.wall_ms, row.inside) == (pytest.approx(20), 1)
 
 
-def _run(
-    clock: str, cost: str, token_latency_s: float, repeat: int, num_devices: int = 1
-) -> dict:
+def _run(clock: str, cost: str, token_latency_s: float, repeat: int, num_devices: int = 1) -> dict:
     return {
         "repeat": repeat,
         "status": "ok",
