@@ -32,8 +32,8 @@ INSIDE = (0.70, 0.90)  # of intervals of 80 %, so many should hold the wall-cloc
 DRIFT = 0.15  # by which a disk's rate beside the runs may differ from that of the predictions
 COSTS = ("measured", "modelled")
 TIMES = {"token_latency_s": "token latency", "ttft_s": "TTFT"}
-# Half of the repeats within more than that share of their median: of five, it is then uncertain by
-# over 4 % (1.25 / sqrt(5) standard deviations, of which 1.35 are such a range), all that is asked.
+# What the middle half of the repeats spans of their median: with more, that of five is uncertain by
+# over 4 % (1.25 / sqrt(5) standard deviations, of which 1.35 are such a span), all that is asked.
 SPREAD = 0.10
 
 
@@ -47,7 +47,7 @@ def table(rows: pd.DataFrame) -> str:
     lines.append("* disturbed: others took much of the host in some wall-clock run; not counted")
     lines.append(
         f"~ unsteady: its disk gave {DRIFT:.0%} more or less than predictions take it to give, or "
-        f"half of its wall-clock repeats lie within more than {SPREAD:.0%}"
+        f"the middle half of its wall-clock repeats spans more than {SPREAD:.0%}"
     )
     counted = rows[~rows.disturbed]
     for (time, cost), each in counted.groupby(["time", "cost"], sort=False):
