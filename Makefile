@@ -40,7 +40,7 @@ exactness: $(STAMP)  ## Tokens and logits of every system against Transformers, 
 llamacpp_rpc: $(STAMP)  ## Build llama.cpp with RPC from source, once (5 minutes), for system=llamacpp_rpc
 	$(BIN)/python -m baselines.llamacpp_rpc_build
 
-reproduce: llamacpp_rpc  ## Every experiment of the ledger again, resumable, then page and ledger (75 minutes; up to 33 GB of disk)
+reproduce: llamacpp_rpc  ## Every experiment of the ledger again, resumable, then page and ledger (70 minutes; up to 33 GB of disk)
 	$(BIN)/python -m tpi_bench task=reproduce
 
 report: $(STAMP)  ## One page of all results: results/report.html
