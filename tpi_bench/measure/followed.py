@@ -1,7 +1,7 @@
 """This host as it is right now, where `device=this_host` stands for it: `testbed.follows_host`.
 
 A shared host drifts: the disk of one of ours gave 3.15 GB/s when it was calibrated and 2.2 within
-the hour, and a core's products took a third longer from one minute to the next. So what a point
+the hour, and the same products took a third longer in one repeat than in another. So what a point
 needs of the profile is measured again right before it, and what was calibrated goes along.
 """
 
