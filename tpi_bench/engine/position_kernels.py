@@ -184,6 +184,35 @@ def _mix(shares: int, values: int, count: int, cols: int, at: int, kind: Any, si
 
 
 @helper
+def _mix_64(shares: int, values: int, count: int, cols: int, at: int, kind: Any, size: int) -> Any:
+    """The same of 64 columns, whose lines are read one after the other: by sixteen at a time they
+    came from memory a third more slowly.
+    """
+    a, b, c, d = zeros(), zeros(), zeros(), zeros()
+    e, f, g, h = zeros(), zeros(), zeros(), zeros()
+    row, here = size * cols, values + size * at
+    for n in range(0, count - 1, 2):
+        share, there = splat(load_float(shares + 4 * n)), here + row
+        a = fma(share, load(here, kind), a)
+        c = fma(share, load(here + 16 * size, kind), c)
+        e = fma(share, load(here + 32 * size, kind), e)
+        g = fma(share, load(here + 48 * size, kind), g)
+        share = splat(load_float(shares + 4 * n + 4))
+        b = fma(share, load(there, kind), b)
+        d = fma(share, load(there + 16 * size, kind), d)
+        f = fma(share, load(there + 32 * size, kind), f)
+        h = fma(share, load(there + 48 * size, kind), h)
+        here += 2 * row
+    if count & 1:
+        share = splat(load_float(shares + 4 * count - 4))
+        a = fma(share, load(here, kind), a)
+        c = fma(share, load(here + 16 * size, kind), c)
+        e = fma(share, load(here + 32 * size, kind), e)
+        g = fma(share, load(here + 48 * size, kind), g)
+    return add(a, b), add(c, d), add(e, f), add(g, h)
+
+
+@helper
 def _row_bytes(task: Any) -> int:
     """Of a new position's queries, keys and values."""
     return 4 * field(task, COLS) * (field(task, ROWS) + 2 * field(task, KV_HEADS))
@@ -208,7 +237,14 @@ def _attend_head(task: Any, new: int, head: int, kind: Any, size: int) -> None:
         store_one(scores + 4 * n, _LOWEST)
     share = splat(_ONE / _shares(scores, whole))
     out = field(task, OUT) + 4 * cols * (new * heads + head)
-    for at in range(0, cols, 16):
+    whole = cols & ~63
+    for at in range(0, whole, 64):
+        a, b, c, d = _mix_64(scores, values, count, cols, at, kind, size)
+        store(out + 4 * at, multiply(a, share))
+        store(out + 4 * at + 64, multiply(b, share))
+        store(out + 4 * at + 128, multiply(c, share))
+        store(out + 4 * at + 192, multiply(d, share))
+    for at in range(whole, cols, 16):
         mixed = _mix(scores, values, count, cols, at, kind, size)
         store(out + 4 * at, multiply(mixed, share))
 
