@@ -12,12 +12,12 @@ from omegaconf import OmegaConf
 
 from tpi_bench.contract.device import (
     DeviceProfile,
-    Operator,
     ideal_device,
     profile_names,
     profiles_for,
 )
 from tpi_bench.contract.model import DTYPES
+from tpi_bench.contract.roofline import Operator, work_ns
 
 US = 1_000
 YAMLS = sorted((Path(__file__).resolve().parents[2] / "conf" / "device").glob("*.yaml"))
@@ -27,24 +27,24 @@ def test_an_operator_takes_the_longer_of_bytes_and_operations() -> None:
     """2 GB/s and 4 GFLOPS: 100 bytes are 50 ns, 1,000 operations 250 ns."""
     profile = replace(ideal_device(), memory_gb_per_s=2, peak_gflops=4)
     small, large = Operator(0, 100), Operator(1000, 100)
-    assert profile.work_ns((small,)) == 50
-    assert profile.work_ns((large,)) == 250
-    assert profile.work_ns((large, small)) == 300  # one after another
-    assert profile.work_ns(()) == 0
+    assert work_ns(profile, (small,)) == 50
+    assert work_ns(profile, (large,)) == 250
+    assert work_ns(profile, (large, small)) == 300  # one after another
+    assert work_ns(profile, ()) == 0
 
 
 def test_a_product_with_many_rows_takes_both() -> None:
     """50 ns of reading and 250 of computing: one row 250, nine rows 300."""
     profile = replace(ideal_device(), memory_gb_per_s=2, peak_gflops=4)
     one, nine = (Operator(1000, 100, "float32", "float32", rows) for rows in (1, 9))
-    assert [profile.work_ns((one,)), profile.work_ns((nine,))] == [250, 300]
+    assert [work_ns(profile, (one,)), work_ns(profile, (nine,))] == [250, 300]
 
 
 def test_many_rows_come_from_memory_at_its_rate_and_weights_at_theirs() -> None:
     """100 bytes of weights at 1 GB/s, 300 of rows at 2: before 250 ns of computing."""
     profile = replace(ideal_device(), memory_gb_per_s=2, peak_gflops=4, q4_rows_gb_per_s=1)
     work = (Operator(1000, 400, "q4", "float32", 9, state_bytes=300),)
-    assert profile.work_ns(work) == 100 + 150 + 250
+    assert work_ns(profile, work) == 100 + 150 + 250
 
 
 def test_attention_of_many_queries_has_a_rate_of_its_own() -> None:
@@ -53,11 +53,23 @@ def test_attention_of_many_queries_has_a_rate_of_its_own() -> None:
     """
     profile = replace(ideal_device(), cores=2, memory_gb_per_s=2, peak_gflops=4)
     given = replace(profile, bfloat16_attention_gflops=2)
-    works = [(Operator(1000, 100, None, dtype, is_attention=True),) for dtype in DTYPES]
-    assert [profile.work_ns(work) for work in works] == [250 + 50] * 3
-    assert [given.work_ns(work) for work in works] == [300, 300, 500 + 50]
-    assert replace(given, used_cores=1).work_ns(works[2]) == 1000 + 50
-    assert replace(given, bfloat16_rows_gb_per_s=1).work_ns(works[2]) == 500 + 100
+    works = [(Operator(1000, 100, None, dtype, attention="prefill"),) for dtype in DTYPES]
+    assert [work_ns(profile, work) for work in works] == [250 + 50] * 3
+    assert [work_ns(given, work) for work in works] == [300, 300, 500 + 50]
+    assert work_ns(replace(given, used_cores=1), works[2]) == 1000 + 50
+    assert work_ns(replace(given, bfloat16_rows_gb_per_s=1), works[2]) == 500 + 100
+
+
+def test_attention_of_one_position_takes_both_where_its_rate_is_given() -> None:
+    """1,000 operations at 4 GFLOPS or the 100 bytes at 2 GB/s, or 1,000 at 2 besides the bytes;
+    half of the cores compute half as fast, and rates of a prompt change nothing.
+    """
+    profile = replace(ideal_device(), cores=2, memory_gb_per_s=2, peak_gflops=4)
+    given = replace(profile, bfloat16_decode_attention_gflops=2, bfloat16_attention_gflops=1)
+    works = [(Operator(1000, 100, None, dtype, attention="decode"),) for dtype in DTYPES]
+    assert [work_ns(profile, work) for work in works] == [250] * 3
+    assert [work_ns(given, work) for work in works] == [250, 250, 500 + 50]
+    assert work_ns(replace(given, used_cores=1), works[2]) == 1000 + 50
 
 
 def test_a_product_with_a_few_rows_is_that_of_one_and_the_arithmetic_of_the_others() -> None:
@@ -66,13 +78,13 @@ def test_a_product_with_a_few_rows_is_that_of_one_and_the_arithmetic_of_the_othe
     """
     profile = replace(ideal_device(), memory_gb_per_s=2, peak_gflops=4, float32_rows_gb_per_s=0.001)
     found = [
-        profile.work_ns((Operator(80 * rows, 100, "float32", "float32", rows),))
+        work_ns(profile, (Operator(80 * rows, 100, "float32", "float32", rows),))
         for rows in (1, 5, 8)
     ]
     assert found == [50, 130, 190]
-    assert profile.work_ns((Operator(1000, 100, "float32", "float32", 2),)) == 250
+    assert work_ns(profile, (Operator(1000, 100, "float32", "float32", 2),)) == 250
     slower = replace(profile, q4_few_gflops=1, q4_gflops=9)  # of 4 further rows 80 each
-    assert slower.work_ns((Operator(400, 100, "q4", "float32", 5),)) == 50 + 4 * 80
+    assert work_ns(slower, (Operator(400, 100, "q4", "float32", 5),)) == 50 + 4 * 80
 
 
 def test_rates_are_those_of_the_precision() -> None:
@@ -85,14 +97,14 @@ def test_rates_are_those_of_the_precision() -> None:
 
     def times(device: DeviceProfile, flops: int, nbytes: int) -> list[int]:
         held = ("float32", "bfloat16", "q8", "q4", None)
-        return [device.work_ns((Operator(flops, nbytes, weights),)) for weights in held]
+        return [work_ns(device, (Operator(flops, nbytes, weights),)) for weights in held]
 
     assert times(profile, 0, 800) == [200, 200, 200, 200, 200]
     assert times(given, 0, 800) == [200, 200, 200, 400, 200]
     assert times(given, 1600, 0) == [200, 320, 200, 200, 200]
     assert times(given, 1600, 800) == [200, 320, 200, 400, 200]
     in_bfloat16 = Operator(1600, 800, None, "bfloat16")  # attention, which reads no weights
-    assert given.work_ns((in_bfloat16,)) == 320
+    assert work_ns(given, (in_bfloat16,)) == 320
 
 
 def test_unpacking_is_arithmetic_and_falls_with_the_cores() -> None:
@@ -100,13 +112,17 @@ def test_unpacking_is_arithmetic_and_falls_with_the_cores() -> None:
     profile = replace(ideal_device(), cores=8, memory_gb_per_s=4, q4_gb_per_s=2)
     work = [(Operator(0, 800, weights),) for weights in ("float32", "q4")]
     cut = [replace(profile, used_cores=used) for used in (8, 4, 2)]
-    assert [[p.work_ns(w) for w in work] for p in cut] == [[200, 400], [200, 800], [400, 1600]]
+    assert [[work_ns(p, w) for w in work] for p in cut] == [[200, 400], [200, 800], [400, 1600]]
 
 
 def test_each_operator_has_its_overhead() -> None:
     profile = replace(ideal_device(), memory_gb_per_s=2, op_overhead_us=1.5)
     work = (Operator(0, 100), Operator(0, 100), Operator(0, 0))
-    assert profile.work_ns(work) == 50 + 50 + 3 * 1500
+    assert work_ns(profile, work) == 50 + 50 + 3 * 1500
+    products = (Operator(0, 100, "q4"), Operator(0, 100, "q4", num_rows=9))
+    assert work_ns(profile, work + products) == 4 * 50 + 5 * 1500
+    given = replace(profile, product_overhead_us=2)
+    assert work_ns(given, work + products) == 4 * 50 + 3 * 1500 + 2 * 2000
 
 
 def test_fewer_cores_compute_slower_and_below_half_of_them_read_slower() -> None:
@@ -116,7 +132,7 @@ def test_fewer_cores_compute_slower_and_below_half_of_them_read_slower() -> None
     for used in (None, 8, 4, 2):
         cut = replace(profile, used_cores=used)
         computing, reading = (Operator(800, 0),), (Operator(0, 800),)
-        times.append((cut.work_ns(computing), cut.work_ns(reading), cut.strength))
+        times.append((work_ns(cut, computing), work_ns(cut, reading), cut.strength))
     assert times == [
         (100, 200, 4e9),
         (100, 200, 4e9),
@@ -126,7 +142,7 @@ def test_fewer_cores_compute_slower_and_below_half_of_them_read_slower() -> None
 
 
 def test_an_ideal_device_takes_no_time() -> None:
-    assert ideal_device().work_ns((Operator(10**15, 10**15, "q4"),)) == 0
+    assert work_ns(ideal_device(), (Operator(10**15, 10**15, "q4"),)) == 0
     assert ideal_device().message_ns == 0
 
 
@@ -181,6 +197,6 @@ def test_every_device_of_the_group_is_valid_and_called_as_its_file(path: Path) -
     assert device.name == path.stem
     if isinstance(device, DeviceProfile):
         assert device.source
-        assert device.work_ns((Operator(2 * 10**9, 10**9),)) > 0
+        assert work_ns(device, (Operator(2 * 10**9, 10**9),)) > 0
         slowest = [device.read_bps(weights) for weights in ("float32", "q8", "q4")]
         assert slowest == sorted(slowest, reverse=True)  # unpacking costs, and more at 4 bits

@@ -168,7 +168,7 @@ def test_counted_attention() -> None:
         out, work = count_work(lambda qkv=qkv, at=position: mix(qkv, at))
         assert torch.equal(out, plain(qkv, position))
     (operator,) = work
-    assert operator.flops == 2 * 2 * 6 * 64 * 9
+    assert (operator.flops, operator.attention) == (2 * 2 * 6 * 64 * 9, "decode")
     row, head_map = 64 * 4, 6 * 8
     assert operator.nbytes == row * ((6 + 2 * 2) + 2 * 2 * 9 + 2 + 6) + head_map
     with torch.device("meta"):

@@ -69,6 +69,7 @@ def test_a_profile_has_the_medians_of_rounds(
 
 def test_products_are_measured_in_every_precision(monkeypatch: pytest.MonkeyPatch) -> None:
     small = {"_MEMORY_BYTES": 1 << 19, "_MATRIX_BYTES": 1 << 18, "_SWEPT_BYTES": 1 << 18}
+    small |= {"_SMALL_BYTES": 1 << 16, "_CACHES": 2}
     for name, value in small.items():
         monkeypatch.setattr(core_rates, name, value)
     num_threads = torch.get_num_threads()
@@ -76,10 +77,37 @@ def test_products_are_measured_in_every_precision(monkeypatch: pytest.MonkeyPatc
     torch.set_num_threads(num_threads)
     of_precisions = [f"{w}_{unit}" for w in WEIGHTS[1:] for unit in ("gb_per_s", "gflops")]
     of_rows = [f"{w}_{unit}" for w in WEIGHTS for unit in ("rows_gb_per_s", "few_gflops")]
-    of_attention = [f"{dtype}_attention_gflops" for dtype in DTYPES]
-    plain = ["memory_gb_per_s", "peak_gflops", "op_overhead_us"]
+    kinds = ("attention", "decode_attention")
+    of_attention = [f"{dtype}_{kind}_gflops" for dtype in DTYPES for kind in kinds]
+    plain = ["memory_gb_per_s", "peak_gflops", "op_overhead_us", "product_overhead_us"]
     assert set(found) == {*plain, *of_precisions, *of_rows, *of_attention}
+    found.pop("product_overhead_us")  # of such small ones it may come out as nothing
     assert all(value > 0 for value in found.values())
+
+
+def test_a_products_overhead_is_what_its_bytes_do_not_take(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """8 small and 2 large matrices: 3 s a call, and 1 s for each 64 KiB; but no less than 0."""
+    monkeypatch.setattr(core_rates, "_MEMORY_BYTES", 8 << 16)
+    monkeypatch.setattr(core_rates, "_SMALL_BYTES", 1 << 16)
+    monkeypatch.setattr(core_rates, "_MATRIX_BYTES", 1 << 18)
+    for small_s, overhead_s in ((4.0, 3.0), (1.5, 0.0)):
+        times = iter([[8 * small_s], [2 * (3.0 + 4.0)]])
+        monkeypatch.setattr(core_rates, "_times", lambda fn, times=times: next(times))
+        assert core_rates._product_overhead_s() == pytest.approx(overhead_s)
+
+
+@pytest.mark.parametrize(("taken_s", "computing_s"), [(1.75, 1.0), (0.8, 0.2)])
+def test_attention_of_one_position_is_measured_beside_its_cache(
+    taken_s: float, computing_s: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a call 0.25 s are an operator's, 0.5 s its cache's; at least a quarter is computing."""
+    monkeypatch.setattr(core_rates, "_CACHES", 2)
+    monkeypatch.setattr(core_rates, "_times", lambda fn: [9.0, 2 * taken_s, 0.1])
+    nbytes = 2 * 4 * 512 * 64 * 2
+    found = core_rates._decode_attention_flops_per_s("bfloat16", 0.25, nbytes / 0.5)
+    assert found == pytest.approx(4 * 16 * 512 * 64 / computing_s)
 
 
 def test_no_reading_and_no_arithmetic_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:

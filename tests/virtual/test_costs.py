@@ -14,7 +14,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tpi_bench.contract.device import DeviceProfile, Operator, Work, ideal_device
+from tpi_bench.contract.device import DeviceProfile, ideal_device
+from tpi_bench.contract.roofline import Operator, Work
 from tpi_bench.contract.runtime import Key
 from tpi_bench.engine.matrix import Matrix
 from tpi_bench.virtual import costs as costs_module
@@ -126,7 +127,7 @@ def test_other_operators_say_what_they_compute_in() -> None:
     """Attention reads no weights, but has the arithmetic of its type, of later keys too."""
     queries = meta(1, 2, 5, 8, dtype=torch.bfloat16)
     attention = Operator(
-        2 * 2 * (2 * 5 * 5 * 8), 4 * 2 * 5 * 8 * 2, None, "bfloat16", is_attention=True
+        2 * 2 * (2 * 5 * 5 * 8), 4 * 2 * 5 * 8 * 2, None, "bfloat16", attention="prefill"
     )
     for is_causal in (False, True):
         attend = functools.partial(F.scaled_dot_product_attention, is_causal=is_causal)

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from tests.helpers.virtual import IDEAL, US, world_of
-from tpi_bench.contract.device import DeviceProfile, Operator, Work
+from tpi_bench.contract.device import DeviceProfile
+from tpi_bench.contract.roofline import Operator, Work, work_ns
 from tpi_bench.contract.runtime import Key
 from tpi_bench.virtual.runtime import Shared, VirtualRuntime
 
@@ -23,7 +24,7 @@ class Charged:
     """Costs of what a profile takes alone; the key has the operators."""
 
     def run(self, key: Key, fn: Callable[[], Any], profile: DeviceProfile, idle_ns: int = 0) -> Any:
-        return fn(), profile.work_ns(self.work(key))
+        return fn(), work_ns(profile, self.work(key))
 
     def work(self, key: Key) -> Work:
         return key[1]  # type: ignore[return-value]

@@ -1,14 +1,7 @@
 """Device profiles: what one device can do, for the virtual testbed. Pure arithmetic.
 
 The `device` group holds one YAML a device, every number with its source; `task=calibrate` makes
-the one of this host. A computation costs what the roofline says: each operator takes the longer of
-its bytes over the rate at which it reads them and its floating-point operations over the peak rate,
-plus a fixed overhead (Williams et al., "Roofline", CACM 2009). A product with many rows takes
-both, one after the other: with the longer of both, a prompt of 49 came out at 0.6 of its time on a
-host of ours. Its weights have a rate of their own, as it may widen them or lay them out anew. A few
-rows read the weights as one does, and each further one adds arithmetic, at a rate of its own. All
-rates are those of the precision: unpacking 4-bit weights may be slower than memory, half precision
-has a peak of its own. So has attention over a prompt.
+the one of this host. What a computation takes by them says `roofline.py`.
 """
 
 from __future__ import annotations
@@ -18,9 +11,9 @@ from dataclasses import dataclass, field, fields, replace
 from itertools import groupby
 from math import inf
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
-from tpi_bench.contract.model import DTYPES, FEW, WEIGHTS
+from tpi_bench.contract.model import DTYPES, WEIGHTS
 from tpi_bench.contract.setting import needed, setting
 
 _OF_PRECISION = [
@@ -28,6 +21,7 @@ _OF_PRECISION = [
     *(f"{name}_rows_gb_per_s" for name in WEIGHTS),
     *(f"{name}_few_gflops" for name in WEIGHTS),
     *(f"{name}_attention_gflops" for name in DTYPES),
+    *(f"{name}_decode_attention_gflops" for name in DTYPES),
 ]
 _OF_DISK = ("disk_computing_gb_per_s", "disk_shared_gb_per_s")
 _WITHOUT_LIMIT = (
@@ -38,6 +32,7 @@ _WITHOUT_LIMIT = (
     "receive_gb_per_s",
 )
 _OVERHEADS = (
+    "product_overhead_us",
     "receive_overhead_us",
     "wake_overhead_us",
     "step_overhead_us",
@@ -45,28 +40,6 @@ _OVERHEADS = (
     "disk_gap_us",
     "disk_shared_gap_us",
 )
-
-
-class Operator(NamedTuple):
-    """One operator: floating-point operations, bytes read and written, and on what numbers.
-
-    `weights` is what a product's matrix is held in, None for an operator that reads none; `dtype`
-    is what is computed in, `num_rows` how many rows a product multiplies at once. Of a product's
-    bytes `state_bytes` are those of the rows, before and after, and not of the matrix. Attention of
-    many queries is one operator.
-    """
-
-    flops: int
-    nbytes: int
-    weights: str | None = None
-    dtype: str = "float32"
-    num_rows: int = 1
-    state_bytes: int = 0
-    is_attention: bool = False
-
-
-# The operators of one computation, one after another.
-Work = tuple[Operator, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +66,9 @@ class DeviceProfile:
     disk_queue_depth: int = needed("reads that the disk serves at once")
     message_overhead_us: float = needed(
         "CPU time to send or receive a message, or to ask for a read"
+    )
+    product_overhead_us: float | None = setting(
+        None, "the same of a product with weights; null: op_overhead_us"
     )
     disk_computing_gb_per_s: float | None = setting(
         None, "rate of large reads while the device computes; null: disk_gb_per_s"
@@ -235,6 +211,22 @@ class DeviceProfile:
         None, "arithmetic of a prompt's attention in bfloat16; null: bfloat16_gflops"
     )
 
+    float32_decode_attention_gflops: float | None = setting(
+        None,
+        "arithmetic of one position's attention, beside reading a cache of float32; null: bytes "
+        "and peak_gflops, whichever takes longer",
+    )
+    float16_decode_attention_gflops: float | None = setting(
+        None,
+        "arithmetic of one position's attention, beside reading a cache of float16; null: bytes "
+        "and float16_gflops, whichever takes longer",
+    )
+    bfloat16_decode_attention_gflops: float | None = setting(
+        None,
+        "arithmetic of one position's attention, beside reading a cache of bfloat16; null: bytes "
+        "and bfloat16_gflops, whichever takes longer",
+    )
+
     # What each round of its calibration found, by name of the number; none where it was given.
     rounds: tuple[tuple[tuple[str, float], ...], ...] = field(default=(), repr=False)
 
@@ -305,6 +297,15 @@ class DeviceProfile:
         return self.used_cores or self.cores
 
     @property
+    def op_overhead_s(self) -> float:
+        return self.op_overhead_us * 1e-6
+
+    @property
+    def product_overhead_s(self) -> float:
+        given = self.product_overhead_us
+        return self.op_overhead_s if given is None else given * 1e-6
+
+    @property
     def memory_bytes(self) -> int:
         return round(self.memory_gb * 1e9)
 
@@ -372,6 +373,13 @@ class DeviceProfile:
         given = self._given(f"{dtype}_attention", "gflops")
         return self.flops_per_s(dtype) if given is None else given * 1e9 * self._used_share
 
+    def decode_attention_flops_per_s(self, dtype: str) -> float | None:
+        """Operations a second of attention of one position, or a few, over a cache, beside reading
+        that; None where it is not known.
+        """
+        given = self._given(f"{dtype}_decode_attention", "gflops")
+        return None if given is None else given * 1e9 * self._used_share
+
     def _given(self, precision: str | None, unit: str) -> float | None:
         """What the profile says of a precision, if it does; fp32 is what all else is said in."""
         return getattr(self, f"{precision}_{unit}", None)
@@ -379,32 +387,6 @@ class DeviceProfile:
     @property
     def _used_share(self) -> float:
         return self.num_used / self.cores
-
-    def work_ns(self, work: Work, num_sharing: int = 1) -> int:
-        """Time of a computation's operators, one after another, beside others of devices that
-        compute from the same memory; `num_sharing` counts this one.
-        """
-        total_s = 0.0
-        most_bps = inf
-        if num_sharing > 1 and self.memory_shared_gb_per_s is not None:
-            most_bps = self.memory_shared_gb_per_s * 1e9 / num_sharing
-        for flops, nbytes, weights, dtype, num_rows, state_bytes, is_attention in work:
-            computing_s = flops / self.flops_per_s(weights or dtype)
-            reading_s = nbytes / min(most_bps, self.read_bps(weights))
-            if is_attention:
-                total_s += flops / self.attention_flops_per_s(dtype)
-                total_s += nbytes / min(most_bps, self.rows_bps(dtype))
-            elif num_rows > FEW:
-                total_s += computing_s + state_bytes / min(most_bps, self.memory_bps)
-                total_s += (nbytes - state_bytes) / min(most_bps, self.rows_bps(weights))
-            elif num_rows > 1:
-                one_s = max(computing_s / num_rows, reading_s)
-                rest = flops * (num_rows - 1) / num_rows
-                total_s += one_s + rest / self.few_flops_per_s(weights)
-            else:
-                total_s += max(computing_s, reading_s)
-            total_s += self.op_overhead_us * 1e-6
-        return round(total_s * 1e9)
 
 
 class ProfileSource(Protocol):

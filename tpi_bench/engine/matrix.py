@@ -58,6 +58,10 @@ class Matrix:
         task.put(PART, cols_at_a_time(self.weights, self.shape[1]))
         return task
 
+    @property
+    def nbytes(self) -> int:
+        return self.values.nbytes + (0 if self.scales is None else self.scales.nbytes)
+
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """x (T, i) times the weight transposed -> (T, o), in the type of x."""
         if is_traced(x):

@@ -30,7 +30,8 @@ from tpi_bench.measure.links import Links
 from tpi_bench.measure.shares import Hand, in_turns, piped, together
 from tpi_bench.measure.ways import Way, proportions_of
 
-_LEAST_OPERATORS = 8  # of a layer: norms, products, attention and residuals
+# Of a layer: products with its matrices, and norms, attention and residuals.
+_LEAST_PRODUCTS, _LEAST_OTHERS = 4, 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -244,7 +245,8 @@ class Bounds:
         """Of a device that has so many bytes of so many layers."""
         profile, weights = self._profile(way, rank), way.weights
         rate, head = profile.read_bps(weights), 0.0 if rank else self._head_bytes(weights)
-        operators_s = _LEAST_OPERATORS * num_layers * profile.op_overhead_us * 1e-6
+        operators_s = _LEAST_PRODUCTS * profile.product_overhead_s
+        operators_s += _LEAST_OTHERS * profile.op_overhead_s
         streamed = max(0.0, nbytes + head - profile.memory_bytes)
         window = 1 if way.setting("loading") == "blocking" else way.setting("window")
         if isinstance(window, int) and window and not way.setting("retain_every"):
@@ -254,7 +256,7 @@ class Bounds:
         late = min(streamed, nbytes - profile.memory_bytes) - self._area_bytes(weights)
         return _Load(
             nbytes=nbytes,
-            layers_s=nbytes / rate + operators_s,
+            layers_s=nbytes / rate + num_layers * operators_s,
             head_s=head / rate,
             disk_s=streamed / profile.disk_bps,
             late_s=max(0.0, late) / profile.disk_bps,

@@ -9,10 +9,11 @@ import itertools
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from tpi_bench.contract.model import DTYPES, FEW, GROUP, WEIGHTS, resolve_types
+from tpi_bench.contract.model import DTYPES, FEW, GROUP, WEIGHTS, Rope, resolve_types
+from tpi_bench.contract.plan import Shard
 from tpi_bench.host.machine import available_cpus
 from tpi_bench.measure.at_once import together
 from tpi_bench.measure.probe import seconds
@@ -20,15 +21,19 @@ from tpi_bench.measure.probe import seconds
 if TYPE_CHECKING:
     import torch
 
+    from tpi_bench.engine.matrix import Matrix
+
 _PASSES = 3
 _MEMORY_BYTES = 256 << 20
 _MATRIX_BYTES = 4 << 20
-_SWEPT_BYTES = 8 << 20
+_SWEPT_BYTES = 1 << 20
+_SMALL_BYTES = 256 << 10  # of a matrix: what a call costs besides counts
 _COLUMNS = 1024
 _ROWS = (16, 128)  # of prompts: more than kernels take
 _MOST_ROWS = 1000  # that are taken to compute while the weights of one are read
 _FEW_MATRICES = 8  # are enough where it is arithmetic that takes time
 _HEADS, _POSITIONS, _HEAD_DIM = 16, 128, 64  # of attention: what takes about a millisecond
+_KV_HEADS, _CACHED, _CACHES = 4, 512, 64  # what all of them hold is in no cache of a core
 _SMALL_OPERATORS = 32
 _COMPUTING_S = 0.6
 _MOST_DEVICES = 4  # that compute at once: more of them do not get more out of a memory
@@ -42,30 +47,38 @@ def _times(fn: Callable[[], object]) -> list[float]:
 
 def compute_rates(threads: int) -> dict[str, float]:
     """The engine's products with a vector and with a prompt's rows in each precision, attention
-    over a prompt, and what an operator costs besides.
+    over a prompt and of one position, and what an operator costs besides.
     """
     import torch
 
     _prepare(threads)
     found: dict[str, float] = {}
     with torch.inference_mode():
-        overhead_us = _overhead_us()
+        overhead_s, product_overhead_s = _overhead_s(), _product_overhead_s()
         for held in WEIGHTS:
-            found |= _products(held, overhead_us * 1e-6)
+            found |= _products(held, product_overhead_s)
         for dtype in DTYPES:
             before_bps = found[f"{dtype}_rows_gb_per_s"] * 1e9
-            flops_per_s = _attention_flops_per_s(dtype, overhead_us * 1e-6, before_bps)
-            found[f"{dtype}_attention_gflops"] = flops_per_s / 1e9
-    return found | {"op_overhead_us": overhead_us}
+            prefill = _attention_flops_per_s(dtype, overhead_s, before_bps)
+            decode = _decode_attention_flops_per_s(
+                dtype, overhead_s, found["memory_gb_per_s"] * 1e9
+            )
+            found[f"{dtype}_attention_gflops"] = prefill / 1e9
+            found[f"{dtype}_decode_attention_gflops"] = decode / 1e9
+    overheads_us = {
+        "op_overhead_us": overhead_s * 1e6,
+        "product_overhead_us": product_overhead_s * 1e6,
+    }
+    return found | overheads_us
 
 
-def product_rates(threads: int, held: str, overhead_us: float) -> dict[str, float]:
+def product_rates(threads: int, held: str, overhead_s: float) -> dict[str, float]:
     """Of `compute_rates`, those of products with matrices held in `held`: of this moment."""
     import torch
 
     _prepare(threads)
     with torch.inference_mode():
-        return _products(held, overhead_us * 1e-6)
+        return _products(held, overhead_s)
 
 
 def _prepare(threads: int) -> None:
@@ -87,23 +100,10 @@ def _products(held: str, overhead_s: float) -> dict[str, float]:
     besides is left out. What 16 and many rows take differs by their arithmetic; the rest is what
     the bytes take with any number of them, which the roofline adds (`contract/device.py`).
     """
-    import torch
-
-    from tpi_bench.engine.matrix import Matrix
-
-    dtype = getattr(torch, resolve_types("auto", held)[0])
-    stored = [_stored(held, _MATRIX_BYTES) for _ in range(_MEMORY_BYTES // _MATRIX_BYTES)]
-    nbytes = sum(tensor.nbytes for tensor in stored[0])
-    matrices = [Matrix(*map(_as_on_a_device, tensors)) for tensors in stored]
+    matrices = _matrices(held, _MATRIX_BYTES)
 
     def call_s(num_rows: int, num_matrices: int) -> float:
-        rows = torch.ones(num_rows, _COLUMNS, dtype=dtype)
-
-        def sweep() -> None:
-            for matrix in matrices[:num_matrices]:
-                matrix(rows)
-
-        taken_s = statistics.median(_times(sweep)) / num_matrices
+        taken_s = _call_s(matrices[:num_matrices], held, num_rows)
         return max(taken_s - overhead_s, taken_s / 2)
 
     few, many = _ROWS
@@ -113,6 +113,7 @@ def _products(held: str, overhead_s: float) -> dict[str, float]:
     if row_s <= 0:  # something else ran meanwhile: a row costs no more than this
         row_s = many_s / many
     before_s = max(few_s - few * row_s, few_s / 2)
+    nbytes = matrices[0].nbytes
     flops = 2 * matrices[0].shape[0] * matrices[0].shape[1]
     further_s = max((eight_s - reading_s) / (FEW - 1), reading_s / _MOST_ROWS)
     names = ("memory_gb_per_s", "peak_gflops")
@@ -140,11 +141,35 @@ def _attention_flops_per_s(dtype: str, overhead_s: float, before_bps: float) -> 
     return 4 * queries.numel() * _POSITIONS / max(computing_s, taken_s / 2)
 
 
-def _overhead_us() -> float:
-    """Of a small operator of the engine that follows a product, which leaves little in the caches.
+def _decode_attention_flops_per_s(dtype: str, overhead_s: float, memory_bps: float) -> float:
+    """Of one position's attention over a cache that comes from memory, beside its bytes."""
+    import torch
 
-    One after the other a thousand would take a part of it. One of torch's own takes about a fifth;
-    a token, where overheads count, has hardly any.
+    from tpi_bench.engine.attention import Attention, HeadMap, RotaryTable
+
+    shard = Shard(kind="attn", layer=0, heads=(0, _HEADS), kv_heads=(0, _KV_HEADS))
+    heads, rotary = HeadMap(shard, _HEADS // _KV_HEADS), RotaryTable(Rope(), _HEAD_DIM, _CACHED)
+    typed = getattr(torch, dtype)
+    layers = [Attention(heads, rotary, _HEAD_DIM, _CACHED, typed) for _ in range(_CACHES)]
+    for layer in layers:  # else all of it is one page of zeros
+        layer.cache.keys.fill_(1)
+        layer.cache.values.fill_(1)
+    qkv = torch.ones(1, (_HEADS + 2 * _KV_HEADS) * _HEAD_DIM, dtype=typed)
+
+    def sweep() -> None:
+        for layer in layers:
+            layer(qkv, _CACHED - 1)
+
+    taken_s = statistics.median(_times(sweep)) / _CACHES
+    computing_s = taken_s - overhead_s - layers[0].cache.nbytes / memory_bps
+    return 4 * _HEADS * _CACHED * _HEAD_DIM / max(computing_s, taken_s / 4)
+
+
+def _overhead_s() -> float:
+    """Of a small operator of the engine that follows a product, which leaves less in the caches.
+
+    One after the other a thousand would take a part of it, and one behind 8 MB of weights, where
+    it counts for nothing, twice as much. One of torch's own takes about a third; a token has few.
     """
     import torch
 
@@ -159,7 +184,38 @@ def _overhead_us() -> float:
         return seconds(lambda: rms_norm(few, weight, 1e-5))
 
     small_s()
-    return 1e6 * statistics.median(small_s() for _ in range(_SMALL_OPERATORS))
+    return statistics.median(small_s() for _ in range(_SMALL_OPERATORS))
+
+
+def _product_overhead_s() -> float:
+    """Of a product besides its bytes: what calls with small and with large matrices take differs by
+    those.
+    """
+    small, large = (_matrices(WEIGHTS[0], nbytes) for nbytes in (_SMALL_BYTES, _MATRIX_BYTES))
+    small_s, large_s = (_call_s(matrices, WEIGHTS[0], 1) for matrices in (small, large))
+    ratio = large[0].nbytes / small[0].nbytes
+    return max((ratio * small_s - large_s) / (ratio - 1), 0.0)
+
+
+def _matrices(held: str, nbytes: int) -> list[Matrix]:
+    """Of a block's size, as weights of a device lie, and so many that none is in a cache."""
+    from tpi_bench.engine.matrix import Matrix
+
+    stored = [_stored(held, nbytes) for _ in range(_MEMORY_BYTES // nbytes)]
+    return [Matrix(*map(_as_on_a_device, tensors)) for tensors in stored]
+
+
+def _call_s(matrices: Sequence[Matrix], held: str, num_rows: int) -> float:
+    """Of a product with one of them."""
+    import torch
+
+    rows = torch.ones(num_rows, _COLUMNS, dtype=getattr(torch, resolve_types("auto", held)[0]))
+
+    def sweep() -> None:
+        for matrix in matrices:
+            matrix(rows)
+
+    return statistics.median(_times(sweep)) / len(matrices)
 
 
 def shared_memory_rate() -> dict[str, float]:
@@ -200,11 +256,10 @@ def endless_products() -> Iterator[torch.Tensor]:
     """
     import torch
 
-    from tpi_bench.engine.matrix import Matrix, prepare_kernels
+    from tpi_bench.engine.matrix import prepare_kernels
 
     prepare_kernels()
-    stored = [_stored(WEIGHTS[0], _MATRIX_BYTES) for _ in range(_MEMORY_BYTES // _MATRIX_BYTES)]
-    matrices = [Matrix(*map(_as_on_a_device, tensors)) for tensors in stored]
+    matrices = _matrices(WEIGHTS[0], _MATRIX_BYTES)
     vector = torch.ones(1, _COLUMNS)
     return (matrix(vector) for matrix in itertools.cycle(matrices))
 

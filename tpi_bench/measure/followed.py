@@ -64,7 +64,7 @@ def _rates_now(prepared: Prepared, profile: DeviceProfile) -> dict[str, float]:
         with contextlib.suppress(ValueError):  # too busy to say: as it was calibrated
             now |= _lately("memory", shared_memory_rate)
     if testbed.cost == "modelled":
-        given = (profile.cores, job.weights, profile.op_overhead_us)
+        given = (profile.cores, job.weights, profile.product_overhead_s)
         now |= _lately(given, lambda: in_helper(product_rates, *given))
     return now
 

@@ -22,7 +22,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
 
-from tpi_bench.contract.device import DeviceProfile, Operator, Work
+from tpi_bench.contract.device import DeviceProfile
+from tpi_bench.contract.roofline import Operator, Work, work_ns
 from tpi_bench.contract.runtime import Key
 from tpi_bench.host import cache
 from tpi_bench.virtual.operators import count_work
@@ -84,7 +85,7 @@ class ModelledCosts:
             self._traced[key] = count_work(fn)
             self.num_traced += 1
         result, work = self._traced[key]
-        ns = profile.work_ns(work)
+        ns = work_ns(profile, work)
         charges = (result, ns), (result, ns + profile.cold_ns)
         self._charges.setdefault(id(profile), (profile, {}))[1][key] = charges
         return charges
@@ -221,7 +222,7 @@ class MeasuredCosts:
         """How much longer the roofline says that the device takes than this host."""
         ratio = self._ratios.get((name, profile))
         if ratio is None:
-            taken_ns, here_ns = profile.work_ns(work), self._host.work_ns(work)
+            taken_ns, here_ns = work_ns(profile, work), work_ns(self._host, work)
             ratio = 1.0 if taken_ns == here_ns else taken_ns / max(1, here_ns)
             self._ratios[name, profile] = ratio
         return ratio

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch._ops import OpOverload, OpOverloadPacket
@@ -19,11 +19,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from tpi_bench.contract.device import Operator, Work
+from tpi_bench.contract.roofline import Operator, Work
 
 T = TypeVar("T")
 _UNTOUCHED = ("empty", "empty_like", "new_empty", "empty_strided")
-_ATTENTION = "scaled_dot_product_attention"  # one fused operator on a CPU, many on the meta device
+# The first is one fused operator on a CPU, many on the meta device.
+_ATTENTION: dict[str, Literal["prefill", "decode"]] = {
+    "scaled_dot_product_attention": "prefill",
+    "attend": "decode",
+}
 _GATHERS = ("index", "index_select", "embedding", "gather")
 _PRODUCT = "tpi_bench::product"
 _QUANTISED = {torch.int8: "q8", torch.uint8: "q4"}
@@ -63,9 +67,9 @@ class CountOperators(TorchDispatchMode):
             if func.name().startswith(_PRODUCT):
                 self.work.append(_product(nbytes, *args))
             else:
-                flops, is_attention = _flops(packet, args, kwargs, out), _is_attention(packet)
-                dtype = _dtype_of(out)
-                self.work.append(Operator(flops, nbytes, dtype=dtype, is_attention=is_attention))
+                flops, dtype = _flops(packet, args, kwargs, out), _dtype_of(out)
+                attention = _ATTENTION.get(packet.__name__)
+                self.work.append(Operator(flops, nbytes, dtype=dtype, attention=attention))
         return out
 
 
@@ -80,11 +84,7 @@ def _product(
 
 
 def _has_flops(packet: OpOverloadPacket) -> bool:
-    return packet in flop_registry or _is_attention(packet)
-
-
-def _is_attention(packet: OpOverloadPacket) -> bool:
-    return packet.__name__ == _ATTENTION
+    return packet in flop_registry or packet.__name__ in _ATTENTION
 
 
 def _dtype_of(out: Any) -> str:
@@ -99,7 +99,9 @@ def _name(dtype: torch.dtype) -> str:
 
 
 def _flops(packet: OpOverloadPacket, args: Any, kwargs: Any, out: Any) -> int:
-    if _is_attention(packet):  # two products of every query with every key, later ones too
+    if (
+        _ATTENTION.get(packet.__name__) == "prefill"
+    ):  # two products of every query with every key, later ones too
         queries, keys = args[:2]
         return int(4 * queries.numel() * keys.shape[-2])
     if packet not in flop_registry:

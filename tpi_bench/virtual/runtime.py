@@ -21,6 +21,7 @@ from greenlet import greenlet
 from tpi_bench.contract.blocks import BlockFile
 from tpi_bench.contract.device import DeviceProfile
 from tpi_bench.contract.network import NetworkConfig
+from tpi_bench.contract.roofline import work_ns
 from tpi_bench.contract.runtime import (
     BlockReadError,
     DeviceLost,
@@ -203,8 +204,8 @@ class VirtualRuntime:
         found = self._stretches.get(named)
         if found is None:
             work = self._costs.work(key)
-            alone_ns = max(1, self.profile.work_ns(work))
-            found = self.profile.work_ns(work, num_sharing) / alone_ns
+            alone_ns = max(1, work_ns(self.profile, work))
+            found = work_ns(self.profile, work, num_sharing) / alone_ns
             self._stretches[named] = found
         return found
 
