@@ -123,6 +123,10 @@ def test_each_operator_has_its_overhead() -> None:
     assert work_ns(profile, work + products) == 4 * 50 + 5 * 1500
     given = replace(profile, product_overhead_us=2)
     assert work_ns(given, work + products) == 4 * 50 + 3 * 1500 + 2 * 2000
+    given = replace(given, half_overhead_us=0.5)
+    assert work_ns(given, work + products) == 4 * 50 + 3 * 1500 + 2 * 2000
+    halves = tuple(operator._replace(dtype="bfloat16") for operator in work + products)
+    assert work_ns(given, halves) == 4 * 50 + 3 * 2000 + 2 * 2500
 
 
 def test_fewer_cores_compute_slower_and_below_half_of_them_read_slower() -> None:

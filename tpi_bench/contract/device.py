@@ -33,6 +33,7 @@ _WITHOUT_LIMIT = (
 )
 _OVERHEADS = (
     "product_overhead_us",
+    "half_overhead_us",
     "receive_overhead_us",
     "wake_overhead_us",
     "step_overhead_us",
@@ -69,6 +70,9 @@ class DeviceProfile:
     )
     product_overhead_us: float | None = setting(
         None, "the same of a product with weights; null: op_overhead_us"
+    )
+    half_overhead_us: float = setting(
+        0.0, "of an operator on float16 or bfloat16 states, on top of either"
     )
     disk_computing_gb_per_s: float | None = setting(
         None, "rate of large reads while the device computes; null: disk_gb_per_s"
@@ -297,15 +301,6 @@ class DeviceProfile:
         return self.used_cores or self.cores
 
     @property
-    def op_overhead_s(self) -> float:
-        return self.op_overhead_us * 1e-6
-
-    @property
-    def product_overhead_s(self) -> float:
-        given = self.product_overhead_us
-        return self.op_overhead_s if given is None else given * 1e-6
-
-    @property
     def memory_bytes(self) -> int:
         return round(self.memory_gb * 1e9)
 
@@ -347,6 +342,12 @@ class DeviceProfile:
     def strength(self) -> float:
         """What a plan divides by: memory bandwidth, which bounds decoding."""
         return self.memory_bps
+
+    def overhead_s(self, dtype: str, is_product: bool) -> float:
+        """Of an operator that computes in `dtype`, with weights or without."""
+        given = self.product_overhead_us if is_product else None
+        plain_us = self.op_overhead_us if given is None else given
+        return 1e-6 * (plain_us if dtype == DTYPES[0] else plain_us + self.half_overhead_us)
 
     def read_bps(self, weights: str | None = None) -> float:
         """Bytes a second of an operator that reads a matrix held in `weights`, or none."""

@@ -54,10 +54,12 @@ def compute_rates(threads: int) -> dict[str, float]:
     _prepare(threads)
     found: dict[str, float] = {}
     with torch.inference_mode():
-        overhead_s, product_overhead_s = _overhead_s(), _product_overhead_s()
+        (small_s, half_s), product_s = _overheads_s(), _product_overhead_s()
         for held in WEIGHTS:
-            found |= _products(held, product_overhead_s)
+            is_half = resolve_types("auto", held)[0] != DTYPES[0]
+            found |= _products(held, product_s + is_half * half_s)
         for dtype in DTYPES:
+            overhead_s = small_s + (dtype != DTYPES[0]) * half_s
             before_bps = found[f"{dtype}_rows_gb_per_s"] * 1e9
             prefill = _attention_flops_per_s(dtype, overhead_s, before_bps)
             decode = _decode_attention_flops_per_s(
@@ -66,8 +68,9 @@ def compute_rates(threads: int) -> dict[str, float]:
             found[f"{dtype}_attention_gflops"] = prefill / 1e9
             found[f"{dtype}_decode_attention_gflops"] = decode / 1e9
     overheads_us = {
-        "op_overhead_us": overhead_s * 1e6,
-        "product_overhead_us": product_overhead_s * 1e6,
+        "op_overhead_us": small_s * 1e6,
+        "product_overhead_us": product_s * 1e6,
+        "half_overhead_us": half_s * 1e6,
     }
     return found | overheads_us
 
@@ -165,8 +168,9 @@ def _decode_attention_flops_per_s(dtype: str, overhead_s: float, memory_bps: flo
     return 4 * _HEADS * _CACHED * _HEAD_DIM / max(computing_s, taken_s / 4)
 
 
-def _overhead_s() -> float:
-    """Of a small operator of the engine that follows a product, which leaves less in the caches.
+def _overheads_s() -> tuple[float, float]:
+    """Of a small operator of the engine behind a product, which leaves less in the caches; and what
+    it takes more in half precision, where kernels are given fp32 and give it.
 
     One after the other a thousand would take a part of it, and one behind 8 MB of weights, where
     it counts for nothing, twice as much. One of torch's own takes about a third; a token has few.
@@ -177,14 +181,16 @@ def _overhead_s() -> float:
     from tpi_bench.engine.one_position import rms_norm
 
     product = Matrix(*_stored(WEIGHTS[0], _SWEPT_BYTES))
-    vector, few, weight = torch.ones(1, _COLUMNS), torch.ones(1, 64), torch.ones(64)
+    vector, plain, weight = torch.ones(1, _COLUMNS), torch.ones(1, 64), torch.ones(64)
+    half = plain.bfloat16()
 
-    def small_s() -> float:
+    def small_s(states: torch.Tensor) -> float:
         product(vector)
-        return seconds(lambda: rms_norm(few, weight, 1e-5))
+        return seconds(lambda: rms_norm(states, weight, 1e-5))
 
-    small_s()
-    return statistics.median(small_s() for _ in range(_SMALL_OPERATORS))
+    turns = [(small_s(plain), small_s(half)) for _ in range(1 + _SMALL_OPERATORS)][1:]
+    plain_s = statistics.median(turn[0] for turn in turns)
+    return plain_s, max(statistics.median(turn[1] - turn[0] for turn in turns), 0.0)
 
 
 def _product_overhead_s() -> float:
