@@ -127,6 +127,11 @@ def test_each_operator_has_its_overhead() -> None:
     assert work_ns(given, work + products) == 4 * 50 + 3 * 1500 + 2 * 2000
     halves = tuple(operator._replace(dtype="bfloat16") for operator in work + products)
     assert work_ns(given, halves) == 4 * 50 + 3 * 2000 + 2 * 2500
+    attention = (Operator(0, 100, attention="decode"),)
+    assert work_ns(given, attention) == 50 + 1500
+    assert work_ns(replace(given, attention_overhead_us=9), attention) == 50 + 9000
+    prompt = (Operator(0, 100, attention="prefill"),)
+    assert work_ns(replace(given, attention_overhead_us=9), prompt) == 50 + 1500
 
 
 def test_fewer_cores_compute_slower_and_below_half_of_them_read_slower() -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, fields, replace
 from itertools import groupby
 from math import inf
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from tpi_bench.contract.model import DTYPES, WEIGHTS
 from tpi_bench.contract.setting import needed, setting
@@ -33,6 +33,7 @@ _WITHOUT_LIMIT = (
 )
 _OVERHEADS = (
     "product_overhead_us",
+    "attention_overhead_us",
     "half_overhead_us",
     "receive_overhead_us",
     "wake_overhead_us",
@@ -71,8 +72,11 @@ class DeviceProfile:
     product_overhead_us: float | None = setting(
         None, "the same of a product with weights; null: op_overhead_us"
     )
+    attention_overhead_us: float | None = setting(
+        None, "the same of attention of one position; null: op_overhead_us"
+    )
     half_overhead_us: float = setting(
-        0.0, "of an operator on float16 or bfloat16 states, on top of either"
+        0.0, "of an operator on float16 or bfloat16 states, on top of these"
     )
     disk_computing_gb_per_s: float | None = setting(
         None, "rate of large reads while the device computes; null: disk_gb_per_s"
@@ -343,9 +347,11 @@ class DeviceProfile:
         """What a plan divides by: memory bandwidth, which bounds decoding."""
         return self.memory_bps
 
-    def overhead_s(self, dtype: str, is_product: bool) -> float:
-        """Of an operator that computes in `dtype`, with weights or without."""
-        given = self.product_overhead_us if is_product else None
+    def overhead_s(self, dtype: str, kind: Literal["product", "attention"] | None = None) -> float:
+        """Of an operator that computes in `dtype`: a product with weights, attention of one
+        position, or any other.
+        """
+        given = getattr(self, f"{kind}_overhead_us", None)
         plain_us = self.op_overhead_us if given is None else given
         return 1e-6 * (plain_us if dtype == DTYPES[0] else plain_us + self.half_overhead_us)
 

@@ -54,16 +54,18 @@ def work_ns(profile: DeviceProfile, work: Work, num_sharing: int = 1) -> int:
 def _operator_s(profile: DeviceProfile, operator: Operator, most_bps: float) -> float:
     """Of one, with no more than `most_bps` bytes a second from memory."""
     flops, nbytes, weights, dtype, num_rows, state_bytes, attention = operator
-    overhead_s = profile.overhead_s(dtype, weights is not None)
     if attention == "prefill":
         rows_s = nbytes / min(most_bps, profile.rows_bps(dtype))
-        return overhead_s + rows_s + flops / profile.attention_flops_per_s(dtype)
+        arithmetic_s = flops / profile.attention_flops_per_s(dtype)
+        return profile.overhead_s(dtype) + rows_s + arithmetic_s
     computing_s = flops / profile.flops_per_s(weights or dtype)
     reading_s = nbytes / min(most_bps, profile.read_bps(weights))
     if weights is None:
+        overhead_s = profile.overhead_s(dtype, "attention" if attention else None)
         flops_per_s = attention and profile.decode_attention_flops_per_s(dtype)
         taken_s = reading_s + flops / flops_per_s if flops_per_s else max(computing_s, reading_s)
         return overhead_s + taken_s
+    overhead_s = profile.overhead_s(dtype, "product")
     if num_rows > FEW:
         matrix_s = (nbytes - state_bytes) / min(most_bps, profile.rows_bps(weights))
         rows_s = state_bytes / min(most_bps, profile.memory_bps)

@@ -245,8 +245,8 @@ class Bounds:
         """Of a device that has so many bytes of so many layers."""
         profile, weights = self._profile(way, rank), way.weights
         rate, head = profile.read_bps(weights), 0.0 if rank else self._head_bytes(weights)
-        operators_s = _LEAST_PRODUCTS * profile.overhead_s("float32", True)
-        operators_s += _LEAST_OTHERS * profile.overhead_s("float32", False)
+        operators_s = _LEAST_PRODUCTS * profile.overhead_s("float32", "product")
+        operators_s += _LEAST_OTHERS * profile.overhead_s("float32")
         streamed = max(0.0, nbytes + head - profile.memory_bytes)
         window = 1 if way.setting("loading") == "blocking" else way.setting("window")
         if isinstance(window, int) and window and not way.setting("retain_every"):

@@ -21,6 +21,7 @@ from tpi_bench.measure.probe import seconds
 if TYPE_CHECKING:
     import torch
 
+    from tpi_bench.engine.attention import Attention
     from tpi_bench.engine.matrix import Matrix
 
 _PASSES = 3
@@ -34,7 +35,6 @@ _MOST_ROWS = 1000  # that are taken to compute while the weights of one are read
 _FEW_MATRICES = 8  # are enough where it is arithmetic that takes time
 _HEADS, _POSITIONS, _HEAD_DIM = 16, 128, 64  # of attention: what takes about a millisecond
 _KV_HEADS, _CACHED, _CACHES = 4, 512, 64  # what all of them hold is in no cache of a core
-_SMALL_OPERATORS = 32
 _COMPUTING_S = 0.6
 _MOST_DEVICES = 4  # that compute at once: more of them do not get more out of a memory
 
@@ -54,25 +54,21 @@ def compute_rates(threads: int) -> dict[str, float]:
     _prepare(threads)
     found: dict[str, float] = {}
     with torch.inference_mode():
-        (small_s, half_s), product_s = _overheads_s(), _product_overhead_s()
+        overheads_s = _overheads_s() | {"product": _product_overhead_s()}
         for held in WEIGHTS:
             is_half = resolve_types("auto", held)[0] != DTYPES[0]
-            found |= _products(held, product_s + is_half * half_s)
+            found |= _products(held, overheads_s["product"] + is_half * overheads_s["half"])
         for dtype in DTYPES:
-            overhead_s = small_s + (dtype != DTYPES[0]) * half_s
-            before_bps = found[f"{dtype}_rows_gb_per_s"] * 1e9
-            prefill = _attention_flops_per_s(dtype, overhead_s, before_bps)
-            decode = _decode_attention_flops_per_s(
-                dtype, overhead_s, found["memory_gb_per_s"] * 1e9
+            half_s = (dtype != DTYPES[0]) * overheads_s["half"]
+            before_bps, memory_bps = (
+                found[f"{name}_gb_per_s"] * 1e9 for name in (f"{dtype}_rows", "memory")
             )
+            prefill = _attention_flops_per_s(dtype, overheads_s["op"] + half_s, before_bps)
+            overhead_s = overheads_s["attention"] + half_s
+            decode = _decode_attention_flops_per_s(dtype, overhead_s, memory_bps)
             found[f"{dtype}_attention_gflops"] = prefill / 1e9
             found[f"{dtype}_decode_attention_gflops"] = decode / 1e9
-    overheads_us = {
-        "op_overhead_us": small_s * 1e6,
-        "product_overhead_us": product_s * 1e6,
-        "half_overhead_us": half_s * 1e6,
-    }
-    return found | overheads_us
+    return found | {f"{name}_overhead_us": s * 1e6 for name, s in overheads_s.items()}
 
 
 def product_rates(threads: int, held: str, overhead_s: float) -> dict[str, float]:
@@ -146,6 +142,19 @@ def _attention_flops_per_s(dtype: str, overhead_s: float, before_bps: float) -> 
 
 def _decode_attention_flops_per_s(dtype: str, overhead_s: float, memory_bps: float) -> float:
     """Of one position's attention over a cache that comes from memory, beside its bytes."""
+    layers, qkv = _attentions(dtype)
+
+    def sweep() -> None:
+        for layer in layers:
+            layer(qkv, _CACHED - 1)
+
+    taken_s = statistics.median(_times(sweep)) / len(layers)
+    computing_s = taken_s - overhead_s - layers[0].cache.nbytes / memory_bps
+    return 4 * _HEADS * _CACHED * _HEAD_DIM / max(computing_s, taken_s / 4)
+
+
+def _attentions(dtype: str) -> tuple[list[Attention], torch.Tensor]:
+    """Of layers that have a cache each, and what they are given of a position."""
     import torch
 
     from tpi_bench.engine.attention import Attention, HeadMap, RotaryTable
@@ -157,20 +166,13 @@ def _decode_attention_flops_per_s(dtype: str, overhead_s: float, memory_bps: flo
     for layer in layers:  # else all of it is one page of zeros
         layer.cache.keys.fill_(1)
         layer.cache.values.fill_(1)
-    qkv = torch.ones(1, (_HEADS + 2 * _KV_HEADS) * _HEAD_DIM, dtype=typed)
-
-    def sweep() -> None:
-        for layer in layers:
-            layer(qkv, _CACHED - 1)
-
-    taken_s = statistics.median(_times(sweep)) / _CACHES
-    computing_s = taken_s - overhead_s - layers[0].cache.nbytes / memory_bps
-    return 4 * _HEADS * _CACHED * _HEAD_DIM / max(computing_s, taken_s / 4)
+    return layers, torch.ones(1, (_HEADS + 2 * _KV_HEADS) * _HEAD_DIM, dtype=typed)
 
 
-def _overheads_s() -> tuple[float, float]:
-    """Of a small operator of the engine behind a product, which leaves less in the caches; and what
-    it takes more in half precision, where kernels are given fp32 and give it.
+def _overheads_s() -> dict[str, float]:
+    """Of a small operator of the engine, what it takes more in half precision, where kernels are
+    given fp32 and give it, and of attention over hardly any cache: each behind a product, which
+    leaves less in the caches.
 
     One after the other a thousand would take a part of it, and one behind 8 MB of weights, where
     it counts for nothing, twice as much. One of torch's own takes about a third; a token has few.
@@ -183,14 +185,26 @@ def _overheads_s() -> tuple[float, float]:
     product = Matrix(*_stored(WEIGHTS[0], _SWEPT_BYTES))
     vector, plain, weight = torch.ones(1, _COLUMNS), torch.ones(1, 64), torch.ones(64)
     half = plain.bfloat16()
+    layers, qkv = _attentions(DTYPES[0])
 
-    def small_s(states: torch.Tensor) -> float:
+    def behind_a_product_s(fn: Callable[[], object]) -> float:
         product(vector)
-        return seconds(lambda: rms_norm(states, weight, 1e-5))
+        return seconds(fn)
 
-    turns = [(small_s(plain), small_s(half)) for _ in range(1 + _SMALL_OPERATORS)][1:]
-    plain_s = statistics.median(turn[0] for turn in turns)
-    return plain_s, max(statistics.median(turn[1] - turn[0] for turn in turns), 0.0)
+    turns = [
+        (
+            behind_a_product_s(lambda: rms_norm(plain, weight, 1e-5)),
+            behind_a_product_s(lambda: rms_norm(half, weight, 1e-5)),
+            behind_a_product_s(lambda layer=layer: layer(qkv, 0)),  # type: ignore[misc]
+        )
+        for layer in layers
+    ][1:]
+    more_s = statistics.median(half_s - plain_s for plain_s, half_s, _ in turns)
+    return {
+        "op": statistics.median(plain_s for plain_s, _, _ in turns),
+        "half": max(more_s, 0.0),
+        "attention": statistics.median(attention_s for _, _, attention_s in turns),
+    }
 
 
 def _product_overhead_s() -> float:

@@ -64,7 +64,7 @@ def _rates_now(prepared: Prepared, profile: DeviceProfile) -> dict[str, float]:
         with contextlib.suppress(ValueError):  # too busy to say: as it was calibrated
             now |= _lately("memory", shared_memory_rate)
     if testbed.cost == "modelled":
-        given = (profile.cores, job.weights, profile.overhead_s(job.dtype, True))
+        given = (profile.cores, job.weights, profile.overhead_s(job.dtype, "product"))
         now |= _lately(given, lambda: in_helper(product_rates, *given))
     return now
 
