@@ -6,13 +6,23 @@ import pytest
 import torch
 
 from tpi_bench.contract.request import Sampling
-from tpi_bench.engine.sampling import Sampler, filter_logits
+from tpi_bench.engine.sampling import Sampler, filter_logits, greedy
+from tpi_bench.virtual.operators import count_work
 
 LOGITS = torch.tensor([1.0, 3.0, 2.0, -1.0, 2.5])
 
 
 def test_greedy_takes_the_largest() -> None:
     assert Sampler(Sampling())(LOGITS) == 1
+
+
+def test_greedy_takes_the_first_of_equals_and_is_an_operator_where_they_are_counted() -> None:
+    logits = torch.tensor([1.0, 3.0, -torch.inf, 3.0])
+    assert greedy(logits) == 1
+    token, work = count_work(lambda: greedy(logits))
+    assert token == 1
+    assert work[0].nbytes == 4 * 4 + 8
+    assert greedy(logits.to("meta")) == 0
 
 
 def test_top_k_and_top_p_keep_the_likeliest() -> None:
