@@ -334,7 +334,10 @@ def test_what_a_rank_program_takes_besides_computing(cache_dir: Path) -> None:
         "receive_overhead_us",
         "message_gb_per_s",
         "receive_gb_per_s",
+        "read_overhead_us",
         "step_overhead_us",
+        "swept_overhead_us",
+        "swept_read_overhead_us",
         "cold_overhead_us",
         "wake_overhead_us",
     ]
@@ -342,3 +345,4 @@ def test_what_a_rank_program_takes_besides_computing(cache_dir: Path) -> None:
     assert all(0.1 < found[name] < 500 for name in found if name.endswith("gb_per_s"))
     assert found["message_overhead_us"] > 0
     assert found["step_overhead_us"] > 0
+    assert found["read_overhead_us"] > 0

@@ -188,3 +188,44 @@ def test_what_a_device_does_besides_its_verbs() -> None:
     answered = sent + 3 + (2 + 1) + (2 + 10)
     assert world.run(program) == [[sent], [sent + 3, answered]]
     assert dict(world.runtimes[0].log.totals_ns) == {"compute": 15 * MS, "sync": 40 * US}
+
+
+def test_a_long_computation_leaves_python_cold() -> None:
+    """Behind 1 ms of it the next verb begins 50 us later, a read takes 70 us more; the verb after
+    that, and what follows a short one, do not. Asking takes 20 us where messages take 10.
+    """
+    device = replace(
+        IDEAL,
+        message_overhead_us=10,
+        receive_overhead_us=3,
+        step_overhead_us=2,
+        read_overhead_us=20,
+        swept_overhead_us=50,
+        swept_read_overhead_us=70,
+    )
+    world = world_of(device, device, costs=Scripted(long=MS, short=MS - 1))
+    message, out = torch.zeros(1), torch.empty(8, dtype=torch.uint8, device="meta")
+
+    def program(rt: VirtualRuntime) -> list[int]:
+        if rt.rank == 1:
+            rt.recv(0, message)
+            rt.recv(0, message)
+            return []
+        ended = []
+        verbs = (
+            (("long",), lambda: rt.send(1, message)),
+            (("long",), lambda: rt.read(block_at(Path(), 8), out)),
+            (("long",), lambda: rt.compute(("short",), no_work)),
+            (("short",), lambda: rt.send(1, message)),
+        )
+        for key, verb in verbs:
+            rt.compute(key, no_work)
+            begun = rt.now()
+            verb()
+            ended.append(rt.now() - begun)
+        return ended
+
+    expected = [(2 + 50 + 10) * US, (20 + 70) * US, (2 + 50) * US + MS - 1, (2 + 10) * US]
+    assert world.run(program)[0] == expected
+    plain = replace(device, read_overhead_us=None, swept_read_overhead_us=None)
+    assert (plain.asking_ns, plain.swept_asking_ns) == (10 * US, 50 * US)

@@ -36,9 +36,12 @@ _OVERHEADS = (
     "attention_overhead_us",
     "half_overhead_us",
     "receive_overhead_us",
+    "read_overhead_us",
     "wake_overhead_us",
     "step_overhead_us",
     "cold_overhead_us",
+    "swept_overhead_us",
+    "swept_read_overhead_us",
     "disk_gap_us",
     "disk_shared_gap_us",
 )
@@ -116,6 +119,9 @@ class DeviceProfile:
     receive_overhead_us: float | None = setting(
         None, "CPU time to receive a message that is there; null: message_overhead_us"
     )
+    read_overhead_us: float | None = setting(
+        None, "CPU time to ask for a read; null: message_overhead_us"
+    )
     wake_overhead_us: float = setting(
         0.0, "CPU time that a message to a device that has slept for long takes its sender on top"
     )
@@ -123,6 +129,14 @@ class DeviceProfile:
         None,
         "Python of a rank program between two computations, messages or reads; null: "
         "op_overhead_us",
+    )
+    swept_overhead_us: float = setting(
+        0.0,
+        "Python behind a computation of a millisecond or more, which leaves nothing else in the "
+        "caches, on top",
+    )
+    swept_read_overhead_us: float | None = setting(
+        None, "the same of Python that asks for a read; null: swept_overhead_us"
     )
     cold_overhead_us: float = setting(
         0.0, "of a computation after the device has waited for some ms, on top"
@@ -318,6 +332,12 @@ class DeviceProfile:
         return self.message_ns if given is None else round(given * 1e3)
 
     @property
+    def asking_ns(self) -> int:
+        """Of a read."""
+        given = self.read_overhead_us
+        return self.message_ns if given is None else round(given * 1e3)
+
+    @property
     def ns_per_sent_byte(self) -> float:
         return 0.0 if self.message_gb_per_s is None else 1 / self.message_gb_per_s
 
@@ -337,6 +357,15 @@ class DeviceProfile:
     def step_ns(self) -> int:
         given = self.step_overhead_us
         return round((self.op_overhead_us if given is None else given) * 1e3)
+
+    @property
+    def swept_ns(self) -> int:
+        return round(self.swept_overhead_us * 1e3)
+
+    @property
+    def swept_asking_ns(self) -> int:
+        given = self.swept_read_overhead_us
+        return self.swept_ns if given is None else round(given * 1e3)
 
     @property
     def cold_ns(self) -> int:

@@ -1,15 +1,17 @@
 """What a rank program takes besides its computations: one round of a calibration (`calibrate.py`).
 
 The engine itself runs on two devices of this host, on a small model, and its spans are looked at:
-what sending and receiving take, what Python takes between them, and how much longer all of it takes
-after a wait, when caches and clock have cooled down.
+what sending and receiving take, asking for a read, and what Python takes between them. All of it
+takes longer after a wait, when caches and clock have cooled down, and behind a long computation,
+which leaves nothing else in the caches: on a host of ours Python between the layers of a prompt
+took ten times of what it takes in a token, and asking for a read twice.
 """
 
 from __future__ import annotations
 
 import itertools
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -36,7 +38,7 @@ MODEL = SyntheticModel(
     num_kv_heads=3,
     intermediate=1536,
     vocab=1024,
-    context_length=128,
+    context_length=256,
     share_layers=True,
 )
 _NUM_DEVICES = 2
@@ -45,42 +47,55 @@ _HOP_MS = 2.0  # of links, for what is cold
 _KEPT_SHARE = 0.9  # the slowest tenth is somebody else's
 _PEER_WAITS_NS = 20_000_000
 _NUM_WAKES = 16
-_LARGE_BYTES = 460_800  # the hidden states of a prompt of 200, of width 576
-_NUM_LARGE = 64
+_PROMPT = tuple(range(1, 201))
+_LARGE_BYTES = 4 * len(_PROMPT) * MODEL.hidden  # the hidden states that a prompt's messages hold
+_LONG_NS = 1_000_000  # computing so long sweeps the caches
 
 
 def program_costs(cache_dir: Path) -> dict[str, float]:
     """Microseconds, by the names of `DeviceProfile`. Raises ValueError where it cannot be run."""
     model = MODEL.load(cache_dir)
-    hot = _spans(model, NetworkConfig(), cache_dir)
-    cold = _spans(model, NetworkConfig(topology="switch", link_latency_ms=_HOP_MS), cache_dir)
-    sending_ns = _typical(_lengths(hot, "send"))
+    prompt, hot = _spans(model, NetworkConfig(), cache_dir)
+    slow_links = NetworkConfig(topology="switch", link_latency_ms=_HOP_MS)
+    _, cold = _spans(model, slow_links, cache_dir)
+    reading_prompt, reading = _spans(model, NetworkConfig(), cache_dir, window=2)
+    sending_ns, asking_ns = _typical(_lengths(hot, "send")), _typical(_lengths(reading, "request"))
+    step_ns = _typical(_gaps(hot))
+    swept_ns = max(0.0, _typical(_gaps_behind_long(prompt)) - step_ns)
+    swept_asking_ns = _typical(_until_asked_behind_long(reading_prompt)) - step_ns - asking_ns
     colder = [
         _typical(_lengths(cold, key)) - _typical(_lengths(hot, key)) for key in ("attn", "ffn")
     ]
     receiving_ns = _of_those_there(_lengths(hot, "recv"))
-    large_sending_ns, large_receiving_ns = _copying_ns()
+    large_sending_ns = _typical(_lengths(prompt, "send"))
+    large_receiving_ns = _of_those_there(_lengths(prompt, "recv"))
     return {
         "message_overhead_us": sending_ns / 1e3,
         "receive_overhead_us": receiving_ns / 1e3,
         "message_gb_per_s": _copied_gb_per_s(large_sending_ns, sending_ns),
         "receive_gb_per_s": _copied_gb_per_s(large_receiving_ns, receiving_ns),
-        "step_overhead_us": _typical(_gaps(hot)) / 1e3,
+        "read_overhead_us": asking_ns / 1e3,
+        "step_overhead_us": step_ns / 1e3,
+        "swept_overhead_us": swept_ns / 1e3,
+        "swept_read_overhead_us": max(swept_asking_ns, 0.0) / 1e3,
         "cold_overhead_us": max(0.0, statistics.fmean(colder)) / 1e3,
         "wake_overhead_us": max(0.0, _waking_ns() - sending_ns) / 1e3,
     }
 
 
-def _spans(model: Model, network: NetworkConfig, cache_dir: Path) -> list[Span]:
-    """Of the master, of all tokens but the first."""
-    system = TpiSystem(name="tpi", collective="direct")
+def _spans(
+    model: Model, network: NetworkConfig, cache_dir: Path, window: int | None = None
+) -> tuple[list[Span], list[Span]]:
+    """Of the master: of the prompt, and of all tokens but the first."""
+    system = TpiSystem(name="tpi", collective="direct", window=window)
     plan = system.plan(model.config, Site(proportions=[1.0] * _NUM_DEVICES))
-    request = Request(prompt_ids=(1, 2, 3, 4), num_new_tokens=_NUM_TOKENS)
+    request = Request(prompt_ids=_PROMPT, num_new_tokens=_NUM_TOKENS)
     reports = _run(system, model, plan, request, network, cache_dir)
     spans = [span for span in reports[0].spans if span.kind != "read"]
     spans.sort(key=lambda span: span.start_ns)
     steps = [number for number, span in enumerate(spans) if span.key == "embed"]
-    return spans[steps[-_NUM_TOKENS + 1] :]
+    first, second = steps[-_NUM_TOKENS], steps[-_NUM_TOKENS + 1]
+    return spans[first:second], spans[second:]
 
 
 def _run(
@@ -118,6 +133,27 @@ def _gaps(spans: Sequence[Span]) -> list[int]:
     return [later.start_ns - earlier.end_ns for earlier, later in itertools.pairwise(spans)]
 
 
+def _gaps_behind_long(spans: Sequence[Span]) -> list[int]:
+    """Of long computations."""
+    return [later.start_ns - earlier.end_ns for earlier, later in _behind_long(spans)]
+
+
+def _until_asked_behind_long(spans: Sequence[Span]) -> list[int]:
+    """From the end of each long computation to when the read has been asked for that follows."""
+    return [
+        later.end_ns - earlier.end_ns
+        for earlier, later in _behind_long(spans)
+        if later.key == "request"
+    ]
+
+
+def _behind_long(spans: Sequence[Span]) -> Iterator[tuple[Span, Span]]:
+    """Each long computation, and what follows it."""
+    for earlier, later in itertools.pairwise(spans):
+        if earlier.kind == "compute" and earlier.end_ns - earlier.start_ns >= _LONG_NS:
+            yield earlier, later
+
+
 def _typical(values: Sequence[int]) -> float:
     """Mean without the slowest: a token is a sum of many, whose skew a median would lose."""
     ordered = sorted(values)
@@ -151,30 +187,6 @@ class _Wakes(Program):
             else:
                 rt.recv(0, message)
         return Generation(token_ids=[], request_ns=0, token_ns=[], account=[])
-
-
-@dataclass(frozen=True)
-class _Copies(Program):
-    """Two ranks send each other large messages that they have just computed, at the same time."""
-
-    def run_device(self, rt: Runtime, job: Job, output: Output) -> Generation:
-        import torch
-
-        out, back = torch.empty(_LARGE_BYTES // 4), torch.empty(_LARGE_BYTES // 4)
-        for _ in range(_NUM_LARGE):
-            rt.compute(("fill",), lambda: out.fill_(1.0))
-            rt.send(1 - rt.rank, out)
-            rt.recv(1 - rt.rank, back)
-        return Generation(token_ids=[], request_ns=0, token_ns=[], account=[])
-
-
-def _copying_ns() -> tuple[float, float]:
-    """Of a large message: sending it, and receiving it when it is there."""
-    model = MODEL.load(Path())
-    request = Request(prompt_ids=(0,), num_new_tokens=1)
-    reports = _run(_Copies(), model, None, request, NetworkConfig(), None)
-    spans = [span for report in reports for span in report.spans]
-    return _typical(_lengths(spans, "send")), _of_those_there(_lengths(spans, "recv"))
 
 
 def _stay_busy(rt: Runtime) -> None:

@@ -57,6 +57,7 @@ _ASLEEP_NS = 10_000_000
 # A core that has waited so long computes slowly at first, for so long.
 _LONG_WAIT_NS = 500_000
 _COLD_NS = 300_000
+_SWEEPS_NS = 1_000_000  # of computing leave nothing but what it touched in the caches
 
 
 class OutOfMemory(RuntimeError):
@@ -109,7 +110,11 @@ class VirtualRuntime:
         self._ns_per_sent_byte = profile.ns_per_sent_byte
         self._ns_per_received_byte = profile.ns_per_received_byte
         self._wake_ns = profile.wake_ns
+        self._asking_ns = profile.asking_ns
         self._step_ns = profile.step_ns  # Python before each verb
+        self._swept_ns = profile.swept_ns
+        self._swept_asking_ns = profile.swept_asking_ns
+        self._is_swept = False  # directly behind a long computation
         self._inbox: dict[int, deque[Arrival]] = defaultdict(deque)
         self._computed_ns = 0  # when the last computation ended
         self._idle_ns = 0  # of the last long wait before a computation,
@@ -135,17 +140,25 @@ class VirtualRuntime:
         check_message(buffer)
         check_peer(self.rank, dst, self.world_size)
         scheduler = self._scheduler
-        start = scheduler.now_ns + self._step_ns
+        step_ns = self._next_step_ns()
+        start = scheduler.now_ns + step_ns
         receiver = self.world.runtimes[dst]
         wake_ns = self._wake_ns if receiver.is_asleep(start) else 0
         nbytes = buffer.nbytes
         copying_ns = round(nbytes * self._ns_per_sent_byte)
-        scheduler.sleep(self._step_ns + self._message_ns + wake_ns + copying_ns)
+        scheduler.sleep(step_ns + self._message_ns + wake_ns + copying_ns)
         data = None if buffer.is_meta else buffer.clone()
         self.bytes_sent += nbytes
         deliver = functools.partial(receiver.deliver, self.rank, nbytes, data)
         self.world.fabric.send(self.rank, dst, nbytes, deliver)
         self.log.add("sync", "send", start, scheduler.now_ns)
+
+    def _next_step_ns(self) -> int:
+        """Of Python before a verb: more of it where a long computation has swept the caches."""
+        if not self._is_swept:
+            return self._step_ns
+        self._is_swept = False
+        return self._step_ns + self._swept_ns
 
     def deliver(self, src: int, nbytes: int, data: torch.Tensor | None, time_ns: int) -> None:
         """A message of `src` is here from its time on."""
@@ -159,7 +172,7 @@ class VirtualRuntime:
         check_message(out)
         check_peer(self.rank, src, self.world_size)
         scheduler = self._scheduler
-        start = scheduler.now_ns + self._step_ns
+        start = scheduler.now_ns + self._next_step_ns()
         inbox = self._inbox[src]
         if inbox:
             scheduler.sleep(max(start, inbox[0][0]) - scheduler.now_ns)
@@ -180,13 +193,14 @@ class VirtualRuntime:
         begin = scheduler.now_ns
         if begin - self._computed_ns >= _LONG_WAIT_NS:
             self._idle_ns, self._warm_ns = begin - self._computed_ns, 0
-        start = begin + self._step_ns
+        step_ns = self._next_step_ns()
+        start = begin + step_ns
         idle_ns = self._idle_ns if self._warm_ns < _COLD_NS else 0
         result, ns = self._costs.run(key, fn, self.profile, idle_ns)
         disk.computing(begin, +1)
         computed = start + ns
         if self.world.memory is not None:
-            scheduler.sleep(self._step_ns)
+            scheduler.sleep(step_ns)
             self.world.memory.compute(ns, functools.partial(self._stretch, key))
             computed = scheduler.now_ns
         end = max(computed + self._faults_ns, self._paged_in_ns)
@@ -195,6 +209,7 @@ class VirtualRuntime:
         self._faults_ns = 0
         self._warm_ns += computed - start
         self._computed_ns = end
+        self._is_swept = ns >= _SWEEPS_NS
         self.log.add(kind_of(key), str(key[0]), start, end)
         return result
 
@@ -227,7 +242,8 @@ class VirtualRuntime:
 
     def read(self, block: BlockFile, out: torch.Tensor) -> TimedRead:
         start = self._scheduler.now_ns
-        self._scheduler.sleep(self._message_ns)
+        self._scheduler.sleep(self._asking_ns + self._is_swept * self._swept_asking_ns)
+        self._is_swept = False
         self.log.add("load_wait", "request", start, self._scheduler.now_ns)
         asked_ns = self._scheduler.now_ns
         note = functools.partial(self.log.add, "read", block.key, asked_ns)
