@@ -18,18 +18,18 @@ VIRTUAL = ("testbed=virtual", "model=debug", "workload.prompt_ids=[1]")
 CALIBRATED = {
     "machine": {"name": "annas-laptop", "memory_gb": 16.5},
     "threads": {
-        "1": [{"name": "memory_gb_per_s", "median": 11.0, "rounds": [11.0]}],
+        "1": [{"name": "memory_gb_per_s", "typical": 11.0, "rounds": [11.0]}],
         "8": [
-            {"name": "memory_gb_per_s", "median": 31.0, "rounds": [31.0]},
-            {"name": "peak_gflops", "median": 200.0, "rounds": [200.0]},
-            {"name": "q4_gb_per_s", "median": 25.0, "rounds": [25.0]},
-            {"name": "op_overhead_us", "median": 3.0, "rounds": [3.0]},
+            {"name": "memory_gb_per_s", "typical": 31.0, "rounds": [31.0]},
+            {"name": "peak_gflops", "typical": 200.0, "rounds": [200.0]},
+            {"name": "q4_gb_per_s", "typical": 25.0, "rounds": [25.0]},
+            {"name": "op_overhead_us", "typical": 3.0, "rounds": [3.0]},
         ],
     },
     "host": [
-        {"name": "disk_gb_per_s", "median": 2.0, "rounds": [2.0]},
-        {"name": "disk_latency_us", "median": 80.0, "rounds": [80.0]},
-        {"name": "message_overhead_us", "median": 12.0, "rounds": [12.0]},
+        {"name": "disk_gb_per_s", "typical": 2.0, "rounds": [2.0]},
+        {"name": "disk_latency_us", "typical": 80.0, "rounds": [80.0]},
+        {"name": "message_overhead_us", "typical": 12.0, "rounds": [12.0]},
     ],
 }
 

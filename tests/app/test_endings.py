@@ -171,7 +171,7 @@ def test_a_calibration_is_told_as_asked(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    row = {"name": "latency_us", "median": 2.0, "min": 1.0, "max": 3.0}
+    row = {"name": "latency_us", "typical": 2.0, "min": 1.0, "max": 3.0}
     found = {"threads": {"1": [row]}, "host": [row]}
     monkeypatch.setattr(calibrate, "calibrate", lambda folder: found)
     busy = {"text": 0.5, "json": 0.3}[report]  # of two cores

@@ -23,6 +23,6 @@ def keep(cache_dir: Path, **threads: dict[str, float]) -> None:
 def _rows(values: dict[str, float]) -> list[dict[str, Any]]:
     """Three rounds, of which the second is a tenth slower and the third a tenth faster."""
     return [
-        {"name": name, "median": v, "min": 0, "max": 0, "rounds": [v, 0.9 * v, 1.1 * v]}
+        {"name": name, "typical": v, "min": 0, "max": 0, "rounds": [v, 0.9 * v, 1.1 * v]}
         for name, v in values.items()
     ]

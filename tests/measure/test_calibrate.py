@@ -54,7 +54,7 @@ def test_a_profile_has_the_medians_of_rounds(
     monkeypatch.setattr(calibrate, "shared_memory_rate", lambda: {"memory_shared_gb_per_s": 60.0})
     found = calibrate.calibrate(tmp_path, num_rounds=3)
     disk = next(row for row in found["host"] if row["name"] == "disk_gb_per_s")
-    assert disk == {"name": "disk_gb_per_s", "median": 2, "min": 1, "max": 3, "rounds": [1, 2, 3]}
+    assert disk == {"name": "disk_gb_per_s", "typical": 2, "min": 1, "max": 3, "rounds": [1, 2, 3]}
     profile = ThisHost(threads=1).load(tmp_path)
     assert profile.disk_gb_per_s == 2
     assert (profile.step_ns, profile.receive_ns) == (5_000, profile.message_ns)
@@ -65,6 +65,14 @@ def test_a_profile_has_the_medians_of_rounds(
     laptop = calibrate.read_profile(elsewhere, "laptop")
     assert (laptop.name, laptop.cores) == ("laptop", len(available_cpus()))
     assert (laptop.disk_gb_per_s, laptop.memory_gb) == (2, found["machine"]["memory_gb"])
+
+
+def test_rates_of_a_disk_are_its_mean_without_the_extremes() -> None:
+    """A byte takes 1 / 2 and 1 / 3 s: together 5 / 6 s for two, so 2.4 bytes a second."""
+    assert calibrate.typical("disk_gb_per_s", [9.0, 2.0, 3.0, 0.1]) == pytest.approx(2.4)
+    assert calibrate.typical("disk_gb_per_s", [2.0, 3.0]) == pytest.approx(2.4)
+    assert calibrate.typical("disk_gap_us", [9.0, 2.0, 3.0, 0.1]) == 2.5
+    assert calibrate.typical("memory_gb_per_s", [9.0, 2.0, 3.0]) == 3.0
 
 
 def test_products_are_measured_in_every_precision(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -55,8 +55,8 @@ def kept(folder: Path, **host: float) -> None:
     keep(folder, t1=RATES)
     path = calibration_file(folder)
     found = json.loads(path.read_text())
-    probes = {"name": "disk_probe_gb_per_s", "median": 3.0, "rounds": [2.0, 4.0, 3.0]}
-    more = [{"name": name, "median": v, "rounds": [v] * 3} for name, v in host.items()]
+    probes = {"name": "disk_probe_gb_per_s", "typical": 3.0, "rounds": [2.0, 4.0, 3.0]}
+    more = [{"name": name, "typical": v, "rounds": [v] * 3} for name, v in host.items()]
     found["host"] += [probes, *more]
     path.write_text(json.dumps(found))
 

@@ -19,7 +19,7 @@ from tpi_bench.measure.survey import Survey, refuse_unusable, survey
 
 
 def rows(values: dict[str, float]) -> list[dict[str, Any]]:
-    return [{"name": name, "median": v, "rounds": [v] * 3} for name, v in values.items()]
+    return [{"name": name, "typical": v, "rounds": [v] * 3} for name, v in values.items()]
 
 
 def found(factor: float) -> dict[str, Any]:

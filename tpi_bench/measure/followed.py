@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -20,6 +19,7 @@ from tpi_bench.contract.device import DeviceProfile
 from tpi_bench.host import cache
 from tpi_bench.host.fork import in_helper
 from tpi_bench.measure.blocks import blocks_there
+from tpi_bench.measure.calibrate import typical
 from tpi_bench.measure.core_rates import product_rates, shared_memory_rate
 from tpi_bench.measure.limits import streamed_extents
 from tpi_bench.measure.prepare import Prepared
@@ -102,7 +102,7 @@ def at_rates(profile: DeviceProfile, now: Mapping[str, float]) -> DeviceProfile:
     rounds = [dict(each) for each in profile.rounds]
     calibrated = rounds[0].keys()
     changed = [name for name in now if name in calibrated and name != _PROBE]
-    factors = {name: now[name] / statistics.median(r[name] for r in rounds) for name in changed}
+    factors = {name: now[name] / typical(name, [r[name] for r in rounds]) for name in changed}
     for found in rounds:
         for name in changed:
             found[name] *= factors[name]
@@ -113,7 +113,7 @@ def at_rates(profile: DeviceProfile, now: Mapping[str, float]) -> DeviceProfile:
                 found[name] *= now[_PROBE] / found[_PROBE]
             found[_PROBE] = now[_PROBE]
         changed += [*of_disk, _PROBE]
-    medians: dict[str, Any] = {
-        name: statistics.median(found[name] for found in rounds) for name in changed
+    typically: dict[str, Any] = {
+        name: typical(name, [found[name] for found in rounds]) for name in changed
     }
-    return replace(profile, rounds=tuple(tuple(found.items()) for found in rounds), **medians)
+    return replace(profile, rounds=tuple(tuple(found.items()) for found in rounds), **typically)

@@ -58,7 +58,7 @@ class Survey:
         for rank, place in enumerate(self.places):
             found = self.calibrations[rank]
             most = found["threads"][max(found["threads"], key=int)]
-            rates = {row["name"]: row["median"] for row in [*found["host"], *most]}
+            rates = {row["name"]: row["typical"] for row in [*found["host"], *most]}
             numbers = [rates.get(name, 0.0) for name in _SHOWN]
             lines.append(f"{place.node.address:22}" + "".join(f"{n:11.4g} " for n in numbers))
         lines += ["", f"{'from':>5}{'to':>4}{'round trip ms':>15}{'Mbit/s':>9}"]
