@@ -1,10 +1,9 @@
 """What this host can do, as a device profile: `task=calibrate`, used by `device=this_host`.
 
 Everything is measured in rounds, one after the other: a number of the profile is their median, a
-rate of the disk their mean (see `typical`). The
-rounds are kept, since a host drifts: what devices as fast as in each of them would do is an
-interval for what this host will do (`testbed.interval`). Of nine rounds of the same kind, the least
-and the most enclose a tenth in 8 of 10 cases.
+rate of the disk their mean (see `typical`). The rounds are kept, since a host drifts: what devices
+as fast as in each of them would do is an interval for what this host will do (`testbed.interval`).
+Of nine rounds of the same kind, the least and the most enclose a tenth in 8 of 10 cases.
 """
 
 from __future__ import annotations

@@ -97,7 +97,7 @@ def _products(held: str, overhead_s: float) -> dict[str, float]:
 
     The matrices are of a block's size, and so many that none is in a cache. What a call costs
     besides is left out. What 16 and many rows take differs by their arithmetic; the rest is what
-    the bytes take with any number of them, which the roofline adds (`contract/device.py`).
+    the bytes take with any number of them, which the roofline adds (`contract/roofline.py`).
     """
     matrices = _matrices(held, _MATRIX_BYTES)
 
@@ -174,8 +174,8 @@ def _overheads_s() -> dict[str, float]:
     given fp32 and give it, and of attention over hardly any cache: each behind a product, which
     leaves less in the caches.
 
-    One after the other a thousand would take a part of it, and one behind 8 MB of weights, where
-    it counts for nothing, twice as much. One of torch's own takes about a third; a token has few.
+    One after the other a thousand would take a part of it. One of torch's own takes about a third;
+    a token has few.
     """
     import torch
 
@@ -211,9 +211,11 @@ def _product_overhead_s() -> float:
     """Of a product besides its bytes: what calls with small and with large matrices take differs by
     those.
     """
-    small, large = (_matrices(WEIGHTS[0], nbytes) for nbytes in (_SMALL_BYTES, _MATRIX_BYTES))
-    small_s, large_s = (_call_s(matrices, WEIGHTS[0], 1) for matrices in (small, large))
-    ratio = large[0].nbytes / small[0].nbytes
+    small_s, large_s = (
+        _call_s(_matrices(WEIGHTS[0], nbytes), WEIGHTS[0], 1)
+        for nbytes in (_SMALL_BYTES, _MATRIX_BYTES)
+    )
+    ratio = _MATRIX_BYTES / _SMALL_BYTES
     return max((ratio * small_s - large_s) / (ratio - 1), 0.0)
 
 
@@ -221,8 +223,8 @@ def _matrices(held: str, nbytes: int) -> list[Matrix]:
     """Of a block's size, as weights of a device lie, and so many that none is in a cache."""
     from tpi_bench.engine.matrix import Matrix
 
-    stored = [_stored(held, nbytes) for _ in range(_MEMORY_BYTES // nbytes)]
-    return [Matrix(*map(_as_on_a_device, tensors)) for tensors in stored]
+    number = _MEMORY_BYTES // nbytes
+    return [Matrix(*map(_as_on_a_device, _stored(held, nbytes))) for _ in range(number)]
 
 
 def _call_s(matrices: Sequence[Matrix], held: str, num_rows: int) -> float:

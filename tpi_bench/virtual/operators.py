@@ -99,10 +99,8 @@ def _name(dtype: torch.dtype) -> str:
 
 
 def _flops(packet: OpOverloadPacket, args: Any, kwargs: Any, out: Any) -> int:
-    if (
-        _ATTENTION.get(packet.__name__) == "prefill"
-    ):  # two products of every query with every key, later ones too
-        queries, keys = args[:2]
+    if _ATTENTION.get(packet.__name__) == "prefill":
+        queries, keys = args[:2]  # two products of every one with every other, later ones too
         return int(4 * queries.numel() * keys.shape[-2])
     if packet not in flop_registry:
         return 0
