@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -221,14 +222,23 @@ def test_a_gap_is_what_reads_of_two_sizes_do_not_differ_by(
 def test_a_disk_beside_computing_has_the_gap_that_it_has_alone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """All of it is read once before anything is measured."""
     monkeypatch.setattr(disk_rates, "_gap_and_rate", lambda readers: (1e5 * len(readers), 2.0))
     monkeypatch.setattr(disk_rates, "together", lambda fn, given, take_s: 1 / 4.2943e6)
     monkeypatch.setattr(disk_rates, "_page_s", lambda blocks: 1e-4)
+    blocks = [Extent("there", 0, 4 << 20)] * 4
+    once: list[Sequence[Extent]] = []
     probed = iter([(3e9, 0.1), (2e9, 0.1)])  # before and after
-    monkeypatch.setattr(disk_rates, "disk_bandwidth", lambda blocks: next(probed))
+
+    def probe(given: Sequence[Extent]) -> tuple[float, float]:
+        assert once == [blocks]
+        return next(probed)
+
+    monkeypatch.setattr(disk_rates, "_read_once", once.append)
+    monkeypatch.setattr(disk_rates, "disk_bandwidth", probe)
     monkeypatch.setattr(disk_rates, "in_helper", lambda fn, *given: fn(*given))
     monkeypatch.setattr(disk_rates, "available_cpus", lambda: [0, 1])
-    found = disk_rates._rates_of([Extent("there", 0, 4 << 20)] * 4)
+    found = disk_rates._rates_of(blocks)
     assert found["disk_computing_gb_per_s"] == pytest.approx(1.0, rel=1e-3)
     assert (found["disk_gap_us"], found["disk_shared_gap_us"]) == (100, 200)
     assert (found["disk_gb_per_s"], found["disk_shared_gb_per_s"]) == (2.0, 2.0)
