@@ -345,7 +345,9 @@ def test_files_are_paged_in_where_memory_is_short(
 
 
 def test_what_a_rank_program_takes_besides_computing(cache_dir: Path) -> None:
-    """Of the engine on two real devices; each is between nothing and a millisecond."""
+    """Of the engine on two real devices; each is between nothing and a millisecond, and asking for
+    a read, which waits where other tests keep the disk busy, and 20.
+    """
     found = program_costs(cache_dir)
     assert list(found) == [
         "message_overhead_us",
@@ -359,7 +361,8 @@ def test_what_a_rank_program_takes_besides_computing(cache_dir: Path) -> None:
         "cold_overhead_us",
         "wake_overhead_us",
     ]
-    assert all(0 <= found[name] < 1000 for name in found if name.endswith("_us"))
+    for name in (name for name in found if name.endswith("_us")):
+        assert 0 <= found[name] < (20_000 if "read_" in name else 1000), (name, found[name])
     assert all(0.1 < found[name] < 500 for name in found if name.endswith("gb_per_s"))
     assert found["message_overhead_us"] > 0
     assert found["step_overhead_us"] > 0

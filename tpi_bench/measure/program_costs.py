@@ -61,9 +61,8 @@ def program_costs(cache_dir: Path) -> dict[str, float]:
     reading_prompt, reading = _spans(model, NetworkConfig(), cache_dir, window=2)
     sending_ns, asking_ns = _typical(_lengths(hot, "send")), _typical(_lengths(reading, "request"))
     step_ns = _typical(_gaps(hot))
-    # Of a few each: a mean is somebody else's where one of them had to wait for the core.
-    swept_ns = statistics.median(_gaps_behind_long(prompt)) - step_ns
-    until_asked_ns = statistics.median(_until_asked_behind_long(reading_prompt))
+    swept_ns = _undisturbed(_gaps_behind_long(prompt)) - step_ns
+    until_asked_ns = _undisturbed(_until_asked_behind_long(reading_prompt))
     swept_asking_ns = until_asked_ns - step_ns - asking_ns
     colder = [
         _typical(_lengths(cold, key)) - _typical(_lengths(hot, key)) for key in ("attn", "ffn")
@@ -167,6 +166,11 @@ def _copied_gb_per_s(large_ns: float, small_ns: float) -> float:
     something else ran beside the small ones.
     """
     return _LARGE_BYTES / max(large_ns - small_ns, large_ns / 10)
+
+
+def _undisturbed(values_ns: Sequence[int]) -> int:
+    """The lower quartile: it is behind long computations that others take the core."""
+    return sorted(values_ns)[len(values_ns) // 4]
 
 
 def _of_those_there(receiving_ns: Sequence[int]) -> int:
