@@ -190,7 +190,7 @@ def test_what_a_device_does_besides_its_verbs() -> None:
     assert dict(world.runtimes[0].log.totals_ns) == {"compute": 15 * MS, "sync": 40 * US}
 
 
-def test_a_long_computation_leaves_python_cold() -> None:
+def test_python_is_slower_behind_a_long_computation() -> None:
     """Behind 1 ms of it the next verb begins 50 us later, a read takes 70 us more; the verb after
     that, and what follows a short one, do not. Asking takes 20 us where messages take 10.
     """

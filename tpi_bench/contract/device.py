@@ -73,10 +73,10 @@ class DeviceProfile:
         "CPU time to send or receive a message, or to ask for a read"
     )
     product_overhead_us: float | None = setting(
-        None, "the same of a product with weights; null: op_overhead_us"
+        None, "of each product with weights, on top of the roofline; null: op_overhead_us"
     )
     attention_overhead_us: float | None = setting(
-        None, "the same of attention of one position; null: op_overhead_us"
+        None, "of attention of one position, on top of the roofline; null: op_overhead_us"
     )
     half_overhead_us: float = setting(
         0.0, "of an operator on float16 or bfloat16 states, on top of these"
@@ -132,11 +132,10 @@ class DeviceProfile:
     )
     swept_overhead_us: float = setting(
         0.0,
-        "Python behind a computation of a millisecond or more, which leaves nothing else in the "
-        "caches, on top",
+        "Python directly behind a computation of a millisecond or more, on top of step_overhead_us",
     )
     swept_read_overhead_us: float | None = setting(
-        None, "the same of Python that asks for a read; null: swept_overhead_us"
+        None, "the same where it asks for a read, that included; null: swept_overhead_us"
     )
     cold_overhead_us: float = setting(
         0.0, "of a computation after the device has waited for some ms, on top"

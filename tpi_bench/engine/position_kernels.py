@@ -185,8 +185,8 @@ def _mix(shares: int, values: int, count: int, cols: int, at: int, kind: Any, si
 
 @helper
 def _mix_64(shares: int, values: int, count: int, cols: int, at: int, kind: Any, size: int) -> Any:
-    """The same of 64 columns, whose lines are read one after the other: by sixteen at a time they
-    came from memory a third more slowly.
+    """The same of 64 columns, whose lines are read one after the other: attention with a KV head
+    for each of 32 heads of 128 took three quarters of its time with that.
     """
     a, b, c, d = zeros(), zeros(), zeros(), zeros()
     e, f, g, h = zeros(), zeros(), zeros(), zeros()

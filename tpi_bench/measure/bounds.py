@@ -30,7 +30,7 @@ from tpi_bench.measure.links import Links
 from tpi_bench.measure.shares import Hand, in_turns, piped, together
 from tpi_bench.measure.ways import Way, proportions_of
 
-# Of a layer: products with its matrices, and norms, attention and residuals.
+# Of a layer: products with its matrices, and norms and residuals.
 _LEAST_PRODUCTS, _LEAST_OTHERS = 4, 4
 
 

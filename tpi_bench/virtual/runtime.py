@@ -57,7 +57,7 @@ _ASLEEP_NS = 10_000_000
 # A core that has waited so long computes slowly at first, for so long.
 _LONG_WAIT_NS = 500_000
 _COLD_NS = 300_000
-_SWEEPS_NS = 1_000_000  # of computing leave nothing but what it touched in the caches
+_SWEEPS_NS = 1_000_000  # of computing: Python is slower directly behind it
 
 
 class OutOfMemory(RuntimeError):
@@ -154,7 +154,7 @@ class VirtualRuntime:
         self.log.add("sync", "send", start, scheduler.now_ns)
 
     def _next_step_ns(self) -> int:
-        """Of Python before a verb: more of it where a long computation has swept the caches."""
+        """Of Python before a verb: more of it directly behind a long computation."""
         if not self._is_swept:
             return self._step_ns
         self._is_swept = False
