@@ -27,8 +27,14 @@ if TYPE_CHECKING:
     from tpi_bench.host.disk import PendingRead
 
 _DISK_BYTES = 256 << 20
-_BLOCK_BYTES = 4 << 20
+# So long that its rate is what a disk keeps up: of one of ours the second to fourth MB of a read
+# came at 3.1 GB/s, the fifth to sixteenth at 2.6.
+_BLOCK_BYTES = 16 << 20
+_LEAST_BLOCK_BYTES = 8 << 20
 _PART_BYTES = 1 << 20  # of a block: so small that the gap behind it counts
+# What is read goes here in turns. Into the same 4 MB again and again, which stay in the CPU's
+# caches, that disk gave 2.8 to 3.2 GB/s, into 32 or 128 MB in turns 2.3 to 2.6.
+_AREA_BYTES = 64 << 20
 _QUEUED = 2  # reads, as a window of two has: the one that is waited for, and the next
 _READERS = 2
 _READING_S = 0.4
@@ -67,7 +73,7 @@ def _rates_of(blocks: Sequence[Extent]) -> dict[str, float]:
         "disk_gb_per_s": gb_per_s,
         "disk_gap_us": gap_ns / 1e3,
         "disk_latency_us": in_helper(_page_s, blocks) * 1e6,
-        "disk_computing_gb_per_s": _BLOCK_BYTES / computing_ns,
+        "disk_computing_gb_per_s": _mean_bytes(blocks) / computing_ns,
     }
     if len(available_cpus()) > 1:  # each reads blocks of its own, as devices do
         half = len(blocks) // _READERS
@@ -102,18 +108,25 @@ def _gap_and_rate(readers: Sequence[Sequence[Extent]]) -> tuple[float, float]:
     small ones.
     """
     small_ns, large_ns = _one_by_one(readers[0]) if len(readers) == 1 else _side_by_side(readers)
-    ratio = _BLOCK_BYTES / _PART_BYTES
+    large_bytes = _mean_bytes([block for blocks in readers for block in blocks])
+    ratio = large_bytes / _PART_BYTES
     gap_ns = max(ratio * small_ns - large_ns, 0.0) / (ratio - 1)
     gap_ns = min(gap_ns, small_ns / 2, large_ns / 2)
-    return gap_ns, _BLOCK_BYTES / (large_ns - gap_ns)
+    return gap_ns, large_bytes / (large_ns - gap_ns)
+
+
+def _mean_bytes(blocks: Sequence[Extent]) -> float:
+    return statistics.fmean(block.nbytes for block in blocks)
 
 
 def _one_by_one(blocks: Sequence[Extent]) -> tuple[float, float]:
-    """What a small and a large read take, in turns, as a disk's rate drifts."""
+    """What a small and a mean large read take, in turns, as a disk's rate drifts."""
     turns = [part for block in blocks for part in (_part_of(block), block)]
     ends = in_helper(_read_ends_ns, turns, False)
     taken_ns = [after - before for before, after in itertools.pairwise(ends)]
-    return statistics.median(taken_ns[::2]), statistics.median(taken_ns[1::2])
+    num_bytes = itertools.cycle(block.nbytes for block in blocks)
+    of_byte = [ns / nbytes for ns, nbytes in zip(taken_ns[1::2], num_bytes, strict=False)]
+    return statistics.median(taken_ns[::2]), statistics.median(of_byte) * _mean_bytes(blocks)
 
 
 def _side_by_side(readers: Sequence[Sequence[Extent]]) -> tuple[float, float]:
@@ -136,18 +149,20 @@ def _models_blocks(cache_dir: Path) -> Iterator[list[Extent]]:
     """Blocks of the files of each model that has enough of them."""
     for folder in shard_folders(cache_dir).glob("*"):
         blocks = _cut(sorted(folder.glob("*.safetensors")))
-        if len(blocks) * _BLOCK_BYTES >= _DISK_BYTES / 2:
+        if sum(block.nbytes for block in blocks) >= _DISK_BYTES / 2:
             yield blocks
 
 
 def _cut(paths: Iterable[Path]) -> list[Extent]:
-    """Blocks of these files, no more than are read once."""
-    found = (
-        Extent(str(path), start, _BLOCK_BYTES)
-        for path in paths
-        for start in range(0, path.stat().st_size - _BLOCK_BYTES + 1, _BLOCK_BYTES)
-    )
-    return list(itertools.islice(found, _DISK_BYTES // _BLOCK_BYTES))
+    """Blocks of these files, as long as they allow, no more than are read once."""
+    found: list[Extent] = []
+    for path in paths:
+        size = path.stat().st_size // PAGE * PAGE
+        for start in range(0, size - _LEAST_BLOCK_BYTES + 1, _BLOCK_BYTES):
+            found.append(Extent(str(path), start, min(_BLOCK_BYTES, size - start)))
+        if sum(block.nbytes for block in found) >= _DISK_BYTES:
+            break
+    return found
 
 
 def _write_random(path: Path) -> None:
@@ -169,22 +184,22 @@ def _read_ends_ns(blocks: Sequence[Extent], computes: bool) -> list[int]:
 
     torch.set_num_threads(1)
     products = endless_products() if computes else None
-    each_bytes = max(block.nbytes for block in blocks)
-    area = anonymous_area(_QUEUED * each_bytes)
+    area = anonymous_area(_AREA_BYTES)
     area.fill(0)
     reader = DirectReader()
     reader.open(block.path for block in blocks)
     pending: deque[tuple[PendingRead, list[int]]] = deque()
-    num_asked = 0
+    following = itertools.cycle(blocks)
+    place = 0
 
     def ask() -> None:
-        nonlocal num_asked
-        block = blocks[num_asked % len(blocks)]
-        place = num_asked % _QUEUED * each_bytes
+        nonlocal place
+        block = next(following)
+        place = place if place + block.nbytes <= _AREA_BYTES else 0
         ended: list[int] = []
         read = reader.read(block, area[place : place + block.nbytes], lambda a, b: ended.append(b))
         pending.append((read, ended))
-        num_asked += 1
+        place += block.nbytes
 
     try:
         for _ in range(_QUEUED):
