@@ -67,13 +67,12 @@ def _rates_of(blocks: Sequence[Extent]) -> dict[str, float]:
     in_helper(_read_once, blocks)
     probed = [_probed_gb_per_s(blocks)]
     gap_ns, gb_per_s = _gap_and_rate([blocks])
-    read_ns = 1 / together(_read_ends_ns, [(blocks, True)], _READING_S)
-    computing_ns = max(read_ns - gap_ns, read_ns / 2)
+    reads_per_ns = together(_read_ends_ns, [(blocks, True)], _READING_S)
     found = {
         "disk_gb_per_s": gb_per_s,
         "disk_gap_us": gap_ns / 1e3,
         "disk_latency_us": in_helper(_page_s, blocks) * 1e6,
-        "disk_computing_gb_per_s": _mean_bytes(blocks) / computing_ns,
+        "disk_computing_gb_per_s": reads_per_ns * _mean_bytes(blocks),
     }
     if len(available_cpus()) > 1:  # each reads blocks of its own, as devices do
         half = len(blocks) // _READERS
@@ -104,15 +103,14 @@ def _probed_gb_per_s(blocks: Sequence[Extent]) -> float:
 def _gap_and_rate(readers: Sequence[Sequence[Extent]]) -> tuple[float, float]:
     """What each read takes besides its bytes, in ns, and bytes a ns, of all readers together.
 
-    What small reads and large ones take differs by their bytes; the gap is what is left of the
-    small ones.
+    The rate is that of large reads, the gap what is left of small ones. A line through both would
+    give each read the gap, and a disk of ours its longest reads 6 % too early: there 1 MB took
+    0.2 ms more than its bytes, 4 MB nothing, and 113 MB came no faster than 16 MB.
     """
     small_ns, large_ns = _one_by_one(readers[0]) if len(readers) == 1 else _side_by_side(readers)
     large_bytes = _mean_bytes([block for blocks in readers for block in blocks])
-    ratio = large_bytes / _PART_BYTES
-    gap_ns = max(ratio * small_ns - large_ns, 0.0) / (ratio - 1)
-    gap_ns = min(gap_ns, small_ns / 2, large_ns / 2)
-    return gap_ns, large_bytes / (large_ns - gap_ns)
+    gb_per_s = large_bytes / large_ns
+    return max(0.0, small_ns - _PART_BYTES / gb_per_s), gb_per_s
 
 
 def _mean_bytes(blocks: Sequence[Extent]) -> float:
@@ -120,13 +118,14 @@ def _mean_bytes(blocks: Sequence[Extent]) -> float:
 
 
 def _one_by_one(blocks: Sequence[Extent]) -> tuple[float, float]:
-    """What a small and a mean large read take, in turns, as a disk's rate drifts."""
+    """What a small and a large read take on average, in turns, as a disk's rate drifts."""
     turns = [part for block in blocks for part in (_part_of(block), block)]
     ends = in_helper(_read_ends_ns, turns, False)
     taken_ns = [after - before for before, after in itertools.pairwise(ends)]
     num_bytes = itertools.cycle(block.nbytes for block in blocks)
-    of_byte = [ns / nbytes for ns, nbytes in zip(taken_ns[1::2], num_bytes, strict=False)]
-    return statistics.median(taken_ns[::2]), statistics.median(of_byte) * _mean_bytes(blocks)
+    large_ns = taken_ns[1::2]
+    large_bytes = sum(itertools.islice(num_bytes, len(large_ns)))
+    return statistics.fmean(taken_ns[::2]), sum(large_ns) / large_bytes * _mean_bytes(blocks)
 
 
 def _side_by_side(readers: Sequence[Sequence[Extent]]) -> tuple[float, float]:
