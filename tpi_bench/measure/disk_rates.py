@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from tpi_bench.host.disk import PendingRead
 
 _DISK_BYTES = 256 << 20
-# So long that its rate is what a disk keeps up: of one of ours the second to fourth MB of a read
-# came at 3.1 GB/s, the fifth to sixteenth at 2.6.
 _BLOCK_BYTES = 16 << 20
 _LEAST_BLOCK_BYTES = 8 << 20
 _PART_BYTES = 1 << 20  # of a block: so small that the gap behind it counts
@@ -67,12 +65,12 @@ def _rates_of(blocks: Sequence[Extent]) -> dict[str, float]:
     in_helper(_read_once, blocks)
     probed = [_probed_gb_per_s(blocks)]
     gap_ns, gb_per_s = _gap_and_rate([blocks])
-    reads_per_ns = together(_read_ends_ns, [(blocks, True)], _READING_S)
+    read_ns = 1 / together(_read_ends_ns, [(blocks, True)], _READING_S)
     found = {
         "disk_gb_per_s": gb_per_s,
         "disk_gap_us": gap_ns / 1e3,
         "disk_latency_us": in_helper(_page_s, blocks) * 1e6,
-        "disk_computing_gb_per_s": reads_per_ns * _mean_bytes(blocks),
+        "disk_computing_gb_per_s": _mean_bytes(blocks) / (read_ns - gap_ns),
     }
     if len(available_cpus()) > 1:  # each reads blocks of its own, as devices do
         half = len(blocks) // _READERS
@@ -103,45 +101,23 @@ def _probed_gb_per_s(blocks: Sequence[Extent]) -> float:
 def _gap_and_rate(readers: Sequence[Sequence[Extent]]) -> tuple[float, float]:
     """What each read takes besides its bytes, in ns, and bytes a ns, of all readers together.
 
-    The rate is that of large reads, the gap what is left of small ones. A line through both would
-    give each read the gap, and a disk of ours its longest reads 6 % too early: there 1 MB took
-    0.2 ms more than its bytes, 4 MB nothing, and 113 MB came no faster than 16 MB.
+    What small reads and large ones take differs by their bytes; the gap is what is left of the
+    small ones. All read the same kind at a time, as a small read waits for a large one of another.
+    On a disk of ours reads of 1 to 16 MB lie within 4 % of such a line.
     """
-    small_ns, large_ns = _one_by_one(readers[0]) if len(readers) == 1 else _side_by_side(readers)
-    large_bytes = _mean_bytes([block for blocks in readers for block in blocks])
-    gb_per_s = large_bytes / large_ns
-    return max(0.0, small_ns - _PART_BYTES / gb_per_s), gb_per_s
+    parts = [[replace(block, nbytes=_PART_BYTES) for block in blocks] for blocks in readers]
+    small_ns, large_ns = (
+        1 / together(_read_ends_ns, [(each, False) for each in those], _READING_S)
+        for those in (parts, readers)
+    )
+    ratio = _mean_bytes([block for blocks in readers for block in blocks]) / _PART_BYTES
+    gap_ns = max(ratio * small_ns - large_ns, 0.0) / (ratio - 1)
+    gap_ns = min(gap_ns, small_ns / 2)
+    return gap_ns, ratio * _PART_BYTES / (large_ns - gap_ns)
 
 
 def _mean_bytes(blocks: Sequence[Extent]) -> float:
     return statistics.fmean(block.nbytes for block in blocks)
-
-
-def _one_by_one(blocks: Sequence[Extent]) -> tuple[float, float]:
-    """What a small and a large read take on average, in turns, as a disk's rate drifts."""
-    turns = [part for block in blocks for part in (_part_of(block), block)]
-    ends = in_helper(_read_ends_ns, turns, False)
-    taken_ns = [after - before for before, after in itertools.pairwise(ends)]
-    num_bytes = itertools.cycle(block.nbytes for block in blocks)
-    large_ns = taken_ns[1::2]
-    large_bytes = sum(itertools.islice(num_bytes, len(large_ns)))
-    return statistics.fmean(taken_ns[::2]), sum(large_ns) / large_bytes * _mean_bytes(blocks)
-
-
-def _side_by_side(readers: Sequence[Sequence[Extent]]) -> tuple[float, float]:
-    """What a small and a large read take, of all readers together: first all read small ones, as a
-    small read waits for a large one of another.
-    """
-    parts = [[_part_of(block) for block in blocks] for blocks in readers]
-    small, large = (
-        together(_read_ends_ns, [(each, False) for each in those], _READING_S)
-        for those in (parts, readers)
-    )
-    return 1 / small, 1 / large
-
-
-def _part_of(block: Extent) -> Extent:
-    return replace(block, nbytes=_PART_BYTES)
 
 
 def _models_blocks(cache_dir: Path) -> Iterator[list[Extent]]:
