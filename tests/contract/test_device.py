@@ -72,6 +72,19 @@ def test_attention_of_one_position_takes_both_where_its_rate_is_given() -> None:
     assert work_ns(replace(given, used_cores=1), works[2]) == 1000 + 50
 
 
+def test_states_pass_at_a_rate_of_their_own() -> None:
+    """100 bytes at memory's 2 GB/s, or at 1 of bfloat16; attention's are others. Half of the cores
+    pass half.
+    """
+    profile = replace(ideal_device(), cores=4, memory_gb_per_s=2, peak_gflops=4)
+    given = replace(profile, bfloat16_states_gb_per_s=1)
+    works = [(Operator(0, 100, None, dtype),) for dtype in DTYPES]
+    assert [work_ns(profile, work) for work in works] == [50] * 3
+    assert [work_ns(given, work) for work in works] == [50, 50, 100]
+    assert work_ns(replace(given, used_cores=2), works[2]) == 200
+    assert work_ns(given, (Operator(0, 100, None, "bfloat16", attention="decode"),)) == 50
+
+
 def test_a_product_with_a_few_rows_is_that_of_one_and_the_arithmetic_of_the_others() -> None:
     """Of 50 ns of reading, at a rate that more rows do not have, and 20 of computing a row: one row
     50, five 130, eight 190. Where a row computes for 125 ns, two take 250.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import torch
 from tests.helpers.calibration import HOST, PLAIN, keep
 from tpi_bench.contract.blocks import Extent
 from tpi_bench.contract.model import DTYPES, WEIGHTS
+from tpi_bench.engine.matrix import Matrix
 from tpi_bench.host import cgroups
 from tpi_bench.host.machine import available_cpus
 from tpi_bench.measure import at_once, calibrate, core_rates, disk_rates
@@ -88,9 +89,10 @@ def test_products_are_measured_in_every_precision(monkeypatch: pytest.MonkeyPatc
     of_rows = [f"{w}_{unit}" for w in WEIGHTS for unit in ("rows_gb_per_s", "few_gflops")]
     kinds = ("attention", "decode_attention")
     of_attention = [f"{dtype}_{kind}_gflops" for dtype in DTYPES for kind in kinds]
+    of_states = [f"{dtype}_states_gb_per_s" for dtype in DTYPES]
     overheads = [f"{kind}_overhead_us" for kind in ("op", "product", "attention", "half")]
     plain = ["memory_gb_per_s", "peak_gflops", *overheads]
-    assert set(found) == {*plain, *of_precisions, *of_rows, *of_attention}
+    assert set(found) == {*plain, *of_precisions, *of_rows, *of_attention, *of_states}
     for name in ("product_overhead_us", "half_overhead_us"):  # they may come out as nothing
         assert found.pop(name) >= 0
     assert all(value > 0 for value in found.values())
@@ -149,10 +151,42 @@ def test_attention_is_measured_beside_its_bytes(
     taken_s: float, computing_s: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of a call 0.25 s are an operator's, 0.5 s its four tensors'; at least half is computing."""
-    monkeypatch.setattr(core_rates, "_times", lambda fn: [9.0, taken_s, 0.1])
+    monkeypatch.setattr(core_rates, "_behind_a_product_s", lambda fn: taken_s)
     nbytes = 4 * 16 * 128 * 64 * 4
     found = core_rates._attention_flops_per_s("float32", 0.25, nbytes / 0.5)
     assert found == pytest.approx(4 * 16 * 128 * 128 * 64 / computing_s)
+
+
+@pytest.mark.parametrize(("taken_s", "moving_s"), [(0.5 + 1.0, 1.0), (0.5 + 0.25, 0.75 / 2)])
+def test_states_are_measured_beside_what_their_operators_cost(
+    taken_s: float, moving_s: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A gate's two operators cost 0.25 s each; at least half of it is moving its five parts."""
+    monkeypatch.setattr(core_rates, "_behind_a_product_s", lambda fn: taken_s)
+    found = core_rates._states_bytes_per_s("bfloat16", 0.25)
+    assert found == pytest.approx(5 * 128 * 1536 * 2 / moving_s)
+
+
+def test_what_stands_in_a_prompt_is_timed_behind_a_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The median of nine calls, each behind a product of its own; the first does not count."""
+    monkeypatch.setattr(core_rates, "_MATRIX_BYTES", 1 << 16)
+    done: list[str] = []
+    multiply = Matrix.__call__
+
+    def product(self: Matrix, rows: torch.Tensor) -> torch.Tensor:
+        done.append("product")
+        return multiply(self, rows)
+
+    times = iter([90.0, 1, 2, 3, 4, 50, 6, 7, 8, 9])
+
+    def seconds(fn: Callable[[], object]) -> float:
+        fn()
+        return next(times)
+
+    monkeypatch.setattr(Matrix, "__call__", product)
+    monkeypatch.setattr(core_rates, "seconds", seconds)
+    assert core_rates._behind_a_product_s(lambda: done.append("timed")) == 6
+    assert done == ["product", "timed"] * 10
 
 
 @pytest.mark.parametrize("held", WEIGHTS)
@@ -192,7 +226,7 @@ def test_a_gap_is_what_reads_of_two_sizes_do_not_differ_by(
     num_readers: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """One reader reads both in turns, several first small ones and then large ones."""
+    """First all read small ones, then large ones."""
     took_us = {1: small_us, 4: large_us}
     read: list[set[int]] = []
 
@@ -207,14 +241,10 @@ def test_a_gap_is_what_reads_of_two_sizes_do_not_differ_by(
             all_ends.append([1000 * us for us in itertools.accumulate(each_us, initial=0)])
         return all_ends, 0, all_ends[0][-1]
 
-    def alone(fn: object, *given: Any) -> list[int]:
-        return together(fn, [given], 0.0)[0][0]
-
     monkeypatch.setattr(at_once, "at_once", together)
-    monkeypatch.setattr(disk_rates, "in_helper", alone)
     blocks = [Extent("there", number << 22, 4 << 20) for number in range(9)]
     gap_ns, gb_per_s = disk_rates._gap_and_rate([blocks] * num_readers)
-    assert read == ([{1, 4}] if num_readers == 1 else [{1}, {1}, {4}, {4}])
+    assert read == [{1}] * num_readers + [{4}] * num_readers
     assert gap_ns / 1e3 == pytest.approx(gap_us)
     assert gb_per_s == pytest.approx((4 << 20) / (large_us - gap_us) / 1e3)
 
@@ -248,14 +278,14 @@ def test_a_disk_beside_computing_has_the_gap_that_it_has_alone(
 def test_a_disk_is_read_by_the_block_files_that_are_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Those of one model at a time, whole blocks of them; models with few are left out."""
+    """Those of one model at a time, in blocks of 8 to 16 MB; models with few are left out."""
     monkeypatch.setattr(disk_rates, "_DISK_BYTES", 32 << 20)
     monkeypatch.setattr(disk_rates, "_write_random", None)
     for model, sizes in {
         "one": (9, 13),
-        "other": (16,),
-        "small": (3, 3, 3, 3),
-        "few": (7,),
+        "other": (30, 21),
+        "small": (3, 7, 7, 7),
+        "few": (15,),
     }.items():
         folder = tmp_path / "shards" / model
         folder.mkdir(parents=True)
@@ -266,12 +296,14 @@ def test_a_disk_is_read_by_the_block_files_that_are_there(
     for _ in range(50):
         disk_rates.disk_rates(tmp_path)
     found = {
-        Path(blocks[0].path).parent.name: [(Path(b.path).name[6], b.offset >> 20) for b in blocks]
+        Path(blocks[0].path).parent.name: [
+            (Path(b.path).name[6], b.offset >> 20, b.nbytes >> 20) for b in blocks
+        ]
         for blocks in read
     }
     assert found == {
-        "one": [("0", 0), ("0", 4), ("1", 0), ("1", 4), ("1", 8)],
-        "other": [("0", 0), ("0", 4), ("0", 8), ("0", 12)],
+        "one": [("0", 0, 9), ("1", 0, 13)],
+        "other": [("0", 0, 16), ("0", 16, 14), ("1", 0, 16)],
     }
 
 

@@ -22,6 +22,7 @@ _OF_PRECISION = [
     *(f"{name}_few_gflops" for name in WEIGHTS),
     *(f"{name}_attention_gflops" for name in DTYPES),
     *(f"{name}_decode_attention_gflops" for name in DTYPES),
+    *(f"{name}_states_gb_per_s" for name in DTYPES),
 ]
 _OF_DISK = ("disk_computing_gb_per_s", "disk_shared_gb_per_s")
 _WITHOUT_LIMIT = (
@@ -247,6 +248,15 @@ class DeviceProfile:
         "arithmetic of one position's attention, beside reading a cache of bfloat16; null: bytes "
         "and bfloat16_gflops, whichever takes longer",
     )
+    float32_states_gb_per_s: float | None = setting(
+        None, "bytes of float32 states a second between a prompt's products; null: memory_gb_per_s"
+    )
+    float16_states_gb_per_s: float | None = setting(
+        None, "bytes of float16 states a second between a prompt's products; null: memory_gb_per_s"
+    )
+    bfloat16_states_gb_per_s: float | None = setting(
+        None, "bytes of bfloat16 states a second between a prompt's products; null: memory_gb_per_s"
+    )
 
     # What each round of its calibration found, by name of the number; none where it was given.
     rounds: tuple[tuple[tuple[str, float], ...], ...] = field(default=(), repr=False)
@@ -386,6 +396,11 @@ class DeviceProfile:
     def read_bps(self, weights: str | None = None) -> float:
         """Bytes a second of an operator that reads a matrix held in `weights`, or none."""
         given = self._given(weights, "gb_per_s")
+        return self.memory_bps if given is None else given * 1e9 * self._used_share
+
+    def states_bps(self, dtype: str) -> float:
+        """Bytes a second of an operator on states, such as a norm or a gate."""
+        given = self._given(f"{dtype}_states", "gb_per_s")
         return self.memory_bps if given is None else given * 1e9 * self._used_share
 
     def rows_bps(self, weights: str | None = None) -> float:

@@ -7,7 +7,7 @@ prompt of 49 came out at 0.6 of its time on a host of ours. Its weights have a r
 it may widen them or lay them out anew. A few rows read the weights as one does, and each further
 one adds arithmetic, at a rate of its own. All rates are those of the precision: unpacking 4-bit
 weights may be slower than memory, half precision has a peak of its own. So has attention, of a
-prompt and of one position.
+prompt and of one position, and so have the states that lie between products their bytes a second.
 """
 
 from __future__ import annotations
@@ -59,12 +59,14 @@ def _operator_s(profile: DeviceProfile, operator: Operator, most_bps: float) -> 
         arithmetic_s = flops / profile.attention_flops_per_s(dtype)
         return profile.overhead_s(dtype) + rows_s + arithmetic_s
     computing_s = flops / profile.flops_per_s(weights or dtype)
+    if weights is None and attention is None:
+        states_s = nbytes / min(most_bps, profile.states_bps(dtype))
+        return profile.overhead_s(dtype) + max(computing_s, states_s)
     reading_s = nbytes / min(most_bps, profile.read_bps(weights))
     if weights is None:
-        overhead_s = profile.overhead_s(dtype, "attention" if attention else None)
-        flops_per_s = attention and profile.decode_attention_flops_per_s(dtype)
+        flops_per_s = profile.decode_attention_flops_per_s(dtype)
         taken_s = reading_s + flops / flops_per_s if flops_per_s else max(computing_s, reading_s)
-        return overhead_s + taken_s
+        return profile.overhead_s(dtype, "attention") + taken_s
     overhead_s = profile.overhead_s(dtype, "product")
     if num_rows > FEW:
         matrix_s = (nbytes - state_bytes) / min(most_bps, profile.rows_bps(weights))

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from tpi_bench.engine.matrix import Matrix
 
 _PASSES = 3
+_SWEPT_PASSES = 9  # of what is timed behind a product
 _MEMORY_BYTES = 256 << 20
 _MATRIX_BYTES = 4 << 20
 _SWEPT_BYTES = 1 << 20
@@ -35,6 +36,7 @@ _MOST_ROWS = 1000  # that are taken to compute while the weights of one are read
 _FEW_MATRICES = 8  # are enough where it is arithmetic that takes time
 _HEADS, _POSITIONS, _HEAD_DIM = 16, 128, 64  # of attention: what takes about a millisecond
 _KV_HEADS, _CACHED, _CACHES = 4, 512, 64  # what all of them hold is in no cache of a core
+_GATED = 1536  # of each position of a prompt
 _COMPUTING_S = 0.6
 _MOST_DEVICES = 4  # that compute at once: more of them do not get more out of a memory
 
@@ -67,6 +69,8 @@ def compute_rates(threads: int) -> dict[str, float]:
             overhead_s = overheads_s["attention"] + half_s
             decode = _decode_attention_flops_per_s(dtype, overhead_s, memory_bps)
             found[f"{dtype}_attention_gflops"] = prefill / 1e9
+            states_bps = _states_bytes_per_s(dtype, overheads_s["op"] + half_s)
+            found[f"{dtype}_states_gb_per_s"] = states_bps / 1e9
             found[f"{dtype}_decode_attention_gflops"] = decode / 1e9
     return found | {f"{name}_overhead_us": s * 1e6 for name, s in overheads_s.items()}
 
@@ -135,9 +139,40 @@ def _attention_flops_per_s(dtype: str, overhead_s: float, before_bps: float) -> 
     from tpi_bench.engine.attention import attend_piece
 
     queries = torch.ones(_HEADS, _POSITIONS, _HEAD_DIM, dtype=getattr(torch, dtype))
-    taken_s = statistics.median(_times(lambda: attend_piece(queries, queries, queries, 0)))
+    taken_s = _behind_a_product_s(lambda: attend_piece(queries, queries, queries, 0))
     computing_s = taken_s - overhead_s - 4 * queries.nbytes / before_bps
     return 4 * queries.numel() * _POSITIONS / max(computing_s, taken_s / 2)
+
+
+def _states_bytes_per_s(dtype: str, overhead_s: float) -> float:
+    """Of a gate's two operators: one reads a half and writes it, the other reads both and writes.
+
+    It stands for all operators on states: what they take differs, by what they compute.
+    """
+    import torch
+
+    from tpi_bench.engine.one_position import gate
+
+    both = torch.ones(_POSITIONS, 2 * _GATED, dtype=getattr(torch, dtype))
+    taken_s = _behind_a_product_s(lambda: gate(both))
+    return 2.5 * both.nbytes / max(taken_s - 2 * overhead_s, taken_s / 2)
+
+
+def _behind_a_product_s(fn: Callable[[], object]) -> float:
+    """What a call takes where it stands in a prompt: on a host of ours, where a product of a
+    prompt's rows has just swept the caches, attention took a tenth longer and a gate twice as long.
+    """
+    import torch
+
+    from tpi_bench.engine.matrix import Matrix
+
+    product = Matrix(*_stored(WEIGHTS[0], _MATRIX_BYTES))
+    rows = torch.ones(_POSITIONS, _COLUMNS)
+    taken_s = []
+    for _ in range(1 + _SWEPT_PASSES):
+        product(rows)
+        taken_s.append(seconds(fn))
+    return statistics.median(taken_s[1:])
 
 
 def _decode_attention_flops_per_s(dtype: str, overhead_s: float, memory_bps: float) -> float:

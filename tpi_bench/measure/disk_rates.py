@@ -112,7 +112,7 @@ def _gap_and_rate(readers: Sequence[Sequence[Extent]]) -> tuple[float, float]:
     )
     ratio = _mean_bytes([block for blocks in readers for block in blocks]) / _PART_BYTES
     gap_ns = max(ratio * small_ns - large_ns, 0.0) / (ratio - 1)
-    gap_ns = min(gap_ns, small_ns / 2)
+    gap_ns = min(gap_ns, small_ns / 2, large_ns / 2)
     return gap_ns, ratio * _PART_BYTES / (large_ns - gap_ns)
 
 
