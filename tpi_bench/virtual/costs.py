@@ -130,7 +130,9 @@ class MeasuredCosts:
         self._checks: dict[str, list[int]] = defaultdict(list)  # of what the file knows
         self._works: dict[str, Work] = {}
         self._work_of: dict[Key, Work] = {}
-        self._ratios: dict[tuple[str, DeviceProfile], float] = {}
+        # By the profile's identity: its rounds are over a thousand numbers, which take as long to
+        # hash as a computation may. It is kept, so that no other has the same.
+        self._ratios: dict[int, tuple[DeviceProfile, dict[str, float]]] = {}
 
     @property
     def is_complete(self) -> bool:
@@ -220,11 +222,12 @@ class MeasuredCosts:
 
     def _ratio(self, name: str, work: Work, profile: DeviceProfile) -> float:
         """How much longer the roofline says that the device takes than this host."""
-        ratio = self._ratios.get((name, profile))
+        ratios = self._ratios.setdefault(id(profile), (profile, {}))[1]
+        ratio = ratios.get(name)
         if ratio is None:
             taken_ns, here_ns = work_ns(profile, work), work_ns(self._host, work)
             ratio = 1.0 if taken_ns == here_ns else taken_ns / max(1, here_ns)
-            self._ratios[name, profile] = ratio
+            ratios[name] = ratio
         return ratio
 
 
@@ -234,17 +237,18 @@ class RecalledCosts:
     def __init__(self, measured: MeasuredCosts) -> None:
         self._measured = measured
         self._results: dict[Key, Any] = {}
-        self._priced: dict[tuple[Key, DeviceProfile, int], int] = {}
+        self._priced: dict[int, tuple[DeviceProfile, dict[tuple[Key, int], int]]] = {}
 
     def run(
         self, key: Key, fn: Callable[[], T], profile: DeviceProfile, idle_ns: int = 0
     ) -> tuple[T, int]:
         if key not in self._results:
             self._results[key] = fn()
-        named = (key, profile, _wait_ms(idle_ns))
-        price = self._priced.get(named)
+        priced = self._priced.setdefault(id(profile), (profile, {}))[1]
+        named = (key, _wait_ms(idle_ns))
+        price = priced.get(named)
         if price is None:
-            price = self._priced[named] = self._measured.recall_ns(key, profile, idle_ns)
+            price = priced[named] = self._measured.recall_ns(key, profile, idle_ns)
         return self._results[key], price
 
     def work(self, key: Key) -> Work:
