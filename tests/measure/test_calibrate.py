@@ -151,7 +151,7 @@ def test_attention_is_measured_beside_its_bytes(
     taken_s: float, computing_s: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of a call 0.25 s are an operator's, 0.5 s its four tensors'; at least half is computing."""
-    monkeypatch.setattr(core_rates, "_behind_a_product_s", lambda fn: taken_s)
+    monkeypatch.setattr(core_rates, "_in_a_prompt_s", lambda fn: taken_s)
     nbytes = 4 * 16 * 128 * 64 * 4
     found = core_rates._attention_flops_per_s("float32", 0.25, nbytes / 0.5)
     assert found == pytest.approx(4 * 16 * 128 * 128 * 64 / computing_s)
@@ -162,7 +162,7 @@ def test_states_are_measured_beside_what_their_operators_cost(
     taken_s: float, moving_s: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A gate's two operators cost 0.25 s each; at least half of it is moving its five parts."""
-    monkeypatch.setattr(core_rates, "_behind_a_product_s", lambda fn: taken_s)
+    monkeypatch.setattr(core_rates, "_in_a_prompt_s", lambda fn: taken_s)
     found = core_rates._states_bytes_per_s("bfloat16", 0.25)
     assert found == pytest.approx(5 * 128 * 1536 * 2 / moving_s)
 
@@ -185,7 +185,7 @@ def test_what_stands_in_a_prompt_is_timed_behind_a_product(monkeypatch: pytest.M
 
     monkeypatch.setattr(Matrix, "__call__", product)
     monkeypatch.setattr(core_rates, "seconds", seconds)
-    assert core_rates._behind_a_product_s(lambda: done.append("timed")) == 6
+    assert core_rates._in_a_prompt_s(lambda: done.append("timed")) == 6
     assert done == ["product", "timed"] * 10
 
 

@@ -139,7 +139,7 @@ def _attention_flops_per_s(dtype: str, overhead_s: float, before_bps: float) -> 
     from tpi_bench.engine.attention import attend_piece
 
     queries = torch.ones(_HEADS, _POSITIONS, _HEAD_DIM, dtype=getattr(torch, dtype))
-    taken_s = _behind_a_product_s(lambda: attend_piece(queries, queries, queries, 0))
+    taken_s = _in_a_prompt_s(lambda: attend_piece(queries, queries, queries, 0))
     computing_s = taken_s - overhead_s - 4 * queries.nbytes / before_bps
     return 4 * queries.numel() * _POSITIONS / max(computing_s, taken_s / 2)
 
@@ -154,11 +154,11 @@ def _states_bytes_per_s(dtype: str, overhead_s: float) -> float:
     from tpi_bench.engine.one_position import gate
 
     both = torch.ones(_POSITIONS, 2 * _GATED, dtype=getattr(torch, dtype))
-    taken_s = _behind_a_product_s(lambda: gate(both))
+    taken_s = _in_a_prompt_s(lambda: gate(both))
     return 2.5 * both.nbytes / max(taken_s - 2 * overhead_s, taken_s / 2)
 
 
-def _behind_a_product_s(fn: Callable[[], object]) -> float:
+def _in_a_prompt_s(fn: Callable[[], object]) -> float:
     """What a call takes where it stands in a prompt: on a host of ours, where a product of a
     prompt's rows has just swept the caches, attention took a tenth longer and a gate twice as long.
     """

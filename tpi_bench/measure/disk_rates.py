@@ -66,11 +66,12 @@ def _rates_of(blocks: Sequence[Extent]) -> dict[str, float]:
     probed = [_probed_gb_per_s(blocks)]
     gap_ns, gb_per_s = _gap_and_rate([blocks])
     read_ns = 1 / together(_read_ends_ns, [(blocks, True)], _READING_S)
+    computing_ns = max(read_ns - gap_ns, read_ns / 2)
     found = {
         "disk_gb_per_s": gb_per_s,
         "disk_gap_us": gap_ns / 1e3,
         "disk_latency_us": in_helper(_page_s, blocks) * 1e6,
-        "disk_computing_gb_per_s": _mean_bytes(blocks) / (read_ns - gap_ns),
+        "disk_computing_gb_per_s": _mean_bytes(blocks) / computing_ns,
     }
     if len(available_cpus()) > 1:  # each reads blocks of its own, as devices do
         half = len(blocks) // _READERS

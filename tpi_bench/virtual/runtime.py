@@ -64,6 +64,13 @@ class OutOfMemory(RuntimeError):
     """A device's ledger has passed its memory."""
 
 
+class _Python(NamedTuple):
+    """What it takes before the next verb, and where that asks for a read."""
+
+    step_ns: int
+    asking_ns: int
+
+
 # A message at its receiver: when, bytes, and data, None where costs are modelled and there is none.
 Arrival = tuple[int, int, torch.Tensor | None]
 
@@ -110,11 +117,11 @@ class VirtualRuntime:
         self._ns_per_sent_byte = profile.ns_per_sent_byte
         self._ns_per_received_byte = profile.ns_per_received_byte
         self._wake_ns = profile.wake_ns
-        self._asking_ns = profile.asking_ns
-        self._step_ns = profile.step_ns  # Python before each verb
-        self._swept_ns = profile.swept_ns
-        self._swept_asking_ns = profile.swept_asking_ns
-        self._is_swept = False  # directly behind a long computation
+        self._usual = _Python(profile.step_ns, profile.asking_ns)
+        self._swept = _Python(
+            profile.step_ns + profile.swept_ns, profile.asking_ns + profile.swept_asking_ns
+        )
+        self._next = self._usual
         self._inbox: dict[int, deque[Arrival]] = defaultdict(deque)
         self._computed_ns = 0  # when the last computation ended
         self._idle_ns = 0  # of the last long wait before a computation,
@@ -140,7 +147,7 @@ class VirtualRuntime:
         check_message(buffer)
         check_peer(self.rank, dst, self.world_size)
         scheduler = self._scheduler
-        step_ns = self._next_step_ns()
+        step_ns, self._next = self._next.step_ns, self._usual
         start = scheduler.now_ns + step_ns
         receiver = self.world.runtimes[dst]
         wake_ns = self._wake_ns if receiver.is_asleep(start) else 0
@@ -152,13 +159,6 @@ class VirtualRuntime:
         deliver = functools.partial(receiver.deliver, self.rank, nbytes, data)
         self.world.fabric.send(self.rank, dst, nbytes, deliver)
         self.log.add("sync", "send", start, scheduler.now_ns)
-
-    def _next_step_ns(self) -> int:
-        """Of Python before a verb: more of it directly behind a long computation."""
-        if not self._is_swept:
-            return self._step_ns
-        self._is_swept = False
-        return self._step_ns + self._swept_ns
 
     def deliver(self, src: int, nbytes: int, data: torch.Tensor | None, time_ns: int) -> None:
         """A message of `src` is here from its time on."""
@@ -172,7 +172,7 @@ class VirtualRuntime:
         check_message(out)
         check_peer(self.rank, src, self.world_size)
         scheduler = self._scheduler
-        start = scheduler.now_ns + self._next_step_ns()
+        start, self._next = scheduler.now_ns + self._next.step_ns, self._usual
         inbox = self._inbox[src]
         if inbox:
             scheduler.sleep(max(start, inbox[0][0]) - scheduler.now_ns)
@@ -193,7 +193,7 @@ class VirtualRuntime:
         begin = scheduler.now_ns
         if begin - self._computed_ns >= _LONG_WAIT_NS:
             self._idle_ns, self._warm_ns = begin - self._computed_ns, 0
-        step_ns = self._next_step_ns()
+        step_ns = self._next.step_ns
         start = begin + step_ns
         idle_ns = self._idle_ns if self._warm_ns < _COLD_NS else 0
         result, ns = self._costs.run(key, fn, self.profile, idle_ns)
@@ -209,7 +209,7 @@ class VirtualRuntime:
         self._faults_ns = 0
         self._warm_ns += computed - start
         self._computed_ns = end
-        self._is_swept = ns >= _SWEEPS_NS
+        self._next = self._swept if ns >= _SWEEPS_NS else self._usual
         self.log.add(kind_of(key), str(key[0]), start, end)
         return result
 
@@ -242,8 +242,8 @@ class VirtualRuntime:
 
     def read(self, block: BlockFile, out: torch.Tensor) -> TimedRead:
         start = self._scheduler.now_ns
-        self._scheduler.sleep(self._asking_ns + self._is_swept * self._swept_asking_ns)
-        self._is_swept = False
+        self._scheduler.sleep(self._next.asking_ns)
+        self._next = self._usual
         self.log.add("load_wait", "request", start, self._scheduler.now_ns)
         asked_ns = self._scheduler.now_ns
         note = functools.partial(self.log.add, "read", block.key, asked_ns)
