@@ -192,7 +192,8 @@ def test_what_a_device_does_besides_its_verbs() -> None:
 
 def test_python_is_slower_behind_a_long_computation() -> None:
     """Behind 1 ms of it the next verb begins 50 us later, a read takes 70 us more; the verb after
-    that, and what follows a short one, do not. Asking takes 20 us where messages take 10.
+    that, and what follows a short one, do not. Asking takes 20 us where messages take 10. The
+    second message is there 12 us after the first, and waits for nobody who is still 50 us late.
     """
     device = replace(
         IDEAL,
@@ -208,24 +209,30 @@ def test_python_is_slower_behind_a_long_computation() -> None:
 
     def program(rt: VirtualRuntime) -> list[int]:
         if rt.rank == 1:
+            rt.compute(("long",), no_work)
             rt.recv(0, message)
             rt.recv(0, message)
-            return []
+            both_at = rt.now()
+            rt.recv(0, message)
+            return [both_at]
         ended = []
         verbs = (
-            (("long",), lambda: rt.send(1, message)),
-            (("long",), lambda: rt.read(block_at(Path(), 8), out)),
-            (("long",), lambda: rt.compute(("short",), no_work)),
-            (("short",), lambda: rt.send(1, message)),
+            (("long",), [lambda: rt.send(1, message)] * 2),
+            (("long",), [lambda: rt.read(block_at(Path(), 8), out)] * 2),
+            (("long",), [lambda: rt.compute(("short",), no_work)]),
+            (("short",), [lambda: rt.send(1, message)]),
         )
-        for key, verb in verbs:
+        for key, following in verbs:
             rt.compute(key, no_work)
-            begun = rt.now()
-            verb()
-            ended.append(rt.now() - begun)
+            for verb in following:
+                begun = rt.now()
+                verb()
+                ended.append(rt.now() - begun)
         return ended
 
-    expected = [(2 + 50 + 10) * US, (20 + 70) * US, (2 + 50) * US + MS - 1, (2 + 10) * US]
-    assert world.run(program)[0] == expected
+    sends, reads = [(2 + 50 + 10) * US, (2 + 10) * US], [(20 + 70) * US, 20 * US]
+    found, (both_at,) = world.run(program)
+    assert found == [*sends, *reads, (2 + 50) * US + MS - 1, (2 + 10) * US]
+    assert both_at == MS + (2 + 62 + 12 + 3) * US
     plain = replace(device, read_overhead_us=None, swept_read_overhead_us=None)
     assert (plain.asking_ns, plain.swept_asking_ns) == (10 * US, 50 * US)
