@@ -20,7 +20,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from tpi_bench.contract.device import DeviceProfile
 from tpi_bench.contract.roofline import Operator, Work, work_ns
@@ -29,6 +29,8 @@ from tpi_bench.host import cache
 from tpi_bench.virtual.operators import count_work
 
 T = TypeVar("T")
+K = TypeVar("K")
+V = TypeVar("V")
 
 _KEPT_S = 600.0
 _DOUBTED = 0.1  # by which two timings may differ,
@@ -55,6 +57,21 @@ class Costs(Protocol):
         ...
 
 
+class _ByProfile(Generic[K, V]):
+    """What is known of each profile, by its identity: with its rounds one takes 10 us to hash."""
+
+    def __init__(self) -> None:
+        self._found: dict[int, tuple[DeviceProfile, dict[K, V]]] = {}  # kept: no other is like it
+
+    def of(self, profile: DeviceProfile) -> dict[K, V]:
+        try:
+            return self._found[id(profile)][1]
+        except KeyError:
+            known: dict[K, V] = {}
+            self._found[id(profile)] = (profile, known)
+            return known
+
+
 class ModelledCosts:
     """Roofline of the profile; each key is traced once, whatever the number of devices.
 
@@ -63,16 +80,14 @@ class ModelledCosts:
 
     def __init__(self, traced: Traced | None = None) -> None:
         self._traced: Traced = {} if traced is None else traced
-        # By the profile's identity, as comparing two takes longer than a message. It is kept here,
-        # so that no other has the same.
-        self._charges: dict[int, tuple[DeviceProfile, dict[Key, _Charges]]] = {}
+        self._charges = _ByProfile[Key, _Charges]()
         self.num_traced = 0
 
     def run(
         self, key: Key, fn: Callable[[], T], profile: DeviceProfile, idle_ns: int = 0
     ) -> tuple[T, int]:
         try:
-            charges = self._charges[id(profile)][1][key]
+            charges = self._charges.of(profile)[key]
         except KeyError:
             charges = self._charges_of(key, fn, profile)
         return charges[idle_ns >= _COLD_AFTER_NS]
@@ -87,7 +102,7 @@ class ModelledCosts:
         result, work = self._traced[key]
         ns = work_ns(profile, work)
         charges = (result, ns), (result, ns + profile.cold_ns)
-        self._charges.setdefault(id(profile), (profile, {}))[1][key] = charges
+        self._charges.of(profile)[key] = charges
         return charges
 
 
@@ -130,9 +145,7 @@ class MeasuredCosts:
         self._checks: dict[str, list[int]] = defaultdict(list)  # of what the file knows
         self._works: dict[str, Work] = {}
         self._work_of: dict[Key, Work] = {}
-        # By the profile's identity: its rounds are over a thousand numbers, which take as long to
-        # hash as a computation may. It is kept, so that no other has the same.
-        self._ratios: dict[int, tuple[DeviceProfile, dict[str, float]]] = {}
+        self._ratios = _ByProfile[str, float]()
 
     @property
     def is_complete(self) -> bool:
@@ -222,7 +235,7 @@ class MeasuredCosts:
 
     def _ratio(self, name: str, work: Work, profile: DeviceProfile) -> float:
         """How much longer the roofline says that the device takes than this host."""
-        ratios = self._ratios.setdefault(id(profile), (profile, {}))[1]
+        ratios = self._ratios.of(profile)
         ratio = ratios.get(name)
         if ratio is None:
             taken_ns, here_ns = work_ns(profile, work), work_ns(self._host, work)
@@ -237,14 +250,14 @@ class RecalledCosts:
     def __init__(self, measured: MeasuredCosts) -> None:
         self._measured = measured
         self._results: dict[Key, Any] = {}
-        self._priced: dict[int, tuple[DeviceProfile, dict[tuple[Key, int], int]]] = {}
+        self._priced = _ByProfile[tuple[Key, int], int]()
 
     def run(
         self, key: Key, fn: Callable[[], T], profile: DeviceProfile, idle_ns: int = 0
     ) -> tuple[T, int]:
         if key not in self._results:
             self._results[key] = fn()
-        priced = self._priced.setdefault(id(profile), (profile, {}))[1]
+        priced = self._priced.of(profile)
         named = (key, _wait_ms(idle_ns))
         price = priced.get(named)
         if price is None:
