@@ -5,28 +5,35 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
 
 from tpi_bench.contract.blocks import Extent
-from tpi_bench.measure import at_once, disk_rates
+from tpi_bench.measure import disk_rates
+from tpi_bench.measure.disk_rates import _Read
 
 
 def test_a_disk_is_read_alone_and_beside_products(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(disk_rates, "_DISK_BYTES", 8 << 20)
-    monkeypatch.setattr(disk_rates, "_READING_S", 0.05)
+    monkeypatch.setattr(disk_rates, "_TURNS_S", 0.01)
     found = disk_rates.disk_rates(tmp_path)
-    names = ["disk_gb_per_s", "disk_gap_us", "disk_latency_us", "disk_computing_gb_per_s"]
-    assert list(found)[:4] == names
-    gaps = {name: found.pop(name) for name in list(found) if "gap" in name}
-    assert all(value >= 0 for value in gaps.values())
+    assert list(found) == [
+        "disk_gb_per_s",
+        "disk_gap_us",
+        "disk_latency_us",
+        "disk_computing_gb_per_s",
+        "disk_probe_gb_per_s",
+    ]
+    assert found.pop("disk_gap_us") >= 0
     assert all(value > 0 for value in found.values())
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("num_readers", [1, 2])
 @pytest.mark.parametrize(
     ("small_us", "large_us", "gap_us"),
     [
@@ -36,31 +43,10 @@ def test_a_disk_is_read_alone_and_beside_products(
     ],
 )
 def test_a_gap_is_what_reads_of_two_sizes_do_not_differ_by(
-    small_us: int,
-    large_us: int,
-    gap_us: int,
-    num_readers: int,
-    monkeypatch: pytest.MonkeyPatch,
+    small_us: int, large_us: int, gap_us: int
 ) -> None:
-    """First all read small ones, then large ones."""
-    took_us = {1: small_us, 4: large_us}
-    read: list[set[int]] = []
-
-    def together(
-        fn: object, given: list[tuple[list[Extent], bool]], take_s: float
-    ) -> tuple[list[list[int]], int, int]:
-        all_ends = []
-        for blocks, _ in given:
-            sizes = [block.nbytes >> 20 for block in blocks]
-            read.append(set(sizes))
-            each_us = (len(given) * took_us[size] for size in sizes)
-            all_ends.append([1000 * us for us in itertools.accumulate(each_us, initial=0)])
-        return all_ends, 0, all_ends[0][-1]
-
-    monkeypatch.setattr(at_once, "at_once", together)
-    blocks = [Extent("there", number << 22, 4 << 20) for number in range(9)]
-    gap_ns, gb_per_s = disk_rates._gap_and_rate([blocks] * num_readers)
-    assert read == [{1}] * num_readers + [{4}] * num_readers
+    small, large = _Read(1 << 20, 1e3 * small_us), _Read(4 << 20, 1e3 * large_us)
+    gap_ns, gb_per_s = disk_rates._gap_and_rate(small, large)
     assert gap_ns / 1e3 == pytest.approx(gap_us)
     assert gb_per_s == pytest.approx((4 << 20) / (large_us - gap_us) / 1e3)
 
@@ -68,27 +54,73 @@ def test_a_gap_is_what_reads_of_two_sizes_do_not_differ_by(
 def test_a_disk_beside_computing_has_the_gap_that_it_has_alone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """All of it is read once before anything is measured."""
-    monkeypatch.setattr(disk_rates, "_gap_and_rate", lambda readers: (1e5 * len(readers), 2.0))
-    monkeypatch.setattr(disk_rates, "together", lambda fn, given, take_s: 1 / 4.2943e6)
-    monkeypatch.setattr(disk_rates, "_page_s", lambda blocks: 1e-4)
-    blocks = [Extent("there", 0, 4 << 20)] * 4
+    """All of it is read once before anything is measured. Of 4 MB, 2 ms are bytes and 0.1 the gap
+    alone; 4 ms are beside computing.
+    """
     once: list[Sequence[Extent]] = []
-    probed = iter([(3e9, 0.1), (2e9, 0.1)])  # before and after
 
-    def probe(given: Sequence[Extent]) -> tuple[float, float]:
+    def in_turns(given: Sequence[Extent]) -> dict[str, _Read]:
         assert once == [blocks]
-        return next(probed)
+        return {
+            "probe": _Read(4e6, 1.6e6),
+            "small": _Read(1e6, 0.6e6),
+            "large": _Read(4e6, 2.1e6),
+            "computing": _Read(4e6, 4.1e6),
+        }
 
+    blocks = [Extent("there", 0, 4 << 20)] * 4
+    monkeypatch.setattr(disk_rates, "_in_turns", in_turns)
+    monkeypatch.setattr(disk_rates, "_page_s", lambda blocks: 1e-4)
     monkeypatch.setattr(disk_rates, "_read_once", once.append)
-    monkeypatch.setattr(disk_rates, "disk_bandwidth", probe)
     monkeypatch.setattr(disk_rates, "in_helper", lambda fn, *given: fn(*given))
-    monkeypatch.setattr(disk_rates, "available_cpus", lambda: [0, 1])
-    found = disk_rates._rates_of(blocks)
-    assert found["disk_computing_gb_per_s"] == pytest.approx(1.0, rel=1e-3)
-    assert (found["disk_gap_us"], found["disk_shared_gap_us"]) == (100, 200)
-    assert (found["disk_gb_per_s"], found["disk_shared_gb_per_s"]) == (2.0, 2.0)
-    assert found["disk_probe_gb_per_s"] == 2.5
+    assert disk_rates._rates_of(blocks) == pytest.approx(
+        {
+            "disk_gb_per_s": 2.0,
+            "disk_gap_us": 100,
+            "disk_latency_us": 100,
+            "disk_computing_gb_per_s": 1.0,
+            "disk_probe_gb_per_s": 2.5,
+        }
+    )
+
+
+def test_ways_to_read_take_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """5 MB of each way, of blocks of 2 and 3 MB, and another turn, as a turn takes 0.4 s here: as
+    many reads at once as there are blocks, as a probe has them, else two; products only beside the
+    last.
+    """
+    path = tmp_path / "blocks"
+    path.write_bytes(bytes(5 << 20))
+    blocks = [Extent(str(path), 0, 2 << 20), Extent(str(path), 2 << 20, 3 << 20)] * 2
+    read: list[tuple[list[int], int, bool]] = []
+    real = disk_rates._read_queued
+
+    def read_all(
+        reader: Any, area: Any, extents: Sequence[Extent], queued: int, products: Any
+    ) -> None:
+        sizes = [extent.nbytes >> 20 for extent in extents]
+        read.append((sizes, queued, products is not None))
+        real(reader, area, extents, queued, products)
+
+    monkeypatch.setattr(disk_rates, "_read_queued", read_all)
+    clock_ns = itertools.count(0, 100_000_000)
+    clock = SimpleNamespace(monotonic_ns=lambda: next(clock_ns))
+    monkeypatch.setattr(disk_rates, "time", clock)
+    monkeypatch.setattr(disk_rates, "_TURNS_S", 0.5)
+    monkeypatch.setattr(disk_rates, "_TURN_BYTES", 5 << 20)
+    threads = torch.get_num_threads()
+    found = disk_rates._in_turns(blocks)
+    torch.set_num_threads(threads)
+    turn = [
+        ([2, 3], 4, False),
+        ([1] * 5, 2, False),
+        ([2, 3], 2, False),
+        ([2, 3], 2, True),
+    ]
+    assert read == [*turn, *turn]
+    sizes = {way: each.nbytes / (1 << 20) for way, each in found.items()}
+    assert sizes == {"probe": 2.5, "small": 1.0, "large": 2.5, "computing": 2.5}
+    assert [each.taken_ns for each in found.values()] == [50e6, 20e6, 50e6, 50e6]
 
 
 def test_a_disk_is_read_by_the_block_files_that_are_there(

@@ -19,7 +19,7 @@ from tpi_bench.measure.core_rates import product_rates
 from tpi_bench.measure.followed import at_rates, brought_up_to_date
 from tpi_bench.measure.point import measure
 from tpi_bench.measure.prepare import Prepared, prepare
-from tpi_bench.measure.probe import disk_bandwidth
+from tpi_bench.measure.probe import DiskPasses, disk_passes
 
 RATES = PLAIN | {"float32_few_gflops": 60.0}
 STREAMS = (
@@ -36,13 +36,15 @@ def _found_anew(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, tuple[Any, ...]]]:
-    """What was measured: a disk of 1 GB/s, half of the products that were calibrated."""
+    """What was measured: a disk of 1 GB/s on average and 1.25 in the best pass, half of the
+    products that were calibrated.
+    """
     calls: list[tuple[Any, tuple[Any, ...]]] = []
 
     def in_helper(fn: Any, *given: Any) -> Any:
         calls.append((fn, given))
-        if fn is disk_bandwidth:
-            return 1e9, 0.0
+        if fn is disk_passes:
+            return DiskPasses(10**9, [0.8, 1.3, 0.9])
         assert fn is product_rates
         return {"memory_gb_per_s": 20.0, "peak_gflops": 45.0, "float32_few_gflops": 60.0}
 
@@ -93,12 +95,12 @@ def test_a_point_has_the_disk_and_the_products_of_now(tmp_path: Path, asked: lis
     twin = prepared(tmp_path, "testbed=twin")
     now, probed = brought_up_to_date(twin)
     assert probed is not None
-    assert (probed.disk_bps, math.isnan(probed.memory_bps)) == (1e9, True)
+    assert (probed.disk_bps, math.isnan(probed.memory_bps)) == (1.25e9, True)
     (device,) = now.job.profiles
     assert device.disk_gb_per_s == pytest.approx(2.2 / 3)
     assert (device.memory_gb_per_s, device.peak_gflops) == (20.0, 45.0)
     assert now.job == replace(twin.job, profiles=(device,))
-    (_, (extents,)), (_, (threads, held, _)) = asked
+    (_, (extents, _)), (_, (threads, held, _)) = asked
     paths = {block.path for own in processes.job.blocks for block in own}
     assert extents
     assert {extent.path for extent in extents} <= paths
@@ -114,13 +116,13 @@ def test_twins_one_after_the_other_are_of_one_moment(
     kept(tmp_path)
     measured = prepared(tmp_path, "testbed=twin_measured")
     brought_up_to_date(measured)
-    assert [fn for fn, _ in asked] == [disk_bandwidth]
+    assert [fn for fn, _ in asked] == [disk_passes]
     for _ in range(2):
         brought_up_to_date(prepared(tmp_path, "testbed=twin"))
-    assert [fn for fn, _ in asked] == [disk_bandwidth, product_rates]
+    assert [fn for fn, _ in asked] == [disk_passes, product_rates]
     monkeypatch.setattr(followed, "_VALID_S", 0.0)
     brought_up_to_date(measured)
-    assert [fn for fn, _ in asked] == [disk_bandwidth, product_rates, disk_bandwidth]
+    assert [fn for fn, _ in asked] == [disk_passes, product_rates, disk_passes]
 
 
 def test_predicting_makes_no_files(tmp_path: Path, asked: list) -> None:
@@ -169,7 +171,7 @@ def test_a_row_has_the_disk_that_was_found(tmp_path: Path, asked: list) -> None:
         follows: measure(prepared(tmp_path, "testbed=twin", f"testbed.follows_host={follows}")).run
         for follows in (True, False)
     }
-    assert (rows[True].disk_bps_start, rows[True].disk_bps) == (1e9, pytest.approx(2.2e9 / 3))
+    assert (rows[True].disk_bps_start, rows[True].disk_bps) == (1.25e9, pytest.approx(2.2e9 / 3))
     assert math.isnan(rows[False].disk_bps_start)
     assert rows[False].disk_bps == 2e9
     assert rows[True].token_latency_s > rows[False].token_latency_s

@@ -239,6 +239,19 @@ def test_measured_charges_typical_times_once_they_are_saved(
         assert later.is_complete
 
 
+@pytest.mark.parametrize(("waited_ms", "more_us"), [(0, 0), (1, 10), (4, 40), (10, 100), (50, 100)])
+def test_a_modelled_device_is_the_colder_the_longer_it_waited(waited_ms: int, more_us: int) -> None:
+    """40 us after 4 ms; after 10 it is as cold as it gets."""
+    x = torch.empty(500, device="meta")
+    cold = replace(DEVICE, cold_overhead_us=40)
+    costs = ModelledCosts()
+    waits_ms = (waited_ms, 0, waited_ms)  # as it is first found, and as it is known
+    first_ns, warm_ns, ns = (
+        costs.run(("add",), lambda: x + x, cold, wait_ms * 1_000_000)[1] for wait_ms in waits_ms
+    )
+    assert first_ns == ns == warm_ns + more_us * 1000
+
+
 def test_a_core_that_idled_is_charged_for_it(
     tmp_path: Path, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:

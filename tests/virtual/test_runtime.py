@@ -12,8 +12,10 @@ import torch
 
 from tests.helpers.virtual import IDEAL, MS, PAPER, US, Scripted, no_work, world_of
 from tpi_bench.contract.blocks import BlockFile
+from tpi_bench.contract.device import DeviceProfile
 from tpi_bench.contract.network import NetworkConfig
-from tpi_bench.contract.runtime import BlockReadError
+from tpi_bench.contract.roofline import Operator, Work
+from tpi_bench.contract.runtime import BlockReadError, Key
 from tpi_bench.virtual.runtime import Shared, VirtualRuntime
 
 # The disk.
@@ -236,3 +238,60 @@ def test_python_is_slower_behind_a_long_computation() -> None:
     assert both_at == MS + (2 + 62 + 12 + 3) * US
     plain = replace(device, read_overhead_us=None, swept_read_overhead_us=None)
     assert (plain.asking_ns, plain.swept_asking_ns) == (10 * US, 50 * US)
+
+
+class _Sized(Scripted):
+    """Each computation touches 1000 bytes, and says after how long a wait it was asked for."""
+
+    def __init__(self, **times_ns: int) -> None:
+        super().__init__(**times_ns)
+        self.waits_ns: list[int] = []
+
+    def run(self, key: Key, fn: Callable, profile: DeviceProfile, idle_ns: int = 0) -> tuple:
+        self.waits_ns.append(idle_ns)
+        return super().run(key, fn, profile, idle_ns)
+
+    def work(self, key: Key) -> Work:
+        return Operator(0, 400), Operator(0, 600)
+
+
+@pytest.mark.parametrize(
+    ("nbytes", "more_us"), [((500,), 30 + 5), ((300, 300), 30 + 6), ((5000,), 30 + 10)]
+)
+def test_what_was_just_read_is_computed_more_slowly(nbytes: tuple, more_us: int) -> None:
+    """Once: 30 us and 10 ns a byte, of as many as it touches. The wait for it counts in that; one
+    after that is as any other. Asking takes 4 us and 2 ns a byte.
+    """
+    device = replace(
+        IDEAL,
+        disk_gb_per_s=1e-4,
+        message_overhead_us=4,
+        asking_gb_per_s=0.5,
+        streamed_overhead_us=30,
+        streamed_gb_per_s=0.1,
+    )
+    costs = _Sized(work=100 * US)
+
+    def program(rt: VirtualRuntime) -> list[int]:
+        taken = []
+        rt.compute(("work",), no_work)
+        for size in nbytes:
+            begun = rt.now()
+            handle = rt.read(block_at(Path(), size), torch.empty(size, device="meta"))
+            taken.append(rt.now() - begun)
+            rt.waiting(handle, "a")
+        for _ in range(2):
+            begun = rt.now()
+            rt.compute(("work",), no_work)
+            taken.append(rt.now() - begun)
+        return taken
+
+    [found] = world_of(device, costs=costs).run(program)
+    assert found[: len(nbytes)] == [4 * US + 2 * size for size in nbytes]
+    assert found[len(nbytes) :] == [(100 + more_us) * US, 100 * US]
+    assert costs.waits_ns == [0, 0, 0]
+    plain = replace(device, streamed_overhead_us=0.0, streamed_gb_per_s=None)
+    costs.waits_ns.clear()
+    [found] = world_of(plain, costs=costs).run(program)
+    assert found[len(nbytes) :] == [100 * US] * 2
+    assert costs.waits_ns[1] >= 1000 * sum(nbytes)  # there a wait is a wait

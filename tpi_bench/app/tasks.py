@@ -186,7 +186,7 @@ def _chat(settings: Settings) -> None:
 def _calibrate(settings: Settings) -> None:
     from tpi_bench.measure import calibrate
 
-    print("calibrating; leave the machine alone for three to four minutes", file=sys.stderr)
+    print("calibrating; leave the machine alone for about five minutes", file=sys.stderr)
     cache_dir = cache.cache_folder(settings.cache_dir)
     with measuring_turn(None, wait=settings.wait):
         busy, cores = HostState.look(_LOOK_S).busy_cores, os.cpu_count() or 1

@@ -31,6 +31,8 @@ _WITHOUT_LIMIT = (
     "memory_shared_gb_per_s",
     "message_gb_per_s",
     "receive_gb_per_s",
+    "asking_gb_per_s",
+    "streamed_gb_per_s",
 )
 _OVERHEADS = (
     "product_overhead_us",
@@ -41,11 +43,16 @@ _OVERHEADS = (
     "wake_overhead_us",
     "step_overhead_us",
     "cold_overhead_us",
+    "streamed_overhead_us",
     "swept_overhead_us",
     "swept_read_overhead_us",
     "disk_gap_us",
     "disk_shared_gap_us",
 )
+COLD_REST_NS = 4_000_000  # the wait that `cold_overhead_us` is of
+# What runs of a calibration's round took, over what virtual time with its numbers has for them.
+RESIDUALS = ("prompt_residual", "token_residual", "disk_residual")
+_OF_PROMPTS = ("_rows_gb_per_s", "_states_gb_per_s", "swept_", "message_gb_per_s", "receive_gb_")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,6 +130,9 @@ class DeviceProfile:
     read_overhead_us: float | None = setting(
         None, "CPU time to ask for a read; null: message_overhead_us"
     )
+    asking_gb_per_s: float | None = setting(
+        None, "bytes a second of a read that is asked for, beside its overhead; null: in no time"
+    )
     wake_overhead_us: float = setting(
         0.0, "CPU time that a message to a device that has slept for long takes its sender on top"
     )
@@ -139,7 +149,17 @@ class DeviceProfile:
         None, "the same where it asks for a read, that included; null: swept_overhead_us"
     )
     cold_overhead_us: float = setting(
-        0.0, "of a computation after the device has waited for some ms, on top"
+        0.0,
+        "of a computation after the device has waited for 4 ms, on top; after other waits in "
+        "proportion, up to 10 ms",
+    )
+    streamed_overhead_us: float = setting(
+        0.0, "of a computation with weights that were just read, on top"
+    )
+    streamed_gb_per_s: float | None = setting(
+        None,
+        "bytes of weights that were just read a second by which computing with them takes longer, "
+        "beside that overhead; null: by nothing",
     )
     source: str = setting("", "where the numbers come from")
     used_cores: int | None = setting(None, "fewer than all, to see what cores are worth")
@@ -298,11 +318,19 @@ class DeviceProfile:
         return {each.name: getattr(self, each.name) for each in fields(self) if each.metadata}
 
     def in_round(self, number: int) -> DeviceProfile:
-        """The device as a round of its calibration found it; itself where there were none."""
+        """The device as a round of its calibration found it; itself where there were none.
+
+        Every number is moved by what runs of that round took besides, so that they come out.
+        """
         if not self.rounds:
             return self
-        found: dict[str, Any] = dict(self.rounds[number % len(self.rounds)])
-        return replace(self, **found, rounds=())
+        found = dict(self.rounds[number % len(self.rounds)])
+        missed = {name: found.pop(name, 1.0) for name in RESIDUALS}
+        moved: dict[str, Any] = {}
+        for name, value in found.items():
+            factor = missed.get(_residual_of(name), 1.0)
+            moved[name] = value * factor if name.endswith("_us") else value / factor
+        return replace(self, **moved, rounds=())
 
     @property
     def memory_bps(self) -> float:
@@ -355,6 +383,18 @@ class DeviceProfile:
         return 0.0 if self.receive_gb_per_s is None else 1 / self.receive_gb_per_s
 
     @property
+    def ns_per_asked_byte(self) -> float:
+        return 0.0 if self.asking_gb_per_s is None else 1 / self.asking_gb_per_s
+
+    @property
+    def ns_per_streamed_byte(self) -> float:
+        return 0.0 if self.streamed_gb_per_s is None else 1 / self.streamed_gb_per_s
+
+    @property
+    def streamed_ns(self) -> int:
+        return round(self.streamed_overhead_us * 1e3)
+
+    @property
     def ns_per_paged_byte(self) -> float:
         return 0.0 if self.paging_gb_per_s is None else 1 / self.paging_gb_per_s
 
@@ -376,9 +416,9 @@ class DeviceProfile:
         given = self.swept_read_overhead_us
         return self.swept_ns if given is None else round(given * 1e3)
 
-    @property
-    def cold_ns(self) -> int:
-        return round(self.cold_overhead_us * 1e3)
+    def cold_after_ns(self, waited_ns: int) -> int:
+        """Of a computation after such a wait, on top."""
+        return round(self.cold_overhead_us * 1e3 * waited_ns / COLD_REST_NS)
 
     @property
     def strength(self) -> float:
@@ -437,6 +477,18 @@ class DeviceProfile:
     @property
     def _used_share(self) -> float:
         return self.num_used / self.cores
+
+
+def _residual_of(name: str) -> str:
+    """Of a number of the profile: by which of `RESIDUALS` it is moved, if by any."""
+    if name.startswith("disk_shared_"):  # a run has had its say there (`measure/residuals.py`)
+        return ""
+    if name.startswith(("disk_", "paging_", "asking_", "read_")):
+        return "disk_residual"
+    is_few = "_few_" in name or "_decode_" in name
+    if any(part in name for part in _OF_PROMPTS) or (name.endswith("_gflops") and not is_few):
+        return "prompt_residual"
+    return "token_residual"
 
 
 class ProfileSource(Protocol):

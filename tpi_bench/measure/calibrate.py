@@ -2,7 +2,8 @@
 
 Everything is measured in rounds, one after the other: a number of the profile is their median, a
 rate of the disk their mean (see `typical`). The rounds are kept, since a host drifts: what devices
-as fast as in each of them would do is an interval for what this host will do (`testbed.interval`).
+as fast as in each of them would do is an interval for what this host will do (`testbed.interval`),
+with what runs of the engine in that round took besides (`residuals.py`).
 Of nine rounds of the same kind, the least and the most enclose a tenth in 8 of 10 cases.
 """
 
@@ -13,13 +14,13 @@ import platform
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from tpi_bench.contract.device import DeviceProfile
+from tpi_bench.contract.device import RESIDUALS, DeviceProfile
 from tpi_bench.contract.setting import setting
 from tpi_bench.host import cache, machine
 from tpi_bench.host.fork import in_helper
@@ -27,10 +28,12 @@ from tpi_bench.host.machine import available_cpus
 from tpi_bench.measure.core_rates import compute_rates, shared_memory_rate
 from tpi_bench.measure.disk_rates import disk_rates
 from tpi_bench.measure.paging_rate import paging_rate
-from tpi_bench.measure.program_costs import program_costs
+from tpi_bench.measure.program_costs import engine_runs, program_costs
+from tpi_bench.measure.residuals import residuals, shared_disk_rate
+from tpi_bench.measure.waits import wait_costs
 
 NUM_ROUNDS = 9
-_VERSION = 15  # goes up with what is measured: calibrations of an older kind are made again
+_VERSION = 16  # goes up with what is measured: calibrations of an older kind are made again
 _QUEUE_DEPTH = 16
 _FEW_ROUNDS = 2  # all of them count
 
@@ -60,8 +63,8 @@ class ThisHost:
         path = calibration_file(cache_dir)
         if not path.is_file():
             print(
-                "device=this_host has not been calibrated: it is now, once, which takes three "
-                "to four minutes; leave the machine alone",
+                "device=this_host has not been calibrated: it is now, once, which takes about "
+                "five minutes; leave the machine alone",
                 file=sys.stderr,
             )
             calibrate(cache_dir)
@@ -91,14 +94,20 @@ def profile_of(found: dict[str, Any], name: str, threads: str, memory_gb: float)
     """What is typical with so many threads, and the rounds that it is of."""
     rows = [*found["host"], *found["threads"][threads]]
     named = [[(row["name"], value) for value in row["rounds"]] for row in rows]
+    typically = {row["name"]: row["typical"] for row in rows if row["name"] not in RESIDUALS}
+    rounds = tuple(zip(*named, strict=True))
+    return replace(_profile(int(threads), typically), name=name, memory_gb=memory_gb, rounds=rounds)
+
+
+def _profile(cores: int, found: Mapping[str, float]) -> DeviceProfile:
+    """What these numbers say of this host."""
     return DeviceProfile(
-        name=name,
-        cores=int(threads),
-        memory_gb=memory_gb,
+        name="this_host",
+        cores=cores,
+        memory_gb=_memory_gb(),
         disk_queue_depth=_QUEUE_DEPTH,
         source="task=calibrate",
-        rounds=tuple(zip(*named, strict=True)),
-        **{row["name"]: row["typical"] for row in rows},
+        **found,  # type: ignore[arg-type]  # all of them are rates and times
     )
 
 
@@ -142,8 +151,12 @@ def calibrate(
 def _round(cache_dir: Path, numbers: Sequence[int]) -> dict[str, dict[str, float]]:
     """Everything once: rates of cores by their number, then what belongs to the host."""
     found = {str(threads): in_helper(compute_rates, threads) for threads in numbers}
+    runs = engine_runs(cache_dir)
     of_disk = disk_rates(cache_dir) | paging_rate(cache_dir)
-    of_host = shared_memory_rate() | of_disk | program_costs(cache_dir)
+    of_host = shared_memory_rate() | of_disk | program_costs(runs) | wait_costs(cache_dir)
+    if len(available_cpus()) > 1:
+        of_host |= shared_disk_rate(runs.streamed, _profile(1, found["1"] | of_host), cache_dir)
+    of_host |= residuals(runs, _profile(1, found["1"] | of_host), cache_dir)
     return found | {"host": of_host}
 
 

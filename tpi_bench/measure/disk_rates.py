@@ -12,19 +12,22 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from tpi_bench.contract.blocks import PAGE, Extent
 from tpi_bench.host import cache
 from tpi_bench.host.fork import in_helper
-from tpi_bench.host.machine import available_cpus
-from tpi_bench.measure.at_once import together
 from tpi_bench.measure.core_rates import endless_products
-from tpi_bench.measure.probe import disk_bandwidth, read_all, seconds
+from tpi_bench.measure.probe import read_all, seconds
 from tpi_bench.models.sharder import shard_folders
 
 if TYPE_CHECKING:
-    from tpi_bench.host.disk import PendingRead
+    import numpy as np
+
+    from tpi_bench.host.disk import DirectReader, PendingRead
+
+BY_PROBE = ("disk_gb_per_s", "disk_computing_gb_per_s", "disk_shared_gb_per_s")
+PROBE = "disk_probe_gb_per_s"  # what the others are brought up to date by
 
 _DISK_BYTES = 256 << 20
 _BLOCK_BYTES = 16 << 20
@@ -34,14 +37,13 @@ _PART_BYTES = 1 << 20  # of a block: so small that the gap behind it counts
 # 2.8 to 3.2 GB/s, into 16 MB or more 2.3 to 2.6; with two asked for there was no difference.
 _AREA_BYTES = 64 << 20
 _QUEUED = 2  # reads, as a window of two has: the one that is waited for, and the next
-_READERS = 2
-_READING_S = 0.4
-_LEAST_READS = 8  # of a disk so slow that the time is over before
+_TURN_BYTES = 96 << 20  # of each way
+_TURNS_S = 3.5  # and one turn at least
 
 
 def disk_rates(cache_dir: Path) -> dict[str, float]:
-    """Direct reads: one reader that does nothing else, one whose core computes, several that do
-    nothing else, and single pages; of those that do nothing else also the gap between two reads.
+    """Direct reads of one that does nothing else, and of one whose core computes, the gap between
+    two reads, and single pages.
 
     Of block files that are there, those of one model, by chance: so rounds differ as models do. On
     a disk of ours files were read at 3.3 or at 3.9 GB/s, each at a rate of its own, and what was
@@ -63,23 +65,18 @@ def disk_rates(cache_dir: Path) -> dict[str, float]:
 
 def _rates_of(blocks: Sequence[Extent]) -> dict[str, float]:
     in_helper(_read_once, blocks)
-    probed = [_probed_gb_per_s(blocks)]
-    gap_ns, gb_per_s = _gap_and_rate([blocks])
-    read_ns = 1 / together(_read_ends_ns, [(blocks, True)], _READING_S)
-    computing_ns = max(read_ns - gap_ns, read_ns / 2)
-    found = {
+    ways_ns = in_helper(_in_turns, blocks)
+    gap_ns, gb_per_s = _gap_and_rate(ways_ns["small"], ways_ns["large"])
+    large_bytes, large_ns = ways_ns["computing"]
+    computing_ns = max(large_ns - gap_ns, large_ns / 2)
+    probe_bytes, probe_ns = ways_ns["probe"]
+    return {
         "disk_gb_per_s": gb_per_s,
         "disk_gap_us": gap_ns / 1e3,
         "disk_latency_us": in_helper(_page_s, blocks) * 1e6,
-        "disk_computing_gb_per_s": _mean_bytes(blocks) / computing_ns,
+        "disk_computing_gb_per_s": large_bytes / computing_ns,
+        PROBE: probe_bytes / probe_ns,
     }
-    if len(available_cpus()) > 1:  # each reads blocks of its own, as devices do
-        half = len(blocks) // _READERS
-        shared = _gap_and_rate([blocks[reader * half :][:half] for reader in range(_READERS)])
-        found["disk_shared_gap_us"] = shared[0] / 1e3
-        found["disk_shared_gb_per_s"] = shared[1]
-    probed.append(_probed_gb_per_s(blocks))  # a disk drifts
-    return found | {"disk_probe_gb_per_s": statistics.fmean(probed)}
 
 
 def _read_once(blocks: Sequence[Extent]) -> None:
@@ -94,32 +91,116 @@ def _read_once(blocks: Sequence[Extent]) -> None:
         reader.close()
 
 
-def _probed_gb_per_s(blocks: Sequence[Extent]) -> float:
-    """What a point's probe of the disk would say: by it the other rates are brought up to date."""
-    return in_helper(disk_bandwidth, blocks)[0] / 1e9
+class _Read(NamedTuple):
+    """A read of one way, on average."""
+
+    nbytes: float
+    taken_ns: float
 
 
-def _gap_and_rate(readers: Sequence[Sequence[Extent]]) -> tuple[float, float]:
-    """What each read takes besides its bytes, in ns, and bytes a ns, of all readers together.
+def _gap_and_rate(small: _Read, large: _Read) -> tuple[float, float]:
+    """What each read takes besides its bytes, in ns, and bytes a ns.
 
     What small reads and large ones take differs by their bytes; the gap is what is left of the
-    small ones. All read the same kind at a time, as a small read waits for a large one of another.
-    On a disk of ours reads of 1 to 16 MB lie within 2 % of such a line; in turns with small ones
-    4 MB seemed 6 % faster, and a rate of those two sizes was 1.13 to 1.29 of the probe's.
+    small ones. On a disk of ours reads of 1 to 16 MB lie within 2 % of such a line.
     """
-    parts = [[replace(block, nbytes=_PART_BYTES) for block in blocks] for blocks in readers]
-    small_ns, large_ns = (
-        1 / together(_read_ends_ns, [(each, False) for each in those], _READING_S)
-        for those in (parts, readers)
-    )
-    ratio = _mean_bytes([block for blocks in readers for block in blocks]) / _PART_BYTES
-    gap_ns = max(ratio * small_ns - large_ns, 0.0) / (ratio - 1)
-    gap_ns = min(gap_ns, small_ns / 2, large_ns / 2)
-    return gap_ns, ratio * _PART_BYTES / (large_ns - gap_ns)
+    ratio = large.nbytes / small.nbytes
+    gap_ns = max(ratio * small.taken_ns - large.taken_ns, 0.0) / (ratio - 1)
+    gap_ns = min(gap_ns, small.taken_ns / 2, large.taken_ns / 2)
+    return gap_ns, large.nbytes / (large.taken_ns - gap_ns)
 
 
-def _mean_bytes(blocks: Sequence[Extent]) -> float:
-    return statistics.fmean(block.nbytes for block in blocks)
+def _in_turns(blocks: Sequence[Extent]) -> dict[str, _Read]:
+    """What reads take, each way for a twentieth of a second at a time: all of them at once, as a
+    point's probe does, two that are asked for, small and large, and large ones beside products.
+
+    A disk of ours gives 1.8 to 2.8 GB/s, by stretches of half a second. One way after the other
+    for so long, its rate was 0.68 to 1.04 of the probe's in nine rounds; in turns 0.98 to 1.04 in
+    six.
+    """
+    import torch
+
+    from tpi_bench.host.disk import DirectReader
+    from tpi_bench.host.memory import anonymous_area
+
+    torch.set_num_threads(1)
+    area = anonymous_area(_AREA_BYTES)
+    area.fill(0)
+    products = endless_products()
+    parts = [
+        replace(block, offset=block.offset + start, nbytes=_PART_BYTES)
+        for block in blocks
+        for start in range(0, block.nbytes - _PART_BYTES + 1, _PART_BYTES)
+    ]
+    ways = {
+        "probe": (blocks, len(blocks), None),
+        "small": (parts, _QUEUED, None),
+        "large": (blocks, _QUEUED, None),
+        "computing": (blocks, _QUEUED, products),
+    }
+    following = {way: itertools.cycle(extents) for way, (extents, _, _) in ways.items()}
+    taken_ns, read = dict.fromkeys(ways, 0), {way: list[int]() for way in ways}
+    reader = DirectReader()
+    try:
+        reader.open(block.path for block in blocks)
+        with torch.inference_mode():
+            while sum(taken_ns.values()) < _TURNS_S * 1e9:
+                for way, (_, queued, beside) in ways.items():
+                    extents = list(_up_to(following[way], _TURN_BYTES))
+                    begun_ns = time.monotonic_ns()
+                    _read_queued(reader, area, extents, queued, beside)
+                    taken_ns[way] += time.monotonic_ns() - begun_ns
+                    read[way] += [extent.nbytes for extent in extents]
+    finally:
+        reader.close()
+    return {way: _Read(statistics.fmean(read[way]), taken_ns[way] / len(read[way])) for way in ways}
+
+
+def _up_to(extents: Iterator[Extent], most_bytes: int) -> Iterator[Extent]:
+    """The next ones, at least one."""
+    taken = 0
+    while taken < most_bytes:
+        extent = next(extents)
+        taken += extent.nbytes
+        yield extent
+
+
+def _read_queued(
+    reader: DirectReader,
+    area: np.ndarray,
+    extents: Sequence[Extent],
+    queued: int,
+    products: Iterator[object] | None,
+) -> None:
+    """So many are asked for at any time, with products meanwhile if there are any."""
+    pending: deque[tuple[PendingRead, list[tuple[int, int]]]] = deque()
+    place = 0
+    for extent in extents:
+        if len(pending) == queued:
+            _await(reader, *pending.popleft(), products)
+        place = place if place + extent.nbytes <= area.nbytes else 0
+        ended: list[tuple[int, int]] = []
+        out = area[place : place + extent.nbytes]
+        pending.append((reader.read(extent, out, functools.partial(_note, ended)), ended))
+        place += extent.nbytes
+    while pending:
+        _await(reader, *pending.popleft(), products)
+
+
+def _note(ended: list[tuple[int, int]], start_ns: int, end_ns: int) -> None:
+    ended.append((start_ns, end_ns))
+
+
+def _await(
+    reader: DirectReader,
+    read: PendingRead,
+    ended: Sequence[object],
+    products: Iterator[object] | None,
+) -> None:
+    while products and not ended:
+        next(products)
+        reader.notice()
+    read.wait()
 
 
 def _models_blocks(cache_dir: Path) -> Iterator[list[Extent]]:
@@ -148,56 +229,6 @@ def _write_random(path: Path) -> None:
     with path.open("wb") as file:
         file.write(np.random.default_rng(0).bytes(_DISK_BYTES))
         os.fsync(file.fileno())  # else it is written while it is read
-
-
-def _read_ends_ns(blocks: Sequence[Extent], computes: bool) -> list[int]:
-    """When it began and when each block was there, with blocks always queued; where it computes,
-    beside products of its core with matrices that come from memory, as the blocks do that go there.
-    """
-    import torch
-
-    from tpi_bench.host.disk import DirectReader
-    from tpi_bench.host.memory import anonymous_area
-
-    torch.set_num_threads(1)
-    products = endless_products() if computes else None
-    area = anonymous_area(_AREA_BYTES)
-    area.fill(0)
-    reader = DirectReader()
-    reader.open(block.path for block in blocks)
-    pending: deque[tuple[PendingRead, list[int]]] = deque()
-    following = itertools.cycle(blocks)
-    place = 0
-
-    def ask() -> None:
-        nonlocal place
-        block = next(following)
-        place = place if place + block.nbytes <= _AREA_BYTES else 0
-        ended: list[int] = []
-        read = reader.read(block, area[place : place + block.nbytes], lambda a, b: ended.append(b))
-        pending.append((read, ended))
-        place += block.nbytes
-
-    try:
-        for _ in range(_QUEUED):
-            ask()
-        ends_ns = [time.monotonic_ns()]
-        with torch.inference_mode():
-            while ends_ns[-1] - ends_ns[0] < _READING_S * 1e9 or len(ends_ns) <= _LEAST_READS:
-                if products:
-                    next(products)
-                    reader.notice()
-                else:
-                    pending[0][0].wait()
-                while pending and pending[0][1]:
-                    pending.popleft()
-                    ends_ns.append(time.monotonic_ns())
-                    ask()
-    finally:
-        for read, _ in pending:
-            read.wait()
-        reader.close()
-    return ends_ns
 
 
 def _page_s(blocks: Sequence[Extent]) -> float:

@@ -21,14 +21,15 @@ from tpi_bench.host.fork import in_helper
 from tpi_bench.measure.blocks import blocks_there
 from tpi_bench.measure.calibrate import typical
 from tpi_bench.measure.core_rates import product_rates, shared_memory_rate
+from tpi_bench.measure.disk_rates import BY_PROBE, PROBE
 from tpi_bench.measure.limits import streamed_extents
 from tpi_bench.measure.prepare import Prepared
-from tpi_bench.measure.probe import HostLimits, disk_bandwidth
+from tpi_bench.measure.probe import DiskPasses, HostLimits, disk_passes
 
 T = TypeVar("T")
 
-_PROBE = "disk_probe_gb_per_s"
-_BY_PROBE = ("disk_gb_per_s", "disk_computing_gb_per_s", "disk_shared_gb_per_s")
+# A run of some seconds has a disk's mean; of one of ours that changed every half a second.
+_PROBING_S = 1.0
 _VALID_S = 20.0  # so long one measurement is good for the twins of a point, one after the other
 
 _found: dict[object, tuple[float, object]] = {}  # by what was measured: when, and what
@@ -42,9 +43,11 @@ def brought_up_to_date(prepared: Prepared) -> tuple[Prepared, HostLimits | None]
     here = [profile for profile in job.profiles if _is_this_host(profile)]
     if not prepared.settings.testbed.follows_host or not here:
         return prepared, None
-    now = _rates_now(prepared, here[0])
+    disk, now = _disk_now(prepared), _rates_now(prepared, here[0])
+    if disk.taken_s:
+        now[PROBE] = disk.mean_bps / 1e9
     profiles = tuple(at_rates(p, now) if _is_this_host(p) else p for p in job.profiles)
-    probed = HostLimits(memory_bps=math.nan, disk_bps=now.get(_PROBE, math.nan) * 1e9)
+    probed = HostLimits(memory_bps=math.nan, disk_bps=disk.best_bps, spread=disk.spread)
     return replace(prepared, job=replace(job, profiles=profiles)), probed
 
 
@@ -52,14 +55,18 @@ def _is_this_host(profile: DeviceProfile) -> bool:
     return profile.name == "this_host" and len(profile.rounds) > 0
 
 
-def _rates_now(prepared: Prepared, profile: DeviceProfile) -> dict[str, float]:
-    """Of this host, by the names of a profile, what the point needs."""
-    testbed, job = prepared.settings.testbed, prepared.job
+def _disk_now(prepared: Prepared) -> DiskPasses:
+    """Over what the point reads."""
     extents = _files_read(prepared)
+    if not extents:
+        return DiskPasses(0, [])
+    return _lately(("disk", extents), lambda: in_helper(disk_passes, extents, _PROBING_S))
+
+
+def _rates_now(prepared: Prepared, profile: DeviceProfile) -> dict[str, float]:
+    """Of this host's cores, by the names of a profile, what the point needs."""
+    testbed, job = prepared.settings.testbed, prepared.job
     now: dict[str, float] = {}
-    if extents:
-        disk_bps = _lately(("disk", extents), lambda: in_helper(disk_bandwidth, extents)[0])
-        now |= {} if math.isnan(disk_bps) else {_PROBE: disk_bps / 1e9}
     if job.num_devices > 1 and profile.memory_shared_gb_per_s is not None:
         with contextlib.suppress(ValueError):  # too busy to say: as it was calibrated
             now |= _lately("memory", shared_memory_rate)
@@ -101,18 +108,18 @@ def at_rates(profile: DeviceProfile, now: Mapping[str, float]) -> DeviceProfile:
     """
     rounds = [dict(each) for each in profile.rounds]
     calibrated = rounds[0].keys()
-    changed = [name for name in now if name in calibrated and name != _PROBE]
+    changed = [name for name in now if name in calibrated and name != PROBE]
     factors = {name: now[name] / typical(name, [r[name] for r in rounds]) for name in changed}
     for found in rounds:
         for name in changed:
             found[name] *= factors[name]
-    if _PROBE in now and _PROBE in calibrated:
-        of_disk = [name for name in _BY_PROBE if name in calibrated]
+    if PROBE in now and PROBE in calibrated:
+        of_disk = [name for name in BY_PROBE if name in calibrated]
         for found in rounds:
             for name in of_disk:
-                found[name] *= now[_PROBE] / found[_PROBE]
-            found[_PROBE] = now[_PROBE]
-        changed += [*of_disk, _PROBE]
+                found[name] *= now[PROBE] / found[PROBE]
+            found[PROBE] = now[PROBE]
+        changed += [*of_disk, PROBE]
     typically: dict[str, Any] = {
         name: typical(name, [found[name] for found in rounds]) for name in changed
     }

@@ -49,7 +49,7 @@ def speed_of(outcome: Outcome) -> Speed:
     if generation is None or outcome.status != "ok":
         return Speed.unmeasured()
     gaps = token_gaps_s(generation)
-    first_s, latencies_s = zip(*map(_times_s, [generation, *outcome.by_round]), strict=True)
+    first_s, latencies_s = zip(*map(times_s, [generation, *outcome.by_round]), strict=True)
     has_interval = bool(outcome.by_round)
     warmup_ns = generation.warmup_ttft_ns
     later = [row for row in token_rows(generation)[1:] if row.gap_s > 0]
@@ -103,7 +103,7 @@ def speculated(job: Job, outcome: Outcome, *, is_library: bool) -> Speculated:
     return found
 
 
-def _times_s(generation: Generation) -> tuple[float, float]:
+def times_s(generation: Generation) -> tuple[float, float]:
     """TTFT and token latency."""
     gaps = token_gaps_s(generation)
     first_s = (generation.token_ns[0] - generation.request_ns) / 1e9

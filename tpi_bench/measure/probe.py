@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import psutil
 
@@ -106,13 +106,13 @@ def measure_limits(
     # Each way of touching by itself: they are not equally fast.
     ways = [passes[number :: len(touches)] for number in range(len(touches))]
     memory_spread = min(_spread(way) for way in ways)
-    disk_bps, disk_spread = disk_bandwidth(extents)
+    disk = disk_passes(extents)
     busy = load.cores()
     return HostLimits(
         memory_bps=data.nbytes / min(passes),
-        disk_bps=disk_bps,
+        disk_bps=disk.best_bps,
         round_trip_s=math.nan if message_bytes is None else raw_round_trip_s(message_bytes),
-        spread=max(memory_spread, disk_spread),
+        spread=max(memory_spread, disk.spread),
         busy_cores=busy,
     )
 
@@ -141,10 +141,30 @@ def read_all(reader: DirectReader, extents: Sequence[Extent], buffer: np.ndarray
         read.wait()
 
 
-def disk_bandwidth(extents: Sequence[Extent]) -> tuple[float, float]:
-    """Best of a few passes over the files, all queued at once, into touched memory; its spread.
+class DiskPasses(NamedTuple):
+    """Seconds of each pass over so many bytes of a disk; none where no file is there."""
 
-    NaN and 0 where none of them is there.
+    nbytes: int
+    taken_s: list[float]
+
+    @property
+    def best_bps(self) -> float:
+        """NaN where there was none, as of the others."""
+        return self.nbytes / min(self.taken_s) if self.taken_s else math.nan
+
+    @property
+    def mean_bps(self) -> float:
+        return self.nbytes / statistics.fmean(self.taken_s) if self.taken_s else math.nan
+
+    @property
+    def spread(self) -> float:
+        """How far below the best rate the middle one is; 0 where there was none."""
+        return _spread(self.taken_s) if self.taken_s else 0.0
+
+
+def disk_passes(extents: Sequence[Extent], go_on_s: float = 0.0) -> DiskPasses:
+    """A few passes over the files, all queued at once, into touched memory, and more of them until
+    so much time has gone.
     """
     from tpi_bench.host.disk import DirectReader
     from tpi_bench.host.memory import anonymous_area
@@ -153,14 +173,17 @@ def disk_bandwidth(extents: Sequence[Extent]) -> tuple[float, float]:
     for extent in extents:
         if sum(e.nbytes for e in chosen) < _DISK_BYTES and Path(extent.path).is_file():
             chosen.append(extent)
+    nbytes = sum(extent.nbytes for extent in chosen)
     if not chosen:
-        return math.nan, 0.0
+        return DiskPasses(0, [])
     buffer = anonymous_area(max(_DISK_BUFFER_BYTES, *(extent.nbytes for extent in chosen)))
     buffer.fill(0)
     reader = DirectReader(_DISK_THREADS)
     try:
         reader.open(extent.path for extent in chosen)
-        passes = [seconds(lambda: read_all(reader, chosen, buffer)) for _ in range(_DISK_PASSES)]
+        passes: list[float] = []
+        while len(passes) < _DISK_PASSES or sum(passes) < go_on_s:
+            passes.append(seconds(lambda: read_all(reader, chosen, buffer)))
     finally:
         reader.close()
-    return sum(extent.nbytes for extent in chosen) / min(passes), _spread(passes)
+    return DiskPasses(nbytes, passes)

@@ -10,20 +10,25 @@ a host of ours Python took 40 to 160 us there, where it takes 8 in a token, and 
 from __future__ import annotations
 
 import itertools
+import math
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-from tpi_bench.contract.job import DeviceReport, Job, Output, Program
+from tpi_bench.contract.blocks import BlockFile
+from tpi_bench.contract.job import DeviceReport, Job, Outcome, Output, Program
 from tpi_bench.contract.model import Model
 from tpi_bench.contract.network import NetworkConfig
 from tpi_bench.contract.plan import Plan, Site
 from tpi_bench.contract.request import Generation, Request
 from tpi_bench.contract.runtime import Span
+from tpi_bench.contract.system import System
 from tpi_bench.engine.tpi import TpiSystem
+from tpi_bench.host.fork import in_helper
 from tpi_bench.measure.blocks import made_blocks
+from tpi_bench.measure.probe import disk_passes
 from tpi_bench.models.sources import SyntheticModel
 from tpi_bench.processes.launcher import run_job
 
@@ -42,8 +47,10 @@ MODEL = SyntheticModel(
     share_layers=True,
 )
 _NUM_DEVICES = 2
-_NUM_TOKENS = 16
-_HOP_MS = 2.0  # of links, for what is cold
+_NUM_STREAMED_TOKENS = 16
+_NUM_HELD_TOKENS = 48  # which take less time each
+_LEAST_TOKENS = 4  # where the disk is so slow
+_MOST_DECODE_NS = 3_000_000_000
 _KEPT_SHARE = 0.9  # the slowest tenth is somebody else's
 _PEER_WAITS_NS = 20_000_000
 _NUM_WAKES = 16
@@ -52,21 +59,75 @@ _LARGE_BYTES = 4 * len(_PROMPT) * MODEL.hidden  # the hidden states that a promp
 _LONG_NS = 1_000_000  # behind a computation so long it is slower
 
 
-def program_costs(cache_dir: Path) -> dict[str, float]:
-    """Microseconds, by the names of `DeviceProfile`. Raises ValueError where it cannot be run."""
+class EngineRun(NamedTuple):
+    """Of the engine on devices of this host: a prompt and tokens."""
+
+    job: Job
+    outcome: Outcome
+    probed_gb_per_s: float = math.nan  # of the disk, right before and after it
+
+    @property
+    def devices(self) -> list[DeviceReport]:
+        return sorted(self.outcome.devices, key=lambda device: device.rank)
+
+    @property
+    def generation(self) -> Generation:
+        assert self.outcome.generation is not None
+        return self.outcome.generation
+
+    @property
+    def token_bytes(self) -> int:
+        """That a token streams on all devices together."""
+        assert isinstance(self.job.program, System)
+        ranks = range(self.job.num_devices)
+        return sum(self.job.program.streaming(self.job, rank).streamed_bytes for rank in ranks)
+
+
+class EngineRuns(NamedTuple):
+    """On two devices with weights in memory, and with a window of two, which one has too."""
+
+    held: EngineRun
+    streamed: EngineRun
+    alone: EngineRun
+
+
+def engine_runs(cache_dir: Path) -> EngineRuns:
+    """Raises ValueError where they cannot be run."""
     model = MODEL.load(cache_dir)
-    prompt, hot = _spans(model, NetworkConfig(), cache_dir)
-    slow_links = NetworkConfig(topology="switch", link_latency_ms=_HOP_MS)
-    _, cold = _spans(model, slow_links, cache_dir)
-    reading_prompt, reading = _spans(model, NetworkConfig(), cache_dir, window=2)
+
+    def run(window: int | None, num_devices: int) -> EngineRun:
+        num_tokens = _NUM_STREAMED_TOKENS if window else _NUM_HELD_TOKENS
+        request = Request(
+            prompt_ids=_PROMPT,
+            num_new_tokens=num_tokens,
+            min_new_tokens=_LEAST_TOKENS,
+            max_decode_ns=_MOST_DECODE_NS,
+        )
+        system = TpiSystem(name="tpi", collective="direct", window=window)
+        plan = system.plan(model.config, Site(proportions=[1.0] * num_devices))
+        blocks = made_blocks(model, plan, cache_dir)
+        probed = [_probed_gb_per_s(blocks)]
+        found = traced_run(system, model, plan, request, cache_dir)
+        probed.append(_probed_gb_per_s(blocks))
+        return found._replace(probed_gb_per_s=statistics.fmean(probed))
+
+    return EngineRuns(run(None, _NUM_DEVICES), run(2, _NUM_DEVICES), run(2, 1))
+
+
+def _probed_gb_per_s(blocks: Sequence[Sequence[BlockFile]]) -> float:
+    extents = [block.extent for own in blocks for block in own]
+    return in_helper(disk_passes, extents).mean_bps / 1e9
+
+
+def program_costs(runs: EngineRuns) -> dict[str, float]:
+    """Microseconds, by the names of `DeviceProfile`. Raises ValueError where it cannot be run."""
+    prompt, hot = _spans(runs.held)
+    reading_prompt, reading = _spans(runs.streamed)
     sending_ns, asking_ns = _typical(_lengths(hot, "send")), _typical(_lengths(reading, "request"))
     step_ns = _typical(_gaps(hot))
     swept_ns = _lower_quartile(_gaps_behind_long(prompt)) - step_ns
     until_asked_ns = _lower_quartile(_until_asked_behind_long(reading_prompt))
     swept_asking_ns = until_asked_ns - step_ns - asking_ns
-    colder = [
-        _typical(_lengths(cold, key)) - _typical(_lengths(hot, key)) for key in ("attn", "ffn")
-    ]
     receiving_ns = _lower_quartile(_lengths(hot, "recv"))  # of those that are there
     large_sending_ns = _typical(_lengths(prompt, "send"))
     large_receiving_ns = _lower_quartile(_lengths(prompt, "recv"))
@@ -75,55 +136,48 @@ def program_costs(cache_dir: Path) -> dict[str, float]:
         "receive_overhead_us": receiving_ns / 1e3,
         "message_gb_per_s": _copied_gb_per_s(large_sending_ns, sending_ns),
         "receive_gb_per_s": _copied_gb_per_s(large_receiving_ns, receiving_ns),
-        "read_overhead_us": asking_ns / 1e3,
         "step_overhead_us": step_ns / 1e3,
         "swept_overhead_us": max(swept_ns, 0.0) / 1e3,
         "swept_read_overhead_us": max(swept_asking_ns, 0.0) / 1e3,
-        "cold_overhead_us": max(0.0, statistics.fmean(colder)) / 1e3,
         "wake_overhead_us": max(0.0, _waking_ns() - sending_ns) / 1e3,
     }
 
 
-def _spans(
-    model: Model, network: NetworkConfig, cache_dir: Path, window: int | None = None
-) -> tuple[list[Span], list[Span]]:
+def _spans(run: EngineRun) -> tuple[list[Span], list[Span]]:
     """Of the master: of the prompt, and of all tokens but the first."""
-    system = TpiSystem(name="tpi", collective="direct", window=window)
-    plan = system.plan(model.config, Site(proportions=[1.0] * _NUM_DEVICES))
-    request = Request(prompt_ids=_PROMPT, num_new_tokens=_NUM_TOKENS)
-    reports = _run(system, model, plan, request, network, cache_dir)
-    spans = [span for span in reports[0].spans if span.kind != "read"]
+    spans = [span for span in run.devices[0].spans if span.kind != "read"]
     spans.sort(key=lambda span: span.start_ns)
     steps = [number for number, span in enumerate(spans) if span.key == "embed"]
-    first, second = steps[-_NUM_TOKENS], steps[-_NUM_TOKENS + 1]
+    num_tokens = len(run.generation.token_ids)
+    first, second = steps[-num_tokens], steps[1 - num_tokens]
     return spans[first:second], spans[second:]
 
 
-def _run(
+def traced_run(
     program: Program,
     model: Model,
     plan: Plan | None,
     request: Request,
-    network: NetworkConfig,
-    cache_dir: Path | None,
-) -> list[DeviceReport]:
+    cache_dir: Path | None = None,
+) -> EngineRun:
+    """With the spans of each device. Raises ValueError where it cannot be run."""
     job = Job(
         program=program,
         config=model.config,
         dtype=model.dtype,
         weights=model.weights,
-        num_devices=_NUM_DEVICES,
+        num_devices=_NUM_DEVICES if plan is None else plan.num_devices,
         plan=plan,
         blocks=[] if plan is None or cache_dir is None else made_blocks(model, plan, cache_dir),
         request=request,
-        network=network,
+        network=NetworkConfig(),
         threads_per_device=1,
         trace=True,
     )
     outcome = run_job(job)
-    if outcome.status != "ok":
+    if outcome.generation is None:
         raise ValueError(f"this host could not be calibrated: {outcome.error}")
-    return sorted(outcome.devices, key=lambda device: device.rank)
+    return EngineRun(job, outcome)
 
 
 def _lengths(spans: Sequence[Span], key: str) -> list[int]:
@@ -201,5 +255,5 @@ def _stay_busy(rt: Runtime) -> None:
 def _waking_ns() -> float:
     model = MODEL.load(Path())
     request = Request(prompt_ids=(0,), num_new_tokens=1)
-    reports = _run(_Wakes(), model, None, request, NetworkConfig(), None)
-    return _typical(_lengths(reports[0].spans, "send")[1:])
+    run = traced_run(_Wakes(), model, None, request)
+    return _typical(_lengths(run.devices[0].spans, "send")[1:])

@@ -75,10 +75,13 @@ class DiskRead:
     """A read that a disk was asked for. `end_ns` is known once it is over."""
 
     device: int
-    left: float  # bytes
+    nbytes: int
     on_end: Callable[[int], None]
     ready_ns: float | None = None  # when its latency is over; None: the disk has not begun with it
     end_ns: int | None = None
+
+    def __post_init__(self) -> None:
+        self.left: float = self.nbytes  # bytes
 
 
 class DiskQueue:

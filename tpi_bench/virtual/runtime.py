@@ -116,6 +116,7 @@ class VirtualRuntime:
         self._receive_ns = profile.receive_ns
         self._ns_per_sent_byte = profile.ns_per_sent_byte
         self._ns_per_received_byte = profile.ns_per_received_byte
+        self._ns_per_asked_byte = profile.ns_per_asked_byte
         self._wake_ns = profile.wake_ns
         self._usual = _Python(profile.step_ns, profile.asking_ns)
         self._swept = _Python(
@@ -131,6 +132,9 @@ class VirtualRuntime:
         self._paged_in_ns = 0  # when what the next computation touches is all there
         self._faults_ns = 0  # of the next computation
         self._mapped: dict[str, torch.Tensor] = {}
+        self._is_slow_when_streamed = profile.streamed_ns + profile.ns_per_streamed_byte > 0
+        self._just_read_bytes = 0  # since the last computation, where that matters
+        self._touched_bytes: dict[Key, int] = {}
         self._stretches: dict[tuple[Key, int], float] = {}  # by the number that compute at once
 
     def now(self) -> int:
@@ -195,9 +199,13 @@ class VirtualRuntime:
             self._idle_ns, self._warm_ns = begin - self._computed_ns, 0
         step_ns = self._next.step_ns
         start = begin + step_ns
+        if self._just_read_bytes:
+            self._idle_ns = 0  # that wait counts in what it takes longer
         idle_ns = self._idle_ns if self._warm_ns < _COLD_NS else 0
         result, ns = self._costs.run(key, fn, self.profile, idle_ns)
         disk.computing(begin, +1)
+        if self._just_read_bytes:
+            ns += self._streamed_ns(key)
         computed = start + ns
         if self.world.memory is not None:
             scheduler.sleep(step_ns)
@@ -212,6 +220,15 @@ class VirtualRuntime:
         self._next = self._swept if ns >= _SWEEPS_NS else self._usual
         self.log.add(kind_of(key), str(key[0]), start, end)
         return result
+
+    def _streamed_ns(self, key: Key) -> int:
+        """What it takes longer with what was just read, the wait for that included."""
+        touched = self._touched_bytes.get(key)
+        if touched is None:
+            touched = sum(operator.nbytes for operator in self._costs.work(key))
+            self._touched_bytes[key] = touched
+        nbytes, self._just_read_bytes = min(touched, self._just_read_bytes), 0
+        return self.profile.streamed_ns + round(nbytes * self.profile.ns_per_streamed_byte)
 
     def _stretch(self, key: Key, num_sharing: int) -> float:
         """How much longer a computation takes while so many devices compute from one memory."""
@@ -242,7 +259,8 @@ class VirtualRuntime:
 
     def read(self, block: BlockFile, out: torch.Tensor) -> TimedRead:
         start = self._scheduler.now_ns
-        self._scheduler.sleep(self._next.asking_ns)
+        of_bytes_ns = round(block.nbytes * self._ns_per_asked_byte)
+        self._scheduler.sleep(self._next.asking_ns + of_bytes_ns)
         self._next = self._usual
         self.log.add("load_wait", "request", start, self._scheduler.now_ns)
         asked_ns = self._scheduler.now_ns
@@ -280,6 +298,9 @@ class VirtualRuntime:
     def waiting(self, handle: ReadHandle, key: str) -> None:
         start = self._scheduler.now_ns
         handle.wait()
+        if self._is_slow_when_streamed:
+            assert isinstance(handle, TimedRead)
+            self._just_read_bytes += handle.read.nbytes
         self.log.add("load_wait", key, start, self._scheduler.now_ns)
 
 
