@@ -14,6 +14,7 @@ import torch
 
 from tests.helpers.calibration import HOST, PLAIN, keep
 from tpi_bench.contract.model import DTYPES, WEIGHTS
+from tpi_bench.contract.rounds import in_round
 from tpi_bench.engine.matrix import Matrix
 from tpi_bench.host import cgroups
 from tpi_bench.host.machine import available_cpus
@@ -34,10 +35,10 @@ def test_the_profile_has_what_was_measured_with_so_many_threads(tmp_path: Path) 
     assert [one.read_bps(held) for held in ("float32", "q8", "q4")] == [40e9] * 3
     assert [two.read_bps(held) for held in ("float32", "q8", "q4")] == [50e9, 38e9, 30e9]
     assert (two.flops_per_s("bfloat16"), two.flops_per_s("q4")) == (200e9, 90e9)
-    assert [two.in_round(number).q8_gb_per_s for number in range(3)] == pytest.approx(
+    assert [in_round(two, number).q8_gb_per_s for number in range(3)] == pytest.approx(
         [38, 34.2, 41.8]
     )
-    assert two.in_round(1).rounds == ()
+    assert in_round(two, 1).rounds == ()
     with pytest.raises(ValueError, match=r"this_host\.threads=3 was not calibrated; .* 1, 2"):
         ThisHost(threads=3).load(tmp_path)
 
@@ -67,7 +68,7 @@ def test_a_profile_has_the_medians_of_rounds(
     assert profile.disk_gb_per_s == 2
     assert (profile.step_ns, profile.receive_ns) == (5_000, profile.message_ns)
     assert (profile.cold_after_ns(2_000_000), profile.disk_shared_gb_per_s) == (20_000, 1.5)
-    assert [profile.in_round(number).disk_gb_per_s for number in range(3)] == [0.5, 1, 1.5]
+    assert [in_round(profile, number).disk_gb_per_s for number in range(3)] == [0.5, 1, 1.5]
     assert "disk_gb_per_s" in calibrate.calibration_text(found)
     elsewhere = tmp_path / "laptop.json"
     elsewhere.write_text(json.dumps(found))

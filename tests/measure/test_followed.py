@@ -13,6 +13,7 @@ import torch
 
 from tests.helpers.calibration import PLAIN, keep
 from tests.helpers.settings import settings_of
+from tpi_bench.contract.rounds import in_round
 from tpi_bench.measure import core_rates, followed
 from tpi_bench.measure.calibrate import ThisHost, calibration_file
 from tpi_bench.measure.core_rates import product_rates
@@ -72,7 +73,7 @@ def test_rates_move_by_what_was_measured_again(tmp_path: Path) -> None:
     kept(tmp_path, disk_shared_gb_per_s=6.0, disk_gap_us=90.0)
     profile = ThisHost().load(tmp_path)
     now = at_rates(profile, {"disk_probe_gb_per_s": 1.0, "peak_gflops": 45.0, "unknown": 1.0})
-    rounds = [now.in_round(number) for number in range(3)]
+    rounds = [in_round(now, number) for number in range(3)]
     assert [each.disk_gb_per_s for each in rounds] == pytest.approx([2 / 2, 1.8 / 4, 2.2 / 3])
     assert [each.disk_shared_gb_per_s for each in rounds] == pytest.approx([6 / 2, 6 / 4, 6 / 3])
     assert [each.peak_gflops for each in rounds] == pytest.approx([45, 40.5, 49.5])

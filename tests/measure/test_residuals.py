@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.calibration import HOST, PLAIN
-from tpi_bench.contract.device import RESIDUALS, DeviceProfile
+from tpi_bench.contract.device import DeviceProfile
 from tpi_bench.contract.request import Generation
+from tpi_bench.contract.rounds import RESIDUALS, in_round
 from tpi_bench.measure import residuals
 from tpi_bench.measure.metrics import times_s
 from tpi_bench.measure.program_costs import EngineRuns, engine_runs
@@ -94,7 +95,7 @@ def test_a_round_is_moved_by_its_residuals() -> None:
         "read_overhead_us": 80.0,
         "disk_shared_gb_per_s": 80.0,
     }
-    profile = replace(FOUND, rounds=(tuple(found.items()),)).in_round(0)
+    profile = in_round(replace(FOUND, rounds=(tuple(found.items()),)), 0)
     assert {name: getattr(profile, name) for name in list(found)[3:]} == {
         "peak_gflops": 40.0,
         "float32_few_gflops": 20.0,

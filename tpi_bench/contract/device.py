@@ -7,7 +7,7 @@ the one of this host. What a computation takes by them says `roofline.py`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from itertools import groupby
 from math import inf
 from pathlib import Path
@@ -50,9 +50,6 @@ _OVERHEADS = (
     "disk_shared_gap_us",
 )
 COLD_REST_NS = 4_000_000  # the wait that `cold_overhead_us` is of
-# What runs of a calibration's round took, over what virtual time with its numbers has for them.
-RESIDUALS = ("prompt_residual", "token_residual", "disk_residual")
-_OF_PROMPTS = ("_rows_gb_per_s", "_states_gb_per_s", "swept_", "message_gb_per_s", "receive_gb_")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -317,21 +314,6 @@ class DeviceProfile:
         """What a YAML of it says: all but the rounds."""
         return {each.name: getattr(self, each.name) for each in fields(self) if each.metadata}
 
-    def in_round(self, number: int) -> DeviceProfile:
-        """The device as a round of its calibration found it; itself where there were none.
-
-        Every number is moved by what runs of that round took besides, so that they come out.
-        """
-        if not self.rounds:
-            return self
-        found = dict(self.rounds[number % len(self.rounds)])
-        missed = {name: found.pop(name, 1.0) for name in RESIDUALS}
-        moved: dict[str, Any] = {}
-        for name, value in found.items():
-            factor = missed.get(_residual_of(name), 1.0)
-            moved[name] = value * factor if name.endswith("_us") else value / factor
-        return replace(self, **moved, rounds=())
-
     @property
     def memory_bps(self) -> float:
         """Bytes a second that the used cores read."""
@@ -477,18 +459,6 @@ class DeviceProfile:
     @property
     def _used_share(self) -> float:
         return self.num_used / self.cores
-
-
-def _residual_of(name: str) -> str:
-    """Of a number of the profile: by which of `RESIDUALS` it is moved, if by any."""
-    if name.startswith("disk_shared_"):  # a run has had its say there (`measure/residuals.py`)
-        return ""
-    if name.startswith(("disk_", "paging_", "asking_", "read_")):
-        return "disk_residual"
-    is_few = "_few_" in name or "_decode_" in name
-    if any(part in name for part in _OF_PROMPTS) or (name.endswith("_gflops") and not is_few):
-        return "prompt_residual"
-    return "token_residual"
 
 
 class ProfileSource(Protocol):

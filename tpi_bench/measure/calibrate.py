@@ -20,7 +20,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from tpi_bench.contract.device import RESIDUALS, DeviceProfile
+from tpi_bench.contract.device import DeviceProfile
+from tpi_bench.contract.rounds import RESIDUALS
 from tpi_bench.contract.setting import setting
 from tpi_bench.host import cache, machine
 from tpi_bench.host.fork import in_helper

@@ -38,7 +38,7 @@ def shared_disk_rate(run: EngineRun, found: DeviceProfile, cache_dir: Path) -> d
 
 
 def residuals(runs: EngineRuns, found: DeviceProfile, cache_dir: Path) -> dict[str, float]:
-    """Ratios, by the names of `contract.device.RESIDUALS`."""
+    """Ratios, by the names of `contract.rounds.RESIDUALS`."""
     prompt, token = _missed(runs.held, found, cache_dir)
     _, streamed = _missed(runs.alone, found, cache_dir)
     return {"prompt_residual": prompt, "token_residual": token, "disk_residual": streamed}

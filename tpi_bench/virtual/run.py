@@ -21,6 +21,7 @@ import torch
 
 from tpi_bench.contract.job import DeviceReport, Job, Outcome
 from tpi_bench.contract.request import Generation
+from tpi_bench.contract.rounds import in_round
 from tpi_bench.contract.runtime import BlockReadError, DeviceLost
 from tpi_bench.engine.matrix import kernel_name
 from tpi_bench.engine.rank import run_rank
@@ -109,7 +110,7 @@ def _by_round(job: Job, costs: Costs, shared: Shared) -> list[Generation]:
     num_rounds = max(len(profile.rounds) for profile in job.profiles)
     found = []
     for number in range(num_rounds):
-        profiles = tuple(profile.in_round(number) for profile in job.profiles)
+        profiles = tuple(in_round(profile, number) for profile in job.profiles)
         outcome = _run(replace(job, profiles=profiles, trace=False), costs, shared, None)
         if outcome.generation is not None:
             found.append(outcome.generation)
