@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +13,7 @@ import pytest
 import torch
 
 from tpi_bench.contract.blocks import Extent
-from tpi_bench.measure import disk_rates
+from tpi_bench.measure import disk_rates, probe
 from tpi_bench.measure.disk_rates import _Read
 
 
@@ -153,3 +154,25 @@ def test_a_disk_is_read_by_the_block_files_that_are_there(
         "one": [("0", 0, 9), ("1", 0, 13)],
         "other": [("0", 0, 16), ("0", 16, 14), ("1", 0, 16)],
     }
+
+
+def test_a_disk_is_probed_for_as_long_as_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three passes of 1, 2, 3 ... s at least; where no file is there, none."""
+    path = tmp_path / "blocks"
+    path.write_bytes(bytes(8192))
+    extents = [Extent(str(path), 0, 4096), Extent(str(path), 4096, 4096)]
+    for go_on_s, taken_s in ((0.0, [1, 2, 3]), (6.0, [1, 2, 3]), (6.5, [1, 2, 3, 4])):
+        times = itertools.count(1)
+        monkeypatch.setattr(probe, "seconds", lambda fn, times=times: float(next(times)))
+        found = probe.disk_passes(extents, go_on_s)
+        assert found == (8192, taken_s)
+        assert found.best_bps == 8192
+        assert found.mean_bps == 8192 * len(taken_s) / sum(taken_s)
+    assert found.spread == 1 - 1 / 2.5
+    none = probe.disk_passes([Extent(str(tmp_path / "no"), 0, 4096)], 9.0)
+    assert none.taken_s == []
+    assert math.isnan(none.best_bps)
+    assert math.isnan(none.mean_bps)
+    assert none.spread == 0
