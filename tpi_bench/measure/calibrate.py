@@ -190,9 +190,11 @@ def _rows(rounds: Sequence[Mapping[str, float]]) -> list[dict[str, Any]]:
 
 def calibration_text(found: dict[str, Any]) -> str:
     """The rows as a table."""
-    lines = [f"{'':24}{'threads':>8}{'typical':>10}{'min':>10}{'max':>10}"]
-    for threads, rows in [*found["threads"].items(), ("-", found["host"])]:
+    parts = [*found["threads"].items(), ("-", found["host"])]
+    width = max((len(row["name"]) for _, rows in parts for row in rows), default=0)
+    lines = [f"{'':{width}}{'threads':>8}{'typical':>10}{'min':>10}{'max':>10}"]
+    for threads, rows in parts:
         for row in rows:
             numbers = "".join(f"{row[name]:10.2f}" for name in ("typical", "min", "max"))
-            lines.append(f"{row['name']:24}{threads:>8}{numbers}")
+            lines.append(f"{row['name']:{width}}{threads:>8}{numbers}")
     return "\n".join(lines)
