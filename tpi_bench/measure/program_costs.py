@@ -1,10 +1,10 @@
 """What a rank program takes besides its computations: one round of a calibration (`calibrate.py`).
 
 The engine itself runs on two devices of this host, on a small model, and its spans are looked at:
-what sending and receiving take, asking for a read, and what Python takes between them. All of it
-takes longer after a wait, when caches and clock have cooled down, and behind a long computation: on
-a host of ours Python took 40 to 160 us there, where it takes 8 in a token, and asking for a read
-116, where it takes 58. That the caches are swept by then is likely, and was not isolated.
+what sending and receiving take, and what Python takes between them. All of it takes longer behind
+a long computation: on a host of ours Python took 40 to 160 us there, where it takes 8 in a token,
+and asking for a read 116, where it takes 58. That the caches are swept by then is likely, and was
+not isolated. What waits cost is measured by `waits.py`.
 """
 
 from __future__ import annotations

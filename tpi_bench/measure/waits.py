@@ -77,7 +77,7 @@ def _blocks(held: str, cache_dir: Path) -> _Blocks:
     model = replace(MODEL, weights=held).load(cache_dir)
     plan = tensor_parallel(model.config, [1.0])
     request = Request(prompt_ids=(0,), num_new_tokens=1)
-    run = traced_run(_Turns(), model, plan, request, cache_dir)
+    run = traced_run(_InTurns(), model, plan, request, cache_dir)
     turns = list(_turns(run.devices[0].spans))
     of_way = {way: [turn for each, turn in turns if each == way][1:] for way in _WAYS}
     parts = _through_a_window(run.job.blocks[0]).streamed_parts
@@ -106,7 +106,7 @@ def _line(small: _Blocks, large: _Blocks, small_ns: float, large_ns: float) -> t
 
 
 @dataclass(frozen=True)
-class _Turns(Program):
+class _InTurns(Program):
     """Through the blocks of one device, each way in turns; a span that bears its name begins it."""
 
     def run_device(self, rt: Runtime, job: Job, output: Output) -> Generation:

@@ -5,7 +5,7 @@ its operators are counted and every later one with the same key costs the same a
 Measured: every computation really runs, alone; what is charged is the typical time of computations
 with the same key, kept in a file of this host and scaled to the device's profile. Times are kept
 for ten minutes: what a shared host takes for the same products differs by a quarter between hours.
-A core that has idled is slower at first (caches and clock rate), so it idles as long before a timed
+A core that has idled is slower at first (why was not isolated), so it idles as long before a timed
 computation, and times after short and long waits are kept apart.
 
 What is timed without such waits is timed within an instant, in which others may have taken the
