@@ -23,7 +23,7 @@ class RecordingFabric:
         self._packet_bytes = packet_bytes
         self.messages: list[Message] = []
 
-    def send(self, src: int, dst: int, nbytes: int, deliver: Deliver) -> None:
+    def send(self, src: int, dst: int, nbytes: int, time_ns: int, deliver: Deliver) -> None:
         def noted(arrival_ns: int) -> None:
             self.messages.append(Message(src, dst, nbytes, arrival_ns / 1e9))
             deliver(arrival_ns)
@@ -31,8 +31,8 @@ class RecordingFabric:
         whole, last = divmod(nbytes, self._packet_bytes or nbytes)
         sizes = [self._packet_bytes or nbytes] * whole + [last] * (last > 0)
         for size in sizes[:-1]:
-            self._fabric.send(src, dst, size, lambda arrival_ns: None)
-        self._fabric.send(src, dst, sizes[-1], noted)
+            self._fabric.send(src, dst, size, time_ns, lambda arrival_ns: None)
+        self._fabric.send(src, dst, sizes[-1], time_ns, noted)
 
 
 def run_ours(case: Case, packet_bytes: int | None = None) -> Times:

@@ -35,8 +35,7 @@ def carry(
         arrivals[index] = arrival_ns
 
     for index, (time_ns, src, dst, nbytes) in enumerate(sends):
-        told = functools.partial(deliver, index)
-        clock.at(time_ns, functools.partial(fabric.send, src, dst, nbytes, told))
+        fabric.send(src, dst, nbytes, time_ns, functools.partial(deliver, index))
     clock.run()
     return [arrivals[index] for index in range(len(sends))], list(arrivals)
 
@@ -85,6 +84,7 @@ def test_equal_first_bits_are_served_in_the_order_of_sending() -> None:
     network = wan({(1, 0): 1, (2, 0): 2, (3, 0): 3}, MBPS)
     sends = [(0, 3, 0, 1000), (MS, 2, 0, 2000), (2 * MS, 1, 0, 3000)]
     assert arrivals_of(network, sends) == [4 * MS, 6 * MS, 9 * MS]
+    assert arrivals_of(network, sends[::-1]) == [9 * MS, 6 * MS, 4 * MS]  # told ahead of time
 
 
 def test_wan_latencies_are_those_of_the_table_by_direction() -> None:

@@ -46,14 +46,16 @@ def check_message(buffer: torch.Tensor) -> None:
     """A message is memory as it lies there. Raises ValueError for a tensor with gaps or turns, and
     for what is none.
     """
-    if not hasattr(buffer, "is_contiguous"):
-        raise ValueError(f"a message must be a tensor, not of type {type(buffer).__name__}")
-    if not buffer.is_contiguous():
-        raise ValueError(
-            f"a message must be a contiguous tensor, but one of shape {tuple(buffer.shape)} has "
-            f"strides {tuple(buffer.stride())}; send tensor.contiguous(), and receive into a new "
-            "tensor"
-        )
+    try:
+        if buffer.is_contiguous():
+            return
+    except AttributeError:
+        kind = type(buffer).__name__
+        raise ValueError(f"a message must be a tensor, not of type {kind}") from None
+    raise ValueError(
+        f"a message must be a contiguous tensor, but one of shape {tuple(buffer.shape)} has "
+        f"strides {tuple(buffer.stride())}; send tensor.contiguous(), and receive into a new tensor"
+    )
 
 
 def check_peer(rank: int, peer: int, world_size: int) -> None:

@@ -17,7 +17,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from tpi_bench.contract.network import Jitter, NetworkConfig
 from tpi_bench.virtual.topologies import TOPOLOGIES, Hop
@@ -30,11 +30,10 @@ class Clock(Protocol):
 
     now_ns: int
 
-    def at(self, time_ns: int, action: Callable[[], object]) -> None: ...
+    def at(self, time_ns: int, action: Callable[[], object], planned_ns: int) -> None: ...
 
 
-@dataclass(frozen=True)
-class Way:
+class Way(NamedTuple):
     """From one device to another; `left_ns` is when the last message had left each hop."""
 
     hops: tuple[Hop, ...]
@@ -56,23 +55,23 @@ class Message:
 
     def go_on(self) -> None:
         """Through every port of which it is known by now when its turn is."""
-        hops, place, now_ns = self.way.hops, self.place, self.clock.now_ns
-        first_ns, last_ns = self.first_ns, self.last_ns
+        hops, place = self.way.hops, self.place
+        now_ns, last_ns = self.first_ns, self.last_ns
+        first_ns = now_ns
         while True:
-            hop = hops[place]
-            if hop.ns_per_byte:
-                port = hop.port
+            port, ns_per_byte, latency_ns, is_stored, jitter_parts, _ = hops[place]
+            if ns_per_byte:
                 if port.free_ns > first_ns:
                     first_ns = port.free_ns
-                free_ns = port.free_ns = first_ns + round(self.nbytes * hop.ns_per_byte)
+                free_ns = port.free_ns = first_ns + round(self.nbytes * ns_per_byte)
                 if free_ns > last_ns:
                     last_ns = free_ns
-            if hop.is_stored:
+            if is_stored:
                 first_ns = last_ns
-            first_ns += hop.latency_ns
-            last_ns += hop.latency_ns
-            if hop.jitter_parts:
-                late_ns = self._late_ns(place, first_ns, self.jitter_ns // hop.jitter_parts)
+            first_ns += latency_ns
+            last_ns += latency_ns
+            if jitter_parts:
+                late_ns = self._late_ns(place, first_ns, self.jitter_ns // jitter_parts)
                 first_ns += late_ns
                 last_ns += late_ns
                 self.way.left_ns[place] = last_ns
@@ -80,10 +79,11 @@ class Message:
             if place == len(hops):
                 self.deliver(last_ns)
                 return
-            if hops[place].ns_per_byte and first_ns > now_ns:
+            is_ahead = first_ns > self.clock.now_ns or hops[place - 1].is_own
+            if hops[place].ns_per_byte and is_ahead:
                 # Shared, and others may be there before the first bit is.
                 self.place, self.first_ns, self.last_ns = place, first_ns, last_ns
-                self.clock.at(first_ns, self.go_on)
+                self.clock.at(first_ns, self.go_on, now_ns)
                 return
 
     def _late_ns(self, place: int, first_ns: int, jitter_ns: int) -> int:
@@ -102,17 +102,24 @@ class Fabric:
         self._jitter = [Jitter(network, rank) for rank in range(num_devices)]
         self._has_jitter = bool(network.jitter_ms)
 
-    def send(self, src: int, dst: int, nbytes: int, deliver: Deliver) -> None:
-        """Put a message on its way now; `deliver(arrival_ns)` is called no later than it arrives.
+    def send(self, src: int, dst: int, nbytes: int, time_ns: int, deliver: Deliver) -> None:
+        """Put a message on its way at a time that is not past; `deliver(arrival_ns)` is called by
+        the clock, no later than it arrives.
 
-        Messages between two devices keep their order.
+        Messages between two devices keep their order. Those of one sender are put on their way in
+        the order of their times.
         """
         way = self._ways.get((src, dst))
         if way is None:
             hops = self._topology.hops(src, dst)
             way = self._ways[src, dst] = Way(hops, [0] * len(hops))
-        now, jitter_ns = self._clock.now_ns, self._jitter[src].draw_ns() if self._has_jitter else 0
-        Message(self._clock, way, nbytes, jitter_ns, now, now, deliver).go_on()
+        jitter_ns = self._jitter[src].draw_ns() if self._has_jitter else 0
+        clock = self._clock
+        message = Message(clock, way, nbytes, jitter_ns, time_ns, time_ns, deliver)
+        if way.hops[0].is_own:
+            message.go_on()  # nobody can be there before it, so it need not wait for its time
+        else:
+            clock.at(time_ns, message.go_on, time_ns)
 
 
 class _LonelyClock:
@@ -121,7 +128,7 @@ class _LonelyClock:
     def __init__(self) -> None:
         self.now_ns = 0
 
-    def at(self, time_ns: int, action: Callable[[], object]) -> None:
+    def at(self, time_ns: int, action: Callable[[], object], planned_ns: int) -> None:
         self.now_ns = time_ns
         action()
 
@@ -136,6 +143,6 @@ def transfers_s(network: NetworkConfig, num_devices: int, nbytes: int) -> list[l
     table = [[0.0] * num_devices for _ in range(num_devices)]
     for src, dst in itertools.permutations(range(num_devices), 2):
         start_ns = clock.now_ns
-        fabric.send(src, dst, nbytes, clock.skip_to)
+        fabric.send(src, dst, nbytes, start_ns, clock.skip_to)
         table[src][dst] = (clock.now_ns - start_ns) / 1e9
     return table

@@ -163,7 +163,7 @@ def _run(job: Job, costs: Costs, shared: Shared, failure: tuple[int, float] | No
         generation=master.generation,
         devices=[_report(rt, job.threads_per_device, kernel) for rt in world.runtimes],
         round_trips_ns=master.round_trips_ns,
-        num_events=world.scheduler.num_events,
+        num_events=world.num_events,
     )
 
 

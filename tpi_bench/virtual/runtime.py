@@ -1,10 +1,14 @@
 """The virtual runtime: the same rank programs as greenlets under a discrete-event scheduler.
 
-Every rank is a greenlet that runs until it must wait; the scheduler then wakes whoever is next in
-virtual time. Times are integer nanoseconds, events at one time happen in the order in which they
-were planned, so a run is repeatable to the bit. What a computation costs is asked of `costs.py`,
-what a message meets of `network.py`, what a read takes of `disk.py`. `run.py` makes a `World`, all
-ranks of one run, for a job.
+Every rank is a greenlet with a clock of its own, which runs ahead of the world's: what nobody else
+can notice (it computes, waits for its own disk) only moves that clock on. What others do notice, a
+message above all, is planned for its time, and the scheduler lets it happen in order; a rank gives
+up its turn where it waits for a message, or must know what has happened by its time (`catch_up`).
+
+Times are integer nanoseconds, events at one time happen in the order in which they were planned, so
+a run is repeatable to the bit. What a computation costs is asked of `costs.py`, what a message
+meets of `network.py`, what a read takes of `disk.py`. `run.py` makes a `World`, all ranks of one
+run, for a job.
 """
 
 from __future__ import annotations
@@ -49,6 +53,7 @@ from tpi_bench.virtual.disk import (
 from tpi_bench.virtual.memory_bus import MemoryBus
 from tpi_bench.virtual.network import Fabric
 from tpi_bench.virtual.scheduler import Deadlock, Scheduler
+from tpi_bench.virtual.shared_reads import SharedReads
 
 T = TypeVar("T")
 # A core that has slept so long takes whoever wakes it longer: on a virtual machine of ours a
@@ -79,17 +84,12 @@ Arrival = tuple[int, int, torch.Tensor | None]
 class TimedRead:
     """Handle of a read: over when its disk says so, which depends on what goes on meanwhile."""
 
-    scheduler: Scheduler
-    disk: DiskQueue
+    runtime: VirtualRuntime
     read: DiskRead
     error: BlockReadError | None
 
     def wait(self) -> None:
-        scheduler = self.scheduler
-        self.disk.advance(scheduler.now_ns)
-        while self.read.end_ns is None:
-            scheduler.sleep(self.disk.expected_end(self.read) - scheduler.now_ns)
-            self.disk.advance(scheduler.now_ns)
+        self.runtime.await_read(self.read)
         if self.error:
             raise self.error
 
@@ -109,7 +109,10 @@ class VirtualRuntime:
         self.bytes_received = 0
         self.waiting_for: int | None = None
         self.greenlet: greenlet | None = None
+        self.num_steps = 0  # of its clock, and ends of waiting for a message
+        self._now_ns = 0
         self._disk = disk
+        self._shared_reads = world.reads
         self._scheduler = world.scheduler
         self._costs = world.costs
         self._message_ns = profile.message_ns
@@ -123,11 +126,11 @@ class VirtualRuntime:
             profile.step_ns + profile.swept_ns, profile.asking_ns + profile.swept_asking_ns
         )
         self._next = self._usual
-        self._inbox: dict[int, deque[Arrival]] = defaultdict(deque)
+        self._inbox: dict[int, deque[Arrival]] = {}  # by sender, of those that are known
+        self._receivers: dict[int, VirtualRuntime] = {}  # that it has sent to
         self._computed_ns = 0  # when the last computation ended
         self._idle_ns = 0  # of the last long wait before a computation,
         self._warm_ns = 0  # and how long it has computed since
-        self._waits_since_ns = 0  # where it waits for a peer
         self._page_cache = PageCache()
         self._paged_in_ns = 0  # when what the next computation touches is all there
         self._faults_ns = 0  # of the next computation
@@ -138,10 +141,19 @@ class VirtualRuntime:
         self._stretches: dict[tuple[Key, int], float] = {}  # by the number that compute at once
 
     def now(self) -> int:
-        return self._scheduler.now_ns
+        return self._now_ns
 
     def sleep(self, ns: int) -> None:
-        self._scheduler.sleep(ns)
+        if ns > 0:
+            self._go_on_to(self._now_ns + ns)
+
+    def _go_on_to(self, time_ns: int) -> None:
+        self._now_ns = time_ns
+        self.num_steps += 1
+
+    def catch_up(self) -> None:
+        """Let everything happen in the world that comes before this device's time."""
+        self._scheduler.sleep_until(self._now_ns)
 
     def address(self, rank: int) -> str:
         """No program of others lives in virtual time: their systems are refused there."""
@@ -149,71 +161,98 @@ class VirtualRuntime:
 
     def send(self, dst: int, buffer: torch.Tensor) -> None:
         check_message(buffer)
-        check_peer(self.rank, dst, self.world_size)
-        scheduler = self._scheduler
-        step_ns, self._next = self._next.step_ns, self._usual
-        start = scheduler.now_ns + step_ns
-        receiver = self.world.runtimes[dst]
-        wake_ns = self._wake_ns if receiver.is_asleep(start) else 0
+        receiver = self._receivers.get(dst) or self._new_receiver(dst)
+        start = self._now_ns + self._next.step_ns
+        self._next = self._usual
         nbytes = buffer.nbytes
-        copying_ns = round(nbytes * self._ns_per_sent_byte)
-        scheduler.sleep(step_ns + self._message_ns + wake_ns + copying_ns)
+        end = start + self._message_ns + round(nbytes * self._ns_per_sent_byte)
+        if self._wake_ns and self._finds_asleep(receiver, start):
+            end += self._wake_ns
         data = None if buffer.is_meta else buffer.clone()
-        self.bytes_sent += nbytes
         deliver = functools.partial(receiver.deliver, self.rank, nbytes, data)
-        self.world.fabric.send(self.rank, dst, nbytes, deliver)
-        self.log.add("sync", "send", start, scheduler.now_ns)
+        self.world.fabric.send(self.rank, dst, nbytes, end, deliver)
+        self._now_ns = end
+        self.num_steps += 1
+        self.bytes_sent += nbytes
+        self.log.add("sync", "send", start, end)
+
+    def _new_receiver(self, rank: int) -> VirtualRuntime:
+        check_peer(self.rank, rank, self.world_size)
+        receiver = self._receivers[rank] = self.world.runtimes[rank]
+        receiver.know(self.rank)
+        return receiver
+
+    def know(self, src: int) -> deque[Arrival]:
+        """A place for messages of that device."""
+        check_peer(self.rank, src, self.world_size)
+        return self._inbox.setdefault(src, deque())
+
+    def _finds_asleep(self, receiver: VirtualRuntime, time_ns: int) -> bool:
+        """Whether the receiver has waited for a message long enough to have gone to sleep."""
+        if time_ns - receiver.now() <= _ASLEEP_NS:  # where it waits, it does so since then
+            return False
+        self.catch_up()
+        return receiver.waiting_for is not None and time_ns - receiver.now() > _ASLEEP_NS
 
     def deliver(self, src: int, nbytes: int, data: torch.Tensor | None, time_ns: int) -> None:
-        """A message of `src` is here from its time on."""
+        """A message of `src` is here from that time on. Called by the scheduler."""
         self._inbox[src].append((time_ns, nbytes, data))
         if self.waiting_for == src:
             self.waiting_for = None
             assert self.greenlet is not None
-            self._scheduler.at(time_ns, self.greenlet.switch)
+            self.greenlet.switch()
 
     def recv(self, src: int, out: torch.Tensor) -> None:
         check_message(out)
-        check_peer(self.rank, src, self.world_size)
-        scheduler = self._scheduler
-        start, self._next = scheduler.now_ns + self._next.step_ns, self._usual
-        inbox = self._inbox[src]
-        if inbox:
-            scheduler.sleep(max(start, inbox[0][0]) - scheduler.now_ns)
-        else:
-            self.waiting_for, self._waits_since_ns = src, start
-            scheduler.wait()
-            scheduler.sleep(start - scheduler.now_ns)
-        _, nbytes, data = inbox.popleft()
+        start = self._now_ns + self._next.step_ns
+        self._next = self._usual
+        inbox = self._inbox.get(src)
+        if inbox is None:
+            inbox = self.know(src)
+        self.num_steps += 1
+        if not inbox:
+            self.num_steps += 1
+            self.waiting_for = src
+            self._scheduler.wait()
+        arrival_ns, nbytes, data = inbox.popleft()
         check_size(src, nbytes, out.nbytes)
         self.bytes_received += nbytes
         if data is not None:
             out.copy_(data.view(out.shape))
-        scheduler.sleep(self._receive_ns + round(nbytes * self._ns_per_received_byte))
-        self.log.add("sync", "recv", start, scheduler.now_ns)
+        here = arrival_ns if arrival_ns > start else start
+        end = here + self._receive_ns + round(nbytes * self._ns_per_received_byte)
+        self._now_ns = end
+        self.log.add("sync", "recv", start, end)
 
     def compute(self, key: Key, fn: Callable[[], T]) -> T:
-        scheduler, disk = self._scheduler, self._disk
-        begin = scheduler.now_ns
+        disk, begin = self._disk, self._now_ns
         if begin - self._computed_ns >= _LONG_WAIT_NS:
             self._idle_ns, self._warm_ns = begin - self._computed_ns, 0
-        step_ns = self._next.step_ns
-        start = begin + step_ns
+        start = begin + self._next.step_ns
         if self._just_read_bytes:
             self._idle_ns = 0  # that wait counts in what it takes longer
         idle_ns = self._idle_ns if self._warm_ns < _COLD_NS else 0
         result, ns = self._costs.run(key, fn, self.profile, idle_ns)
-        disk.computing(begin, +1)
         if self._just_read_bytes:
             ns += self._streamed_ns(key)
+        if self._shared_reads is not None:
+            self.catch_up()
+        disk.computing(begin, +1)
+        if self._shared_reads is not None:
+            self._shared_reads.changed()
         computed = start + ns
         if self.world.memory is not None:
-            scheduler.sleep(step_ns)
+            self._now_ns = start
+            self.catch_up()
             self.world.memory.compute(ns, functools.partial(self._stretch, key))
-            computed = scheduler.now_ns
+            computed = self._scheduler.now_ns
         end = max(computed + self._faults_ns, self._paged_in_ns)
-        scheduler.sleep(end - scheduler.now_ns)
+        self._go_on_to(end)
+        if self._shared_reads is not None:
+            self.catch_up()
         disk.computing(end, -1)
+        if self._shared_reads is not None:
+            self._shared_reads.changed()
         self._faults_ns = 0
         self._warm_ns += computed - start
         self._computed_ns = end
@@ -258,16 +297,32 @@ class VirtualRuntime:
             )
 
     def read(self, block: BlockFile, out: torch.Tensor) -> TimedRead:
-        start = self._scheduler.now_ns
+        start = self._now_ns
         of_bytes_ns = round(block.nbytes * self._ns_per_asked_byte)
-        self._scheduler.sleep(self._next.asking_ns + of_bytes_ns)
+        self.sleep(self._next.asking_ns + of_bytes_ns)
         self._next = self._usual
-        self.log.add("load_wait", "request", start, self._scheduler.now_ns)
-        asked_ns = self._scheduler.now_ns
-        note = functools.partial(self.log.add, "read", block.key, asked_ns)
-        asked = self._disk.read(asked_ns, block.nbytes, self.rank, note)
+        self.log.add("load_wait", "request", start, self._now_ns)
+        if self._shared_reads is not None:
+            self.catch_up()
+        note = functools.partial(self.log.add, "read", block.key, self._now_ns)
+        asked = self._disk.read(self._now_ns, block.nbytes, self.rank, note)
+        if self._shared_reads is not None:
+            self._shared_reads.changed()
         self.bytes_read += block.nbytes
-        return TimedRead(self._scheduler, self._disk, asked, _read_now(block, out))
+        return TimedRead(self, asked, _read_now(block, out))
+
+    def await_read(self, read: DiskRead) -> None:
+        """Until its last byte is there."""
+        if self._shared_reads is not None:
+            self.catch_up()
+            self._shared_reads.wait(read)
+            self._go_on_to(self._scheduler.now_ns)
+            return
+        disk = self._disk
+        disk.advance(self._now_ns)
+        while read.end_ns is None:
+            self.sleep(disk.expected_end(read) - self._now_ns)
+            disk.advance(self._now_ns)
 
     def map(self, block: BlockFile, nbytes: int, *, anew: bool = False) -> torch.Tensor:
         """The next computation lasts at least until the disk has given the missing pages.
@@ -276,7 +331,9 @@ class VirtualRuntime:
         them in takes besides, and the faults of a new mapping, comes on top of computing.
         """
         room = self.profile.memory_bytes - sum(self.ledger_bytes.values())
-        now = self._scheduler.now_ns
+        now = self._now_ns
+        if self._shared_reads is not None:
+            self.catch_up()
         self._faults_ns += round(nbytes * FAULT_NS_PER_BYTE) if anew else 0
         file = f"{block.path} {block.data_offset}"
         missing = self._page_cache.touch(file, nbytes, room)
@@ -291,17 +348,13 @@ class VirtualRuntime:
             data = self._mapped[file] = _map_now(block)
         return data
 
-    def is_asleep(self, now_ns: int) -> bool:
-        """Whether it has waited for a message long enough to have gone to sleep."""
-        return self.waiting_for is not None and now_ns - self._waits_since_ns > _ASLEEP_NS
-
     def waiting(self, handle: ReadHandle, key: str) -> None:
-        start = self._scheduler.now_ns
+        start = self._now_ns
         handle.wait()
         if self._is_slow_when_streamed:
             assert isinstance(handle, TimedRead)
             self._just_read_bytes += handle.read.nbytes
-        self.log.add("load_wait", key, start, self._scheduler.now_ns)
+        self.log.add("load_wait", key, start, self._now_ns)
 
 
 def _read_now(block: BlockFile, out: torch.Tensor) -> BlockReadError | None:
@@ -349,6 +402,7 @@ class World:
         self.memory = MemoryBus(self.scheduler) if shared.memory else None
         self.fabric = Fabric(network, len(profiles), self.scheduler)
         disks = [DiskQueue(profile) for profile in profiles]
+        self.reads = SharedReads(self.scheduler, disks[0]) if shared.disk else None
         self.runtimes = [
             VirtualRuntime(rank, self, profile, disks[0 if shared.disk else rank])
             for rank, profile in enumerate(profiles)
@@ -376,8 +430,10 @@ class World:
         def body(runtime: VirtualRuntime) -> None:
             try:
                 results[runtime.rank] = program(runtime)
+                runtime.catch_up()
                 self._num_running -= 1
             except Exception as error:
+                runtime.catch_up()  # what fails first in virtual time is what is told
                 self.failed[runtime.rank] = error
                 raise
 
@@ -392,6 +448,11 @@ class World:
         finally:
             self._end()
         return [results[rank] for rank in range(self.num_devices)]
+
+    @property
+    def num_events(self) -> int:
+        """What has happened so far: what was planned, and the steps of each device's clock."""
+        return self.scheduler.num_events + sum(each.num_steps for each in self.runtimes)
 
     def _who_waits(self, ended: Collection[int]) -> str:
         waits = {

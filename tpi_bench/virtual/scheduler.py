@@ -22,26 +22,26 @@ class Scheduler:
     def __init__(self) -> None:
         self.now_ns = 0
         self._sequence = 0  # of the event that was planned last
-        self._num_unplanned = 0
-        self._events: list[tuple[int, int, Callable[[], object]]] = []
+        self._events: list[tuple[int, int, int, Callable[[], object]]] = []
         self._hub = greenlet.getcurrent()
 
-    def at(self, time_ns: int, action: Callable[[], object]) -> None:
-        """Plan `action` for a time that is not past."""
+    def at(self, time_ns: int, action: Callable[[], object], planned_ns: int | None = None) -> None:
+        """Plan `action` for a time that is not past. Whoever is ahead of time says by `planned_ns`
+        when it is planned, if not now.
+        """
         self._sequence += 1
-        heappush(self._events, (time_ns, self._sequence, action))
+        since_ns = self.now_ns if planned_ns is None else planned_ns
+        heappush(self._events, (time_ns, since_ns, self._sequence, action))
 
-    def sleep(self, ns: int) -> None:
-        """Let everything happen that comes before that has passed. Called by a greenlet."""
-        if ns <= 0:
+    def sleep_until(self, time_ns: int) -> None:
+        """Let everything happen that comes before that time. Called by a greenlet."""
+        if time_ns <= self.now_ns:
             return
-        time_ns = self.now_ns + ns
         if self._events and self._events[0][0] <= time_ns:
-            self.at(time_ns, greenlet.getcurrent().switch)
+            self.at(time_ns, greenlet.getcurrent().switch, time_ns)
             self._hub.switch()
         else:  # nothing comes before: no need to switch there and back
             self.now_ns = time_ns
-            self._num_unplanned += 1
 
     def wait(self) -> None:
         """Give up the turn until an event resumes this greenlet."""
@@ -49,8 +49,8 @@ class Scheduler:
 
     @property
     def num_events(self) -> int:
-        """What has happened so far."""
-        return self._sequence - len(self._events) + self._num_unplanned
+        """What was planned and has happened."""
+        return self._sequence - len(self._events)
 
     @property
     def is_idle(self) -> bool:
@@ -61,5 +61,5 @@ class Scheduler:
         """Until nothing is planned any more."""
         events = self._events
         while events:
-            self.now_ns, _, action = heappop(events)
+            self.now_ns, _, _, action = heappop(events)
             action()

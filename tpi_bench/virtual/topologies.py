@@ -23,6 +23,7 @@ import heapq
 import itertools
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from tpi_bench.contract.network import NetworkConfig
 
@@ -34,13 +35,13 @@ class Port:
     free_ns: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Hop:
+class Hop(NamedTuple):
     """A port, for how long a message takes it, and the way behind it.
 
     `ns_per_byte` 0: any number passes at once. `is_stored`: what follows waits for the whole
     message. `jitter_parts`: into how many hops a message's jitter is divided, of which this is one;
-    0 where there is none.
+    0 where there is none. `is_own`: only what its sender sends passes this port, and a port that
+    takes time follows.
     """
 
     port: Port
@@ -48,6 +49,7 @@ class Hop:
     latency_ns: int
     is_stored: bool = False
     jitter_parts: int = 0
+    is_own: bool = False
 
 
 class Topology(ABC):
@@ -73,7 +75,8 @@ class Switch(Topology):
 
     def hops(self, src: int, dst: int) -> tuple[Hop, ...]:
         latency_ns, cost = self.latency_ns(src, dst), self._ns_per_byte
-        up = Hop(self._ups[src], cost, latency_ns, jitter_parts=self._jitter_parts)
+        jitter_parts, is_own = self._jitter_parts, cost > 0
+        up = Hop(self._ups[src], cost, latency_ns, jitter_parts=jitter_parts, is_own=is_own)
         return up, Hop(self._downs[dst], cost, 0)
 
     def latency_ns(self, src: int, dst: int) -> int:
