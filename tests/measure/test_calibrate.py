@@ -13,13 +13,16 @@ import pytest
 import torch
 
 from tests.helpers.calibration import HOST, PLAIN, keep
+from tpi_bench.contract.blocks import PAGE
 from tpi_bench.contract.model import DTYPES, WEIGHTS
 from tpi_bench.contract.rounds import in_round
+from tpi_bench.engine import matrix as engine_matrix
 from tpi_bench.engine.matrix import Matrix
 from tpi_bench.host import cgroups
 from tpi_bench.host.machine import available_cpus
 from tpi_bench.measure import at_once, calibrate, core_rates
 from tpi_bench.measure.calibrate import ThisHost
+from tpi_bench.measure.matrices import cut, matrices_of, shape_of, stored_ones
 from tpi_bench.measure.paging_rate import paging_rate
 from tpi_bench.measure.program_costs import EngineRun, EngineRuns, engine_runs, program_costs
 from tpi_bench.measure.waits import wait_costs
@@ -199,7 +202,7 @@ def test_what_stands_in_a_prompt_is_timed_behind_a_product(monkeypatch: pytest.M
 
 @pytest.mark.parametrize("held", WEIGHTS)
 def test_what_is_multiplied_has_the_bytes_that_were_asked_for(held: str) -> None:
-    tensors = core_rates._stored(held, 1 << 22)
+    tensors = stored_ones(held, shape_of(held, 1 << 22))
     nbytes = sum(tensor.nbytes for tensor in tensors)
     assert 1 << 22 <= nbytes < 1.2 * (1 << 22)  # scales come on top
 
@@ -240,20 +243,41 @@ def test_it_stays_on_its_core(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_matrices_are_there_before_products_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
-    made: list[int] = []
-    as_on_a_device = core_rates._as_on_a_device
+    made: list[Matrix] = []
 
-    def counted(tensor: torch.Tensor) -> torch.Tensor:
-        made.append(tensor.nbytes)
-        return as_on_a_device(tensor)
+    class Counted(Matrix):
+        def __init__(self, *tensors: torch.Tensor) -> None:
+            super().__init__(*tensors)
+            made.append(self)
 
     monkeypatch.setattr(core_rates, "_MEMORY_BYTES", 3 * core_rates._MATRIX_BYTES)
-    monkeypatch.setattr(core_rates, "_as_on_a_device", counted)
+    monkeypatch.setattr(engine_matrix, "Matrix", Counted)
     products = core_rates.endless_products()
-    assert len(made) == 3
+    assert [matrix.nbytes for matrix in made] == [core_rates._MATRIX_BYTES] * 3
     with torch.inference_mode():
         assert {tuple(next(products).shape) for _ in range(7)} == {(1, 1024)}
     assert len(made) == 3
+
+
+@pytest.mark.parametrize(("held", "num_rows"), [("float32", 2), ("bfloat16", 4), ("q4", 16)])
+def test_of_a_large_matrix_the_first_rows_are_taken(held: str, num_rows: int) -> None:
+    assert cut(held, (100, 64), 512) == (num_rows, 64)
+    assert cut(held, (2, 64), 512) == (2, 64)
+
+
+@pytest.mark.parametrize("held", WEIGHTS)
+def test_matrices_lie_in_one_area_each_at_a_page(held: str) -> None:
+    """In turns of two, of which as many fit as whole turns do."""
+    shapes = [(3, 64), (32, 1024)]
+    turn = matrices_of(held, shapes, 1)
+    assert [matrix.shape for matrix in turn] == shapes
+    tensors = [t for matrix in turn for t in (matrix.values, matrix.scales) if t is not None]
+    begins = [tensor.data_ptr() for tensor in tensors]
+    assert all(begin % PAGE == 0 for begin in begins)
+    ends = [begin + -(-t.nbytes // PAGE) * PAGE for begin, t in zip(begins, tensors, strict=True)]
+    assert begins[1:] == ends[:-1]
+    assert all(bool((tensor == 1).all()) for tensor in tensors)
+    assert len(matrices_of(held, shapes, 3 * (ends[-1] - begins[0]))) == 6
 
 
 def test_one_core_shares_its_memory_with_none(monkeypatch: pytest.MonkeyPatch) -> None:

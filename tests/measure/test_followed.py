@@ -14,6 +14,7 @@ import torch
 from tests.helpers.calibration import PLAIN, keep
 from tests.helpers.settings import settings_of
 from tpi_bench.contract.rounds import in_round
+from tpi_bench.engine.matrix import Matrix
 from tpi_bench.measure import core_rates, followed
 from tpi_bench.measure.calibrate import ThisHost, calibration_file
 from tpi_bench.measure.core_rates import product_rates
@@ -101,11 +102,18 @@ def test_a_point_has_the_disk_and_the_products_of_now(tmp_path: Path, asked: lis
     assert device.disk_gb_per_s == pytest.approx(2.2 / 3)
     assert (device.memory_gb_per_s, device.peak_gflops) == (20.0, 45.0)
     assert now.job == replace(twin.job, profiles=(device,))
-    (_, (extents, _)), (_, (threads, held, _)) = asked
+    (_, (extents, _)), (_, (threads, held, _, shapes)) = asked
     paths = {block.path for own in processes.job.blocks for block in own}
     assert extents
     assert {extent.path for extent in extents} <= paths
     assert (threads, held) == (1, "float32")
+    config = twin.job.config
+    assert shapes == (
+        (config.hidden, config.num_heads * config.head_dim),
+        ((config.num_heads + 2 * config.num_kv_heads) * config.head_dim, config.hidden),
+        (config.hidden, config.intermediate),
+        (2 * config.intermediate, config.hidden),
+    )
 
 
 def test_twins_one_after_the_other_are_of_one_moment(
@@ -182,6 +190,29 @@ def test_products_of_a_moment_are_those_of_a_calibration(monkeypatch: pytest.Mon
     monkeypatch.setattr(core_rates, "_MEMORY_BYTES", 1 << 19)
     monkeypatch.setattr(core_rates, "_MATRIX_BYTES", 1 << 18)
     num_threads = torch.get_num_threads()
-    found = product_rates(1, "q8", 1.0)
+    found = product_rates(1, "q8", 1.0, [])
     torch.set_num_threads(num_threads)
     assert set(found) == {"q8_gb_per_s", "q8_gflops", "q8_rows_gb_per_s", "q8_few_gflops"}
+
+
+def test_products_are_of_the_shapes_of_a_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two matrices (o, i) in turns, in 4 bit: 0.5 bytes a value and a scale for 32 of them."""
+    monkeypatch.setattr(core_rates, "_MEMORY_BYTES", 14 * (2 + 2) * 4096)  # and scales
+    asked: dict[int, list[tuple[int, int]]] = {}
+
+    def call_s(matrices: list[Matrix], held: str, num_rows: int) -> float:
+        shapes = [matrix.shape for matrix in matrices]
+        asked.setdefault(num_rows, shapes)
+        return num_rows * 1e-3 if shapes == asked[num_rows] else 1.0
+
+    monkeypatch.setattr(core_rates, "_call_s", call_s)
+    num_threads = torch.get_num_threads()
+    found = product_rates(1, "q4", 0.0, [(96, 64), (32, 96)])
+    torch.set_num_threads(num_threads)
+    num_values = (96 * 64 + 32 * 96) / 2
+    assert asked[1] == asked[8] == [(96, 64), (32, 96)] * 14
+    assert asked[128] == [(96, 64), (32, 96)] * 4
+    assert found["q4_gb_per_s"] == pytest.approx((4 << 20) * (1 + 2 / 16) / 1e9)  # of large ones
+    nbytes = num_values * (0.5 + 2 / 32)
+    assert found["q4_rows_gb_per_s"] == pytest.approx(nbytes / (16e-3 / 2) / 1e9)
+    assert found["q4_gflops"] == pytest.approx(2 * num_values / 1e-3 / 1e9)

@@ -6,16 +6,24 @@ All are those of the engine's own products.
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from tpi_bench.contract.model import DTYPES, FEW, GROUP, WEIGHTS, Rope, resolve_types
+from tpi_bench.contract.model import (
+    DTYPES,
+    FEW,
+    WEIGHTS,
+    Rope,
+    resolve_types,
+)
 from tpi_bench.contract.plan import Shard
 from tpi_bench.host.machine import available_cpus
 from tpi_bench.measure.at_once import together
+from tpi_bench.measure.matrices import COLUMNS, Shape, cut, matrices_of, shape_of, stored_ones
 from tpi_bench.measure.probe import seconds
 
 if TYPE_CHECKING:
@@ -30,7 +38,6 @@ _MEMORY_BYTES = 256 << 20
 _MATRIX_BYTES = 4 << 20
 _SWEPT_BYTES = 1 << 20
 _SMALL_BYTES = 256 << 10  # of a matrix: what a call costs besides counts
-_COLUMNS = 1024
 _ROWS = (16, 128)  # of prompts: more than kernels take
 _MOST_ROWS = 1000  # that are taken to compute while the weights of one are read
 _FEW_MATRICES = 8  # are enough where it is arithmetic that takes time
@@ -75,13 +82,27 @@ def compute_rates(threads: int) -> dict[str, float]:
     return found | {f"{name}_overhead_us": s * 1e6 for name, s in overheads_s.items()}
 
 
-def product_rates(threads: int, held: str, overhead_s: float) -> dict[str, float]:
-    """Of `compute_rates`, those of products with matrices held in `held`: of this moment."""
+def product_rates(
+    threads: int, held: str, overhead_s: float, shapes: Sequence[Shape]
+) -> dict[str, float]:
+    """Of `compute_rates`, those of products with matrices held in `held`: of this moment.
+
+    Those with several rows are of matrices of `shapes` (o, i), or of the first rows of large ones:
+    on a host of ours as many bytes took 0.7 to 1.2 of the time of others, by how wide they were (8
+    rows). With one vector they took the same within 8 %, and that rate is of large ones, whose
+    calls count for little.
+    """
     import torch
 
     _prepare(threads)
     with torch.inference_mode():
-        return _products(held, overhead_s)
+        parts = [cut(held, shape, _MEMORY_BYTES // len(shapes)) for shape in shapes]
+        found = _products(held, overhead_s, parts)
+        if shapes:
+            matrices = _alike(held, _MATRIX_BYTES)
+            reading_s = _beside(overhead_s, _call_s(matrices, held, 1))
+            found[_names(held)[0]] = matrices[0].nbytes / reading_s / 1e9
+        return found
 
 
 def _prepare(threads: int) -> None:
@@ -96,38 +117,53 @@ def _prepare(threads: int) -> None:
     prepare_kernels()
 
 
-def _products(held: str, overhead_s: float) -> dict[str, float]:
+def _products(
+    held: str, overhead_s: float, shapes: Sequence[Shape] | None = None
+) -> dict[str, float]:
     """Bytes a second of matrices times one vector and times several rows, and arithmetic a second.
 
-    The matrices are of a block's size, and so many that none is in a cache. What a call costs
-    besides is left out. What 16 and many rows take differs by their arithmetic; the rest is what
-    the bytes take with any number of them, which the roofline adds (`contract/roofline.py`).
+    The matrices are of these shapes in turns, or of a block's size, and so many that none is in a
+    cache. What a call costs besides is left out. What 16 and many rows take differs by their
+    arithmetic; the rest is what the bytes take with any number of them, which the roofline adds
+    (`contract/roofline.py`).
     """
-    matrices = _matrices(held, _MATRIX_BYTES)
+    shapes = shapes or [shape_of(held, _MATRIX_BYTES)]
+    matrices = matrices_of(held, shapes, _MEMORY_BYTES)
+    num_turns = len(matrices) // len(shapes)
 
     def call_s(num_rows: int, num_matrices: int) -> float:
-        taken_s = _call_s(matrices[:num_matrices], held, num_rows)
-        return max(taken_s - overhead_s, taken_s / 2)
+        return _beside(overhead_s, _call_s(matrices[:num_matrices], held, num_rows))
 
     few, many = _ROWS
     reading_s, eight_s, few_s = (call_s(number, len(matrices)) for number in (1, FEW, few))
-    many_s = call_s(many, min(_FEW_MATRICES, len(matrices)))  # their bytes count for little
+    enough = len(shapes) * min(-(-_FEW_MATRICES // len(shapes)), num_turns)
+    many_s = call_s(many, enough)  # their bytes count for little
     row_s = (many_s - few_s) / (many - few)
     if row_s <= 0:  # something else ran meanwhile: a row costs no more than this
         row_s = many_s / many
     before_s = max(few_s - few * row_s, few_s / 2)
-    nbytes = matrices[0].nbytes
-    flops = 2 * matrices[0].shape[0] * matrices[0].shape[1]
+    nbytes = sum(matrix.nbytes for matrix in matrices) / len(matrices)
+    flops = 2 * sum(math.prod(shape) for shape in shapes) / len(shapes)
     further_s = max((eight_s - reading_s) / (FEW - 1), reading_s / _MOST_ROWS)
-    names = ("memory_gb_per_s", "peak_gflops")
-    if held != WEIGHTS[0]:
-        names = (f"{held}_gb_per_s", f"{held}_gflops")
+    reading, arithmetic = _names(held)
     return {
-        names[0]: nbytes / reading_s / 1e9,
-        names[1]: flops / row_s / 1e9,
+        reading: nbytes / reading_s / 1e9,
+        arithmetic: flops / row_s / 1e9,
         f"{held}_rows_gb_per_s": nbytes / before_s / 1e9,
         f"{held}_few_gflops": flops / further_s / 1e9,
     }
+
+
+def _names(held: str) -> tuple[str, str]:
+    """Of a profile's rates of products with one vector and with many."""
+    if held == WEIGHTS[0]:
+        return "memory_gb_per_s", "peak_gflops"
+    return f"{held}_gb_per_s", f"{held}_gflops"
+
+
+def _beside(overhead_s: float, taken_s: float) -> float:
+    """What a call took besides, and half of it at least."""
+    return max(taken_s - overhead_s, taken_s / 2)
 
 
 def _attention_flops_per_s(dtype: str, overhead_s: float, before_bps: float) -> float:
@@ -166,8 +202,8 @@ def _in_a_prompt_s(fn: Callable[[], object]) -> float:
 
     from tpi_bench.engine.matrix import Matrix
 
-    product = Matrix(*_stored(WEIGHTS[0], _MATRIX_BYTES))
-    rows = torch.ones(_POSITIONS, _COLUMNS)
+    product = Matrix(*stored_ones(WEIGHTS[0], shape_of(WEIGHTS[0], _MATRIX_BYTES)))
+    rows = torch.ones(_POSITIONS, COLUMNS)
     taken_s = []
     for _ in range(1 + _SWEPT_PASSES):
         product(rows)
@@ -217,8 +253,8 @@ def _overheads_s() -> dict[str, float]:
     from tpi_bench.engine.matrix import Matrix
     from tpi_bench.engine.one_position import rms_norm
 
-    product = Matrix(*_stored(WEIGHTS[0], _SWEPT_BYTES))
-    vector, plain, weight = torch.ones(1, _COLUMNS), torch.ones(1, 64), torch.ones(64)
+    product = Matrix(*stored_ones(WEIGHTS[0], shape_of(WEIGHTS[0], _SWEPT_BYTES)))
+    vector, plain, weight = torch.ones(1, COLUMNS), torch.ones(1, 64), torch.ones(64)
     half = plain.bfloat16()
     layers, qkv = _attentions(DTYPES[0])
 
@@ -247,30 +283,29 @@ def _product_overhead_s() -> float:
     those.
     """
     small_s, large_s = (
-        _call_s(_matrices(WEIGHTS[0], nbytes), WEIGHTS[0], 1)
+        _call_s(_alike(WEIGHTS[0], nbytes), WEIGHTS[0], 1)
         for nbytes in (_SMALL_BYTES, _MATRIX_BYTES)
     )
     ratio = _MATRIX_BYTES / _SMALL_BYTES
     return max((ratio * small_s - large_s) / (ratio - 1), 0.0)
 
 
-def _matrices(held: str, nbytes: int) -> list[Matrix]:
-    """Of a block's size, as weights of a device lie, and so many that none is in a cache."""
-    from tpi_bench.engine.matrix import Matrix
-
-    number = _MEMORY_BYTES // nbytes
-    return [Matrix(*map(_as_on_a_device, _stored(held, nbytes))) for _ in range(number)]
+def _alike(held: str, nbytes: int) -> list[Matrix]:
+    """Of so many bytes each, and so many that none is in a cache."""
+    return matrices_of(held, [shape_of(held, nbytes)], _MEMORY_BYTES)
 
 
 def _call_s(matrices: Sequence[Matrix], held: str, num_rows: int) -> float:
     """Of a product with one of them."""
     import torch
 
-    rows = torch.ones(num_rows, _COLUMNS, dtype=getattr(torch, resolve_types("auto", held)[0]))
+    dtype = getattr(torch, resolve_types("auto", held)[0])
+    widths = {matrix.shape[1] for matrix in matrices}
+    rows = {width: torch.ones(num_rows, width, dtype=dtype) for width in widths}
 
     def sweep() -> None:
         for matrix in matrices:
-            matrix(rows)
+            matrix(rows[matrix.shape[1]])
 
     return statistics.median(_times(sweep)) / len(matrices)
 
@@ -316,31 +351,6 @@ def endless_products() -> Iterator[torch.Tensor]:
     from tpi_bench.engine.matrix import prepare_kernels
 
     prepare_kernels()
-    matrices = _matrices(WEIGHTS[0], _MATRIX_BYTES)
-    vector = torch.ones(1, _COLUMNS)
+    matrices = _alike(WEIGHTS[0], _MATRIX_BYTES)
+    vector = torch.ones(1, COLUMNS)
     return (matrix(vector) for matrix in itertools.cycle(matrices))
-
-
-def _as_on_a_device(tensor: torch.Tensor) -> torch.Tensor:
-    """A copy in memory of the kind that weights of a device lie in: huge pages."""
-    import torch
-
-    from tpi_bench.host.memory import anonymous_area
-
-    room = torch.from_numpy(anonymous_area(tensor.nbytes)).view(tensor.dtype).view(tensor.shape)
-    return room.copy_(tensor)
-
-
-def _stored(held: str, nbytes: int) -> list[torch.Tensor]:
-    """A matrix of about so many bytes as block files hold it: its values, and scales if it has."""
-    import torch
-
-    shape = nbytes // _COLUMNS, _COLUMNS
-    if held == "q8":
-        scales = torch.ones(shape[0], _COLUMNS // GROUP, dtype=torch.float16)
-        return [torch.ones(shape, dtype=torch.int8), scales]
-    if held == "q4":
-        scales = torch.ones(2 * shape[0], _COLUMNS // GROUP, dtype=torch.float16)
-        return [torch.ones(2 * shape[0], _COLUMNS // 2, dtype=torch.uint8), scales]
-    dtype: torch.dtype = getattr(torch, held)
-    return [torch.ones(shape[0] // dtype.itemsize, _COLUMNS, dtype=dtype)]
