@@ -56,8 +56,14 @@ def test_a_profile_has_the_medians_of_rounds(
         calibrate, "disk_rates", lambda folder: HOST | {"disk_gb_per_s": next(rates)}
     )
     missed = {"disk_residual": 2.0, "token_residual": 1.25, "prompt_residual": 1.0}
-    no_runs = EngineRuns(*[EngineRun(None, None)] * 3)  # type: ignore[arg-type]
-    monkeypatch.setattr(calibrate, "engine_runs", lambda folder: no_runs)
+    no_runs = EngineRuns(*[EngineRun(None, None)] * 4)  # type: ignore[arg-type]
+    held: list[str] = []
+
+    def engine_runs(folder: Path, weights: str) -> EngineRuns:
+        held.append(weights)
+        return no_runs
+
+    monkeypatch.setattr(calibrate, "engine_runs", engine_runs)
     monkeypatch.setattr(calibrate, "program_costs", lambda runs: {"step_overhead_us": 5.0})
     monkeypatch.setattr(calibrate, "wait_costs", lambda folder: {"cold_overhead_us": 40.0})
     monkeypatch.setattr(calibrate, "shared_disk_rate", lambda *given: {"disk_shared_gb_per_s": 1.5})
@@ -65,6 +71,7 @@ def test_a_profile_has_the_medians_of_rounds(
     monkeypatch.setattr(calibrate, "paging_rate", lambda folder: {"paging_gb_per_s": 1.5})
     monkeypatch.setattr(calibrate, "shared_memory_rate", lambda: {"memory_shared_gb_per_s": 60.0})
     found = calibrate.calibrate(tmp_path, num_rounds=3)
+    assert held == ["float32", "bfloat16", "q8"]
     disk = next(row for row in found["host"] if row["name"] == "disk_gb_per_s")
     assert disk == {"name": "disk_gb_per_s", "typical": 2, "min": 1, "max": 3, "rounds": [1, 2, 3]}
     profile = ThisHost(threads=1).load(tmp_path)

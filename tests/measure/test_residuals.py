@@ -21,6 +21,7 @@ FOUND = DeviceProfile(name="this_host", cores=1, memory_gb=8, disk_queue_depth=1
 class Run:
     """A run that took so many ms to its first token, and from there to the next."""
 
+    job = None
     token_bytes = 100_000_000
     probed_gb_per_s = 1.5
 
@@ -36,7 +37,8 @@ def predict(monkeypatch: pytest.MonkeyPatch, ttft_ms: float, token_ms: float) ->
 
 def test_residuals_are_what_runs_took_over_virtual_time(monkeypatch: pytest.MonkeyPatch) -> None:
     predict(monkeypatch, 100, 10)
-    runs = EngineRuns(held=Run(120, 9), streamed=Run(1, 1), alone=Run(1, 15))  # type: ignore[arg-type]
+    monkeypatch.setattr(residuals, "_at_its_products", lambda job, found: found)
+    runs = EngineRuns(Run(1, 1), Run(1, 1), held_in=Run(120, 9), alone_in=Run(1, 15))  # type: ignore[arg-type]
     found = residuals.residuals(runs, FOUND, Path())
     expected = {"prompt_residual": 1.2, "token_residual": 0.9, "disk_residual": 1.5}
     assert found == pytest.approx(expected)
@@ -110,14 +112,16 @@ def test_a_round_is_moved_by_its_residuals() -> None:
     }
 
 
-def test_of_runs_of_this_host(cache_dir: Path) -> None:
+def test_of_runs_of_this_host(cache_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On devices four times as fast in all they take a quarter in virtual time; two windows have
     one disk.
     """
     runs = engine_runs(cache_dir)
-    assert [run.job.num_devices for run in runs] == [2, 2, 1]
+    assert [run.job.num_devices for run in runs] == [2, 2, 2, 1]
+    assert runs.held is runs.held_in
     assert runs.held.token_bytes == 0
-    assert runs.streamed.token_bytes == pytest.approx(runs.alone.token_bytes, rel=0.05)
+    assert runs.streamed.token_bytes == pytest.approx(runs.alone_in.token_bytes, rel=0.05)
+    monkeypatch.setattr(residuals, "_at_its_products", lambda job, found: found)
     times = ("op_overhead_us", "disk_latency_us", "message_overhead_us")
     given = {name: getattr(FOUND, name) for name in [*HOST, *PLAIN]}
     faster = {name: v / 4 if name in times else 4 * v for name, v in given.items()}
@@ -126,3 +130,14 @@ def test_of_runs_of_this_host(cache_dir: Path) -> None:
     assert all(fast[name] == pytest.approx(4 * slow[name], rel=0.01) for name in RESIDUALS)
     own = residuals._predicted(runs.streamed, FOUND, cache_dir)
     assert times_s(own)[1] > 0.98 * runs.streamed.token_bytes / FOUND.disk_bps
+
+
+def test_what_virtual_time_misses_is_of_the_precision_of_the_round(cache_dir: Path) -> None:
+    """With the products of its own matrices; all else is of runs in fp32."""
+    runs = engine_runs(cache_dir, "q8")
+    assert [run.job.weights for run in runs] == ["float32", "float32", "q8", "q8"]
+    assert runs.held_in.job.plan == runs.held.job.plan
+    assert 0 < runs.alone_in.token_bytes < runs.streamed.token_bytes
+    now = residuals._at_its_products(runs.held_in.job, FOUND)
+    changed = {name for name in vars(FOUND) if getattr(now, name) != getattr(FOUND, name)}
+    assert changed == {"q8_gb_per_s", "q8_gflops", "q8_rows_gb_per_s", "q8_few_gflops"}

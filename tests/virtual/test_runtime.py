@@ -192,6 +192,27 @@ def test_what_a_device_does_besides_its_verbs() -> None:
     assert dict(world.runtimes[0].log.totals_ns) == {"compute": 15 * MS, "sync": 40 * US}
 
 
+def test_a_disk_begins_with_a_read_while_it_is_asked_for() -> None:
+    """Asking takes 20 us and 1 for 1,000 bytes; the disk needs 50 for 50,000 bytes from then on."""
+    device = replace(
+        IDEAL, disk_gb_per_s=1, disk_latency_us=0, read_overhead_us=20, asking_gb_per_s=1
+    )
+
+    def program(rt: VirtualRuntime) -> list[int]:
+        times = []
+        for nbytes in (50_000, 1000):
+            out = torch.empty(nbytes, dtype=torch.uint8, device="meta")
+            handle = rt.read(block_at(Path(), nbytes), out)
+            times.append(rt.now() // US)
+            rt.waiting(handle, "a")
+            times.append(rt.now() // US)
+        return times
+
+    assert world_of(device).run(program) == [[70, 70, 91, 91]]
+    slow = replace(device, disk_gb_per_s=0.5)
+    assert world_of(slow).run(program) == [[70, 100, 121, 121]]
+
+
 def test_python_is_slower_behind_a_long_computation() -> None:
     """Behind 1 ms of it the next verb begins 50 us later, a read takes 70 us more; the verb after
     that, and what follows a short one, do not. Asking takes 20 us where messages take 10. The

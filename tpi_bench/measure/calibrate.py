@@ -21,6 +21,7 @@ from typing import Any
 from tqdm import tqdm
 
 from tpi_bench.contract.device import DeviceProfile
+from tpi_bench.contract.model import WEIGHTS
 from tpi_bench.contract.rounds import RESIDUALS
 from tpi_bench.contract.setting import setting
 from tpi_bench.host import cache, machine
@@ -34,9 +35,10 @@ from tpi_bench.measure.residuals import residuals, shared_disk_rate
 from tpi_bench.measure.waits import wait_costs
 
 NUM_ROUNDS = 9
-_VERSION = 16  # goes up with what is measured: calibrations of an older kind are made again
+_VERSION = 17  # goes up with what is measured: calibrations of an older kind are made again
 _QUEUE_DEPTH = 16
 _FEW_ROUNDS = 2  # all of them count
+_IN_TURNS = ("float32", "bfloat16", "q8", "q4")  # what weights of runs are held in
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,7 +139,7 @@ def calibrate(
     counted = tqdm(
         range(num_rounds), "calibrating this host", unit="round", disable=cache.bars_hidden()
     )
-    rounds = [_round(cache_dir, numbers) for _ in counted]
+    rounds = [_round(cache_dir, numbers, _IN_TURNS[n % len(_IN_TURNS)]) for n in counted]
     threads = [name for name in rounds[0] if name != "host"]
     found = {
         "threads": {name: _rows([each[name] for each in rounds]) for name in threads},
@@ -149,10 +151,14 @@ def calibrate(
     return found
 
 
-def _round(cache_dir: Path, numbers: Sequence[int]) -> dict[str, dict[str, float]]:
-    """Everything once: rates of cores by their number, then what belongs to the host."""
+def _round(
+    cache_dir: Path, numbers: Sequence[int], weights: str = WEIGHTS[0]
+) -> dict[str, dict[str, float]]:
+    """Everything once: rates of cores by their number, then what belongs to the host. What virtual
+    time misses is that of runs with weights held in `weights`.
+    """
     found = {str(threads): in_helper(compute_rates, threads) for threads in numbers}
-    runs = engine_runs(cache_dir)
+    runs = engine_runs(cache_dir, weights)
     of_disk = disk_rates(cache_dir) | paging_rate(cache_dir)
     of_host = shared_memory_rate() | of_disk | program_costs(runs) | wait_costs(cache_dir)
     if len(available_cpus()) > 1:

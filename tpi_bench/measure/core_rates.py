@@ -13,6 +13,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from tpi_bench.contract.device import DeviceProfile
+from tpi_bench.contract.job import Job
 from tpi_bench.contract.model import (
     DTYPES,
     FEW,
@@ -23,7 +25,15 @@ from tpi_bench.contract.model import (
 from tpi_bench.contract.plan import Shard
 from tpi_bench.host.machine import available_cpus
 from tpi_bench.measure.at_once import together
-from tpi_bench.measure.matrices import COLUMNS, Shape, cut, matrices_of, shape_of, stored_ones
+from tpi_bench.measure.matrices import (
+    COLUMNS,
+    Shape,
+    cut,
+    matrices_of,
+    shape_of,
+    shapes_of,
+    stored_ones,
+)
 from tpi_bench.measure.probe import seconds
 
 if TYPE_CHECKING:
@@ -103,6 +113,11 @@ def product_rates(
             reading_s = _beside(overhead_s, _call_s(matrices, held, 1))
             found[_names(held)[0]] = matrices[0].nbytes / reading_s / 1e9
         return found
+
+
+def products_of(job: Job, profile: DeviceProfile) -> tuple[int, str, float, tuple[Shape, ...]]:
+    """What `product_rates` is asked for the products of a job's devices of that profile."""
+    return profile.cores, job.weights, profile.overhead_s(job.dtype, "product"), shapes_of(job)
 
 
 def _prepare(threads: int) -> None:

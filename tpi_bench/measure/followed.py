@@ -8,21 +8,19 @@ needs of the profile is measured again right before it, and what was calibrated 
 from __future__ import annotations
 
 import contextlib
-import itertools
 import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from tpi_bench.contract.blocks import Extent, TensorView
+from tpi_bench.contract.blocks import Extent
 from tpi_bench.contract.device import DeviceProfile
-from tpi_bench.contract.job import Job
 from tpi_bench.host import cache
 from tpi_bench.host.fork import in_helper
 from tpi_bench.measure.blocks import blocks_there
 from tpi_bench.measure.calibrate import typical
-from tpi_bench.measure.core_rates import product_rates, shared_memory_rate
+from tpi_bench.measure.core_rates import product_rates, products_of, shared_memory_rate
 from tpi_bench.measure.disk_rates import BY_PROBE, PROBE
 from tpi_bench.measure.limits import streamed_extents
 from tpi_bench.measure.prepare import Prepared
@@ -73,23 +71,9 @@ def _rates_now(prepared: Prepared, profile: DeviceProfile) -> dict[str, float]:
         with contextlib.suppress(ValueError):  # too busy to say: as it was calibrated
             now |= _lately("memory", shared_memory_rate)
     if testbed.cost == "modelled":
-        overhead_s = profile.overhead_s(job.dtype, "product")
-        given = (profile.cores, job.weights, overhead_s, _matrix_shapes(job))
-        now |= _lately(given, lambda: in_helper(product_rates, *given))
+        asked = products_of(job, profile)
+        now |= _lately(asked, lambda: in_helper(product_rates, *asked))
     return now
-
-
-def _matrix_shapes(job: Job) -> tuple[tuple[int, int], ...]:
-    """Of a layer's matrices (o, i), on the first device that has some."""
-    first: dict[str, dict[str, TensorView]] = {}
-    for block in itertools.chain(*job.blocks):
-        first.setdefault(block.kind, block.tensors)
-    views = {**first.get("attn", {}), **first.get("ffn", {})}
-    return tuple(
-        (view.shape[0], view.shape[1] * (2 if view.dtype == "uint8" else 1))
-        for name, view in views.items()
-        if len(view.shape) > 1 and not name.endswith(".scales")
-    )
 
 
 def _files_read(prepared: Prepared) -> tuple[Extent, ...]:

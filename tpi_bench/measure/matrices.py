@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from tpi_bench.contract.blocks import PAGE
+from tpi_bench.contract.blocks import PAGE, TensorView
+from tpi_bench.contract.job import Job
 from tpi_bench.contract.model import BYTES_PER_VALUE, GROUP, QUANTISED
 
 if TYPE_CHECKING:
@@ -75,3 +77,16 @@ def _copies(nbytes: int) -> Callable[[torch.Tensor], torch.Tensor]:
 def _whole_pages(tensor: torch.Tensor) -> int:
     """Bytes."""
     return -(-tensor.nbytes // PAGE) * PAGE
+
+
+def shapes_of(job: Job) -> tuple[Shape, ...]:
+    """Of a layer's matrices (o, i), on the first device that has some."""
+    first: dict[str, dict[str, TensorView]] = {}
+    for block in itertools.chain(*job.blocks):
+        first.setdefault(block.kind, block.tensors)
+    views = {**first.get("attn", {}), **first.get("ffn", {})}
+    return tuple(
+        (view.shape[0], view.shape[1] * (2 if view.dtype == "uint8" else 1))
+        for name, view in views.items()
+        if len(view.shape) > 1 and not name.endswith(".scales")
+    )

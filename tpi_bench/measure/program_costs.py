@@ -13,13 +13,13 @@ import itertools
 import math
 import statistics
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from tpi_bench.contract.blocks import BlockFile
 from tpi_bench.contract.job import DeviceReport, Job, Outcome, Output, Program
-from tpi_bench.contract.model import Model
+from tpi_bench.contract.model import WEIGHTS, Model
 from tpi_bench.contract.network import NetworkConfig
 from tpi_bench.contract.plan import Plan, Site
 from tpi_bench.contract.request import Generation, Request
@@ -84,18 +84,21 @@ class EngineRun(NamedTuple):
 
 
 class EngineRuns(NamedTuple):
-    """On two devices with weights in memory, and with a window of two, which one has too."""
+    """On two devices with weights in memory, and with a window of two; then with weights in another
+    precision, in memory and, on one device, with a window of two.
+    """
 
     held: EngineRun
     streamed: EngineRun
-    alone: EngineRun
+    held_in: EngineRun
+    alone_in: EngineRun
 
 
-def engine_runs(cache_dir: Path) -> EngineRuns:
-    """Raises ValueError where they cannot be run."""
-    model = MODEL.load(cache_dir)
+def engine_runs(cache_dir: Path, weights: str = WEIGHTS[0]) -> EngineRuns:
+    """The last two with weights held in `weights`. Raises ValueError where they cannot be run."""
 
-    def run(window: int | None, num_devices: int) -> EngineRun:
+    def run(window: int | None, num_devices: int, held: str = WEIGHTS[0]) -> EngineRun:
+        model = replace(MODEL, weights=held).load(cache_dir)
         num_tokens = _NUM_STREAMED_TOKENS if window else _NUM_HELD_TOKENS
         request = Request(
             prompt_ids=_PROMPT,
@@ -111,7 +114,13 @@ def engine_runs(cache_dir: Path) -> EngineRuns:
         probed.append(_probed_gb_per_s(blocks))
         return found._replace(probed_gb_per_s=statistics.fmean(probed))
 
-    return EngineRuns(run(None, _NUM_DEVICES), run(2, _NUM_DEVICES), run(2, 1))
+    held = run(None, _NUM_DEVICES)
+    return EngineRuns(
+        held=held,
+        streamed=run(2, _NUM_DEVICES),
+        held_in=held if weights == WEIGHTS[0] else run(None, _NUM_DEVICES, weights),
+        alone_in=run(2, 1, weights),
+    )
 
 
 def _probed_gb_per_s(blocks: Sequence[Sequence[BlockFile]]) -> float:

@@ -1,10 +1,12 @@
 """The engine's own small runs against virtual time: one round of a calibration (`calibrate.py`).
 
 They are made again in virtual time, by the numbers of the same round. What they really took, of
-that, is a residual: runs differ by it from minute to minute, and an interval of a prediction is
-true only with that in it. What two windows get of one disk is taken from such a run: of a disk of
-ours two readers that did nothing else got as much as one, and two windows 0.85 of that, whose
-devices also compute, send and run Python. Why was not isolated: it is a fit.
+that, is a residual: runs differ by it from minute to minute, and from precision to precision, which
+rounds have in turns. An interval of a prediction is true only with that in it.
+
+What two windows get of one disk is taken from such a run: of a disk of ours two readers that did
+nothing else got as much as one, and two windows 0.85 of that, whose devices also compute, send and
+run Python. Why was not isolated: it is a fit.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from tpi_bench.contract.device import DeviceProfile
 from tpi_bench.contract.job import Job, Outcome
 from tpi_bench.contract.request import Generation
 from tpi_bench.host.fork import in_helper
+from tpi_bench.measure.core_rates import product_rates, products_of
 from tpi_bench.measure.disk_rates import BY_PROBE
 from tpi_bench.measure.metrics import times_s
 from tpi_bench.measure.program_costs import EngineRun, EngineRuns
@@ -39,9 +42,16 @@ def shared_disk_rate(run: EngineRun, found: DeviceProfile, cache_dir: Path) -> d
 
 def residuals(runs: EngineRuns, found: DeviceProfile, cache_dir: Path) -> dict[str, float]:
     """Ratios, by the names of `contract.rounds.RESIDUALS`."""
-    prompt, token = _missed(runs.held, found, cache_dir)
-    _, streamed = _missed(runs.alone, found, cache_dir)
+    now = _at_its_products(runs.held_in.job, found)
+    prompt, token = _missed(runs.held_in, now, cache_dir)
+    _, streamed = _missed(runs.alone_in, now, cache_dir)
     return {"prompt_residual": prompt, "token_residual": token, "disk_residual": streamed}
+
+
+def _at_its_products(job: Job, found: DeviceProfile) -> DeviceProfile:
+    """A device with the rates of the job's own matrices, as a point's twin has them."""
+    rates = in_helper(product_rates, *products_of(job, found))
+    return replace(found, **rates)  # type: ignore[arg-type]  # all of them are rates
 
 
 def _missed(run: EngineRun, found: DeviceProfile, cache_dir: Path) -> tuple[float, float]:

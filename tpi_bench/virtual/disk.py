@@ -142,6 +142,14 @@ class DiskQueue:
             self._end(end_ns)
         self._time_ns = max(self._time_ns, now_ns)
 
+    def wait(self, now_ns: int, read: DiskRead) -> int:
+        """When a device goes on that waits for a read from now on."""
+        self.advance(now_ns)
+        while read.end_ns is None:
+            now_ns = max(now_ns, self.expected_end(read))
+            self.advance(now_ns)
+        return now_ns
+
     def expected_end(self, read: DiskRead) -> int:
         """When a read that is not over would end. Call `advance` first."""
         time_ns, rate = self._time_ns, self._gb_per_s()

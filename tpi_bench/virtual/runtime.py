@@ -53,7 +53,7 @@ from tpi_bench.virtual.disk import (
 from tpi_bench.virtual.memory_bus import MemoryBus
 from tpi_bench.virtual.network import Fabric
 from tpi_bench.virtual.scheduler import Deadlock, Scheduler
-from tpi_bench.virtual.shared_reads import SharedReads
+from tpi_bench.virtual.shared_disk import SharedDisk
 
 T = TypeVar("T")
 # A core that has slept so long takes whoever wakes it longer: on a virtual machine of ours a
@@ -112,7 +112,6 @@ class VirtualRuntime:
         self.num_steps = 0  # of its clock, and ends of waiting for a message
         self._now_ns = 0
         self._disk = disk
-        self._shared_reads = world.reads
         self._scheduler = world.scheduler
         self._costs = world.costs
         self._message_ns = profile.message_ns
@@ -235,11 +234,7 @@ class VirtualRuntime:
         result, ns = self._costs.run(key, fn, self.profile, idle_ns)
         if self._just_read_bytes:
             ns += self._streamed_ns(key)
-        if self._shared_reads is not None:
-            self.catch_up()
         disk.computing(begin, +1)
-        if self._shared_reads is not None:
-            self._shared_reads.changed()
         computed = start + ns
         if self.world.memory is not None:
             self._now_ns = start
@@ -247,12 +242,8 @@ class VirtualRuntime:
             self.world.memory.compute(ns, functools.partial(self._stretch, key))
             computed = self._scheduler.now_ns
         end = max(computed + self._faults_ns, self._paged_in_ns)
-        self._go_on_to(end)
-        if self._shared_reads is not None:
-            self.catch_up()
         disk.computing(end, -1)
-        if self._shared_reads is not None:
-            self._shared_reads.changed()
+        self._go_on_to(end)
         self._faults_ns = 0
         self._warm_ns += computed - start
         self._computed_ns = end
@@ -298,31 +289,17 @@ class VirtualRuntime:
 
     def read(self, block: BlockFile, out: torch.Tensor) -> TimedRead:
         start = self._now_ns
-        of_bytes_ns = round(block.nbytes * self._ns_per_asked_byte)
-        self.sleep(self._next.asking_ns + of_bytes_ns)
+        note = functools.partial(self.log.add, "read", block.key, start)
+        asked = self._disk.read(start, block.nbytes, self.rank, note)  # it begins at once
+        self.sleep(self._next.asking_ns + round(block.nbytes * self._ns_per_asked_byte))
         self._next = self._usual
         self.log.add("load_wait", "request", start, self._now_ns)
-        if self._shared_reads is not None:
-            self.catch_up()
-        note = functools.partial(self.log.add, "read", block.key, self._now_ns)
-        asked = self._disk.read(self._now_ns, block.nbytes, self.rank, note)
-        if self._shared_reads is not None:
-            self._shared_reads.changed()
         self.bytes_read += block.nbytes
         return TimedRead(self, asked, _read_now(block, out))
 
     def await_read(self, read: DiskRead) -> None:
         """Until its last byte is there."""
-        if self._shared_reads is not None:
-            self.catch_up()
-            self._shared_reads.wait(read)
-            self._go_on_to(self._scheduler.now_ns)
-            return
-        disk = self._disk
-        disk.advance(self._now_ns)
-        while read.end_ns is None:
-            self.sleep(disk.expected_end(read) - self._now_ns)
-            disk.advance(self._now_ns)
+        self._go_on_to(self._disk.wait(self._now_ns, read))
 
     def map(self, block: BlockFile, nbytes: int, *, anew: bool = False) -> torch.Tensor:
         """The next computation lasts at least until the disk has given the missing pages.
@@ -332,8 +309,6 @@ class VirtualRuntime:
         """
         room = self.profile.memory_bytes - sum(self.ledger_bytes.values())
         now = self._now_ns
-        if self._shared_reads is not None:
-            self.catch_up()
         self._faults_ns += round(nbytes * FAULT_NS_PER_BYTE) if anew else 0
         file = f"{block.path} {block.data_offset}"
         missing = self._page_cache.touch(file, nbytes, room)
@@ -401,10 +376,9 @@ class World:
         self.scheduler = Scheduler()
         self.memory = MemoryBus(self.scheduler) if shared.memory else None
         self.fabric = Fabric(network, len(profiles), self.scheduler)
-        disks = [DiskQueue(profile) for profile in profiles]
-        self.reads = SharedReads(self.scheduler, disks[0]) if shared.disk else None
+        one_disk = SharedDisk(profiles[0], self.scheduler) if shared.disk else None
         self.runtimes = [
-            VirtualRuntime(rank, self, profile, disks[0 if shared.disk else rank])
+            VirtualRuntime(rank, self, profile, one_disk or DiskQueue(profile))
             for rank, profile in enumerate(profiles)
         ]
         self.failed: dict[int, BaseException] = {}
