@@ -44,7 +44,7 @@ def stored_ones(held: str, shape: Shape) -> list[torch.Tensor]:
 
 
 def matrices_of(held: str, shapes: Sequence[Shape], nbytes: int) -> list[Matrix]:
-    """Of these shapes in turns, in one area; no more than `nbytes` together, but each once."""
+    """Of these shapes in turns, in one area: each once at least, `nbytes` together at most."""
     from tpi_bench.engine.matrix import Matrix
 
     stored = [stored_ones(held, shape) for shape in shapes]
