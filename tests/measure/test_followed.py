@@ -19,6 +19,7 @@ from tpi_bench.measure import core_rates, followed
 from tpi_bench.measure.calibrate import ThisHost, calibration_file
 from tpi_bench.measure.core_rates import product_rates
 from tpi_bench.measure.followed import at_rates, brought_up_to_date
+from tpi_bench.measure.matrices import shapes_of
 from tpi_bench.measure.point import measure
 from tpi_bench.measure.prepare import Prepared, prepare
 from tpi_bench.measure.probe import DiskPasses, disk_passes
@@ -216,3 +217,30 @@ def test_products_are_of_the_shapes_of_a_layer(monkeypatch: pytest.MonkeyPatch) 
     nbytes = num_values * (0.5 + 2 / 32)
     assert found["q4_rows_gb_per_s"] == pytest.approx(nbytes / (16e-3 / 2) / 1e9)
     assert found["q4_gflops"] == pytest.approx(2 * num_values / 1e-3 / 1e9)
+
+
+def test_of_large_matrices_the_first_rows_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each has a share of what is read: 2 KB are 4 rows of 512 bytes, or 2 of 1,024."""
+    monkeypatch.setattr(core_rates, "_MEMORY_BYTES", 4096)
+    asked: list[tuple[int, int]] = []
+
+    def call_s(matrices: list[Matrix], held: str, num_rows: int) -> float:
+        asked.extend(matrix.shape for matrix in matrices)
+        return num_rows * 1e-3
+
+    monkeypatch.setattr(core_rates, "_call_s", call_s)
+    num_threads = torch.get_num_threads()
+    product_rates(1, "float32", 0.0, [(1000, 128), (1000, 256)])
+    torch.set_num_threads(num_threads)
+    assert asked[:2] == [(4, 128), (2, 256)]
+
+
+def test_matrices_have_one_shape_in_every_precision(tmp_path: Path) -> None:
+    """Two values lie in a byte of 4 bit."""
+    kept(tmp_path)
+    shapes = [
+        sorted(shapes_of(prepared(tmp_path, f"model.weights={held}", "testbed=twin").job))
+        for held in ("float32", "q8", "q4")
+    ]
+    assert len(shapes[0]) == 4
+    assert shapes[1:] == shapes[:1] * 2
