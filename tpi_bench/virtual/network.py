@@ -79,9 +79,10 @@ class Message:
             if place == len(hops):
                 self.deliver(last_ns)
                 return
-            is_ahead = first_ns > self.clock.now_ns or hops[place - 1].is_own
-            if hops[place].ns_per_byte and is_ahead:
-                # Shared, and others may be there before the first bit is.
+            is_early = first_ns > self.clock.now_ns or hops[place - 1].is_own
+            if hops[place].ns_per_byte and is_early:
+                # Shared, and others may be there before the first bit is. Behind an own port its
+                # sender is still at it, and it is the clock that delivers.
                 self.place, self.first_ns, self.last_ns = place, first_ns, last_ns
                 self.clock.at(first_ns, self.go_on, now_ns)
                 return
