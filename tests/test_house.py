@@ -57,7 +57,7 @@ TORCH = {
         "window",
     },
     "processes": {"device", "runtime"},
-    "virtual": {"costs", "operators", "run", "runtime", "without_data"},
+    "virtual": {"costs", "operators", "run", "runtime", "without_data", "world"},
 }
 HEAVY = {"torch", "transformers", "accelerate", "ray"}
 

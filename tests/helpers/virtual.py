@@ -19,7 +19,7 @@ from tpi_bench.contract.request import Generation, Request
 from tpi_bench.contract.runtime import Key
 from tpi_bench.engine.rank import run_rank
 from tpi_bench.virtual.run import run_virtual
-from tpi_bench.virtual.runtime import World
+from tpi_bench.virtual.world import World
 
 US, MS = 1_000, 1_000_000
 IDEAL = ideal_device("this_host")

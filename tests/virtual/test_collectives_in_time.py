@@ -13,7 +13,8 @@ from tpi_bench.contract.network import NetworkConfig
 from tpi_bench.engine.collectives import COLLECTIVES
 from tpi_bench.engine.packing import make_wire
 from tpi_bench.virtual.costs import ModelledCosts
-from tpi_bench.virtual.runtime import VirtualRuntime, World
+from tpi_bench.virtual.runtime import VirtualRuntime
+from tpi_bench.virtual.world import World
 
 
 def allreduce(

@@ -10,8 +10,9 @@ import torch
 from tests.helpers.virtual import IDEAL, MS, PAPER, world_of
 from tpi_bench.contract.runtime import DeviceLost
 from tpi_bench.engine.device_model import Steps
-from tpi_bench.virtual.runtime import OutOfMemory, VirtualRuntime, World
+from tpi_bench.virtual.runtime import OutOfMemory, VirtualRuntime
 from tpi_bench.virtual.scheduler import Deadlock
+from tpi_bench.virtual.world import World
 
 
 def test_a_deadlock_names_who_waits_for_whom() -> None:

@@ -13,7 +13,8 @@ from tests.helpers.virtual import IDEAL, US, world_of
 from tpi_bench.contract.device import DeviceProfile
 from tpi_bench.contract.roofline import Operator, Work, work_ns
 from tpi_bench.contract.runtime import Key
-from tpi_bench.virtual.runtime import Shared, VirtualRuntime
+from tpi_bench.virtual.runtime import VirtualRuntime
+from tpi_bench.virtual.world import Shared
 
 READING: Work = (Operator(flops=0, nbytes=100 * US),)  # at a byte a ns, alone
 MULTIPLYING: Work = (Operator(flops=100 * US, nbytes=0),)

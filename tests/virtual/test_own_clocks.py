@@ -12,7 +12,8 @@ from tpi_bench.contract.blocks import BlockFile
 from tpi_bench.contract.network import NetworkConfig
 from tpi_bench.contract.roofline import Operator, Work
 from tpi_bench.contract.runtime import Key
-from tpi_bench.virtual.runtime import Shared, VirtualRuntime
+from tpi_bench.virtual.runtime import VirtualRuntime
+from tpi_bench.virtual.world import Shared
 
 ONE_DISK = Shared(disk=True)
 READER = replace(IDEAL, disk_gb_per_s=1, disk_latency_us=0)

@@ -16,7 +16,8 @@ from tpi_bench.contract.device import DeviceProfile
 from tpi_bench.contract.network import NetworkConfig
 from tpi_bench.contract.roofline import Operator, Work
 from tpi_bench.contract.runtime import BlockReadError, Key
-from tpi_bench.virtual.runtime import Shared, VirtualRuntime
+from tpi_bench.virtual.runtime import VirtualRuntime
+from tpi_bench.virtual.world import Shared
 
 # The disk.
 

@@ -28,9 +28,10 @@ from tpi_bench.engine.rank import run_rank
 from tpi_bench.host import cache, machine
 from tpi_bench.host.memory import keep_freed_memory
 from tpi_bench.virtual.costs import Costs, MeasuredCosts, ModelledCosts, RecalledCosts, Traced
-from tpi_bench.virtual.runtime import OutOfMemory, Shared, VirtualRuntime, World
+from tpi_bench.virtual.runtime import OutOfMemory, VirtualRuntime
 from tpi_bench.virtual.scheduler import Deadlock
 from tpi_bench.virtual.without_data import without_data
+from tpi_bench.virtual.world import Shared, World
 
 _MAX_REHEARSALS = 8
 _MOST_REMEMBERED = 256  # jobs with other computations, each of some dozen kinds

@@ -7,40 +7,36 @@ up its turn where it waits for a message, or must know what has happened by its 
 
 Times are integer nanoseconds, events at one time happen in the order in which they were planned, so
 a run is repeatable to the bit. What a computation costs is asked of `costs.py`, what a message
-meets of `network.py`, what a read takes of `disk.py`. `run.py` makes a `World`, all ranks of one
-run, for a job.
+meets of `network.py`, what a read takes of `disk.py`. All ranks of one run are a `World`
+(`world.py`).
 """
 
 from __future__ import annotations
 
 import functools
 from collections import defaultdict, deque
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import torch
 from greenlet import greenlet
 
 from tpi_bench.contract.blocks import BlockFile
 from tpi_bench.contract.device import DeviceProfile
-from tpi_bench.contract.network import NetworkConfig
 from tpi_bench.contract.roofline import work_ns
 from tpi_bench.contract.runtime import (
     BlockReadError,
-    DeviceLost,
     Key,
     ReadHandle,
     SpanLog,
     check_message,
     check_peer,
     check_size,
-    ended_early,
     kind_of,
 )
 from tpi_bench.host.disk import map_file, read_file
 from tpi_bench.host.memory import anonymous_area
-from tpi_bench.virtual.costs import Costs
 from tpi_bench.virtual.disk import (
     ADVISED_BYTES,
     FAULT_NS_PER_BYTE,
@@ -50,10 +46,9 @@ from tpi_bench.virtual.disk import (
     DiskRead,
     PageCache,
 )
-from tpi_bench.virtual.memory_bus import MemoryBus
-from tpi_bench.virtual.network import Fabric
-from tpi_bench.virtual.scheduler import Deadlock, Scheduler
-from tpi_bench.virtual.shared_disk import SharedDisk
+
+if TYPE_CHECKING:
+    from tpi_bench.virtual.world import World
 
 T = TypeVar("T")
 # A core that has slept so long takes whoever wakes it longer: on a virtual machine of ours a
@@ -346,102 +341,3 @@ def _read_now(block: BlockFile, out: torch.Tensor) -> BlockReadError | None:
 def _map_now(block: BlockFile) -> torch.Tensor:
     data = torch.empty(block.nbytes, dtype=torch.uint8)
     return data if data.is_meta else torch.from_numpy(map_file(block.extent))
-
-
-class Shared(NamedTuple):
-    """What devices have in common where they are processes of one host."""
-
-    disk: bool = False
-    memory: bool = False
-
-
-_NOTHING = Shared()
-
-
-class World:
-    """All ranks of one run, their network and the time they share."""
-
-    def __init__(
-        self,
-        profiles: Sequence[DeviceProfile],
-        network: NetworkConfig,
-        costs: Costs,
-        shared: Shared = _NOTHING,
-        *,
-        trace: bool = False,
-    ) -> None:
-        self.num_devices = len(profiles)
-        self.costs = costs
-        self.trace = trace
-        self.scheduler = Scheduler()
-        self.memory = MemoryBus(self.scheduler) if shared.memory else None
-        self.fabric = Fabric(network, len(profiles), self.scheduler)
-        one_disk = SharedDisk(profiles[0], self.scheduler) if shared.disk else None
-        self.runtimes = [
-            VirtualRuntime(rank, self, profile, one_disk or DiskQueue(profile))
-            for rank, profile in enumerate(profiles)
-        ]
-        self.failed: dict[int, BaseException] = {}
-        self._num_running = 0
-
-    def fail_at(self, rank: int, time_ns: int) -> None:
-        """The device is gone at that time, and with it the run."""
-
-        def fail() -> None:
-            if self._num_running and not self.scheduler.is_idle:  # else all wait for ever
-                raise DeviceLost(rank, f"failed at {time_ns / 1e9:g} s of virtual time, as asked")
-
-        self.scheduler.at(time_ns, fail)
-
-    def run(self, program: Callable[[VirtualRuntime], T]) -> list[T]:
-        """Run `program` on every rank to its end; results by rank.
-
-        Raises Deadlock, or what a rank raised, with the rank in `failed`.
-        """
-        results: dict[int, T] = {}
-        self._num_running = self.num_devices
-
-        def body(runtime: VirtualRuntime) -> None:
-            try:
-                results[runtime.rank] = program(runtime)
-                runtime.catch_up()
-                self._num_running -= 1
-            except Exception as error:
-                runtime.catch_up()  # what fails first in virtual time is what is told
-                self.failed[runtime.rank] = error
-                raise
-
-        for runtime in self.runtimes:
-            runtime.greenlet = greenlet(body)
-            self.scheduler.at(0, functools.partial(runtime.greenlet.switch, runtime))
-        try:
-            with torch.inference_mode():
-                self.scheduler.run()
-            if len(results) < self.num_devices:
-                raise Deadlock(self._who_waits(ended=results))
-        finally:
-            self._end()
-        return [results[rank] for rank in range(self.num_devices)]
-
-    @property
-    def num_events(self) -> int:
-        """What has happened so far: what was planned, and the steps of each device's clock."""
-        return self.scheduler.num_events + sum(each.num_steps for each in self.runtimes)
-
-    def _who_waits(self, ended: Collection[int]) -> str:
-        waits = {
-            runtime.rank: runtime.waiting_for
-            for runtime in self.runtimes
-            if runtime.waiting_for is not None
-        }
-        for rank, peer in waits.items():
-            if peer in ended:
-                return ended_early(peer, rank)
-        words = (f"rank {rank} waits for rank {peer}" for rank, peer in waits.items())
-        return "deadlock: " + ", ".join(words)
-
-    def _end(self) -> None:
-        """Greenlets that wait for ever are thrown out, so that nothing holds their memory."""
-        for runtime in self.runtimes:
-            if runtime.greenlet is not None and not runtime.greenlet.dead:
-                runtime.greenlet.throw()
