@@ -149,8 +149,8 @@ def test_a_message_finds_one_that_waits(latency_ms: float) -> None:
 
 
 def test_steps_and_messages_are_events() -> None:
-    """Rank 0 begins, sends, and ends: 3. Its message passes a second port: 1. Rank 1 begins, waits,
-    receives, computes and ends: 5, of which the ends are behind what is planned for both.
+    """Both begin: 2. Rank 0 sends, and its message comes to a second port: 2. Rank 1 waits,
+    receives and computes: 3.
     """
     network = replace(PAPER, bandwidth_mbps=8)
     world = world_of(IDEAL, IDEAL, network=network, costs=Scripted(work=MS))

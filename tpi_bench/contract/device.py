@@ -358,19 +358,19 @@ class DeviceProfile:
 
     @property
     def ns_per_sent_byte(self) -> float:
-        return 0.0 if self.message_gb_per_s is None else 1 / self.message_gb_per_s
+        return _ns_per_byte(self.message_gb_per_s)
 
     @property
     def ns_per_received_byte(self) -> float:
-        return 0.0 if self.receive_gb_per_s is None else 1 / self.receive_gb_per_s
+        return _ns_per_byte(self.receive_gb_per_s)
 
     @property
     def ns_per_asked_byte(self) -> float:
-        return 0.0 if self.asking_gb_per_s is None else 1 / self.asking_gb_per_s
+        return _ns_per_byte(self.asking_gb_per_s)
 
     @property
     def ns_per_streamed_byte(self) -> float:
-        return 0.0 if self.streamed_gb_per_s is None else 1 / self.streamed_gb_per_s
+        return _ns_per_byte(self.streamed_gb_per_s)
 
     @property
     def streamed_ns(self) -> int:
@@ -378,7 +378,7 @@ class DeviceProfile:
 
     @property
     def ns_per_paged_byte(self) -> float:
-        return 0.0 if self.paging_gb_per_s is None else 1 / self.paging_gb_per_s
+        return _ns_per_byte(self.paging_gb_per_s)
 
     @property
     def wake_ns(self) -> int:
@@ -472,6 +472,11 @@ class ProfileSource(Protocol):
     def load(self, cache_dir: Path) -> DeviceProfile:
         """The profile, measured if it is missing. Raises ValueError."""
         ...
+
+
+def _ns_per_byte(gb_per_s: float | None) -> float:
+    """None: in no time."""
+    return 0.0 if gb_per_s is None else 1 / gb_per_s
 
 
 def ideal_device(name: str = "ideal") -> DeviceProfile:
